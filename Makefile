@@ -1,0 +1,108 @@
+# Two networks in; one fused network, a table and a figure out. `make` alone lists the targets.
+#   make reproduce ARGS="-p preset=paper"    parameters for every experiment
+#   make test PYTHON=python                  an environment of your own (conda): nothing is installed, no .venv
+# Works with GNU make from 3.81 (macOS) on.
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce simplenet vgg11 figures lab test lint bench ffcv own-environment FORCE
+
+# The experiments that `reproduce` runs, in this order.
+EXPERIMENTS := $(wildcard notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb)
+
+ifeq ($(origin PYTHON),command line)
+  PY := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
+  READY := own-environment
+else
+  PY := .venv/bin/python
+  READY := .venv/.ready
+endif
+
+PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+BATCH := set -f; $(PY) -m lib.batch
+APT := libopencv-dev libturbojpeg0-dev pkg-config build-essential
+CONDA := compilers pkg-config libopencv libjpeg-turbo
+
+help:  ## this list
+	@awk -F ':.*  ## ' '/^[a-z0-9]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo '  ARGS="-p NAME VALUE -p NAME=VALUE -y YAML -f FILE" gives the notebooks other parameters.'
+	@echo '  PYTHON=/path/to/python uses your own environment instead of building .venv.'
+
+reproduce: $(READY)  ## run every experiment: record, table, figures, executed notebook
+	@$(BATCH) $(EXPERIMENTS) $(ARGS)
+	@$(PY) -c 'from lib import paths; print(f"records and executed notebooks: {paths.LOCAL}\nfigures and tables: {paths.FIGURES}/local")'
+
+simplenet: $(READY)  ## only SimpleNet on MNIST
+	@$(BATCH) notebooks/simplenet_mnist.ipynb $(ARGS)
+
+vgg11: $(READY)  ## only VGG11 on CIFAR-10
+	@$(BATCH) notebooks/vgg11_cifar10.ipynb $(ARGS)
+
+figures: $(READY)  ## the paper's figures and tables again, from the records in data/results
+	@$(PY) -m lib.plots
+
+lab: $(READY)  ## JupyterLab on the notebooks, with the environment's own kernel
+	@prefix=$$($(PY) -c 'import sys; print(sys.prefix)') && JUPYTER_PREFER_ENV_PATH=1 \
+	  JUPYTER_PATH="$$prefix/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" \
+	  $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)/notebooks" $(ARGS)
+
+test: $(READY)  ## pytest; the notebooks are executed too (ARGS="-k name" picks)
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff: rules and format, of code and notebooks
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+bench: $(READY)  ## time and memory against the published implementations
+	@$(PY) -m tests.bench $(ARGS)
+
+# A virtual environment knows its checkout by absolute path: one that was moved or copied along is built anew.
+ifneq ($(shell cat .venv/.ready 2>/dev/null),$(CURDIR))
+.venv/.ready: FORCE
+endif
+
+.venv/.ready: pyproject.toml constraints.txt
+	@home=$$(cat $@ 2>/dev/null || echo "$(CURDIR)"); \
+	if [ "$$home" = "$(CURDIR)" ] && .venv/bin/python -c '' 2>/dev/null; then \
+	  echo "updating .venv from constraints.txt"; \
+	else \
+	  found=; \
+	  for python in python3.13 python3.12 python3.11 python3 python; do \
+	    $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	      && found=$$python && break; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No Python >= 3.11 with venv on PATH (Debian, Ubuntu: apt install python3-venv); or make PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "building .venv ($$($$found --version)) from constraints.txt: about 3 GB to download where PyTorch comes with CUDA, takes some minutes"; \
+	  rm -rf .venv && $$found -m venv .venv; \
+	fi
+	@$(PIP) -e '.[dev,sweep]'
+	@$(MAKE) --no-print-directory -f $(firstword $(MAKEFILE_LIST)) install-ffcv
+	@echo "$(CURDIR)" > $@
+	@echo "installed"
+
+# FFCV compiles against system libraries, which make never installs; without it the in-memory loader does the work.
+.PHONY: install-ffcv
+install-ffcv:
+	@if ! pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then \
+	  echo "without FFCV (optional, a loader for CUDA): apt install $(APT), or conda install -c conda-forge $(CONDA); then make ffcv"; \
+	elif $(PIP) -e '.[ffcv]' >.venv/ffcv.log 2>&1 && .venv/bin/python -c 'import ffcv' >>.venv/ffcv.log 2>&1; then \
+	  echo "with FFCV"; \
+	else \
+	  echo "without FFCV (optional): it did not build, see .venv/ffcv.log"; \
+	fi
+
+ifeq ($(READY),own-environment)
+ffcv:
+	@echo "$(PYTHON) is yours: $(PYTHON) -m pip install -e '.[ffcv]' (needs $(APT))"
+else
+ffcv: $(READY) install-ffcv  ## try again to install FFCV, the optional loader for CUDA
+endif
+
+OWN := import importlib.metadata as m, pathlib, re, lib; \
+  [m.version(re.match("[A-Za-z0-9._-]+", r)[0]) for r in m.requires("fusebook") if "extra ==" not in r or "dev" in r]; \
+  assert pathlib.Path(lib.__file__).parents[1] == pathlib.Path.cwd()
+own-environment:
+	@$(PY) -P -c '$(OWN)' >/dev/null 2>&1 || { \
+	  echo "$(PYTHON) lacks this checkout or a package it needs: conda env update -f environment.yml, or $(PYTHON) -m pip install -e '.[dev,sweep]'" >&2; \
+	  exit 1; }

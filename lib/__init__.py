@@ -1,0 +1,1 @@
+"""fusebook's library: thin modules that the notebooks drive. No experiment lives here."""

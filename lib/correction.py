@@ -1,0 +1,434 @@
+"""What averaging breaks, and what repairs it: every correction by name, one signature.
+
+`correct` takes two aligned state dicts and an alpha and returns the fused, corrected state of the same architecture.
+See `CORRECTIONS` for what each does and whether it looks at images.
+"""
+
+import copy
+import dataclasses
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from lib import least_squares, symmetry
+from lib.checks import InputError
+from lib.symmetry import Groups, Layer
+
+State = Mapping[str, Tensor]
+
+
+class Corrected(dict[str, Tensor]):
+    """A fused state dict on the CPU and how it was made: `correction`, `alpha` (share of B), `options`, `seconds`,
+    and in `info` what the correction reports."""
+
+    correction: str
+    alpha: float
+    options: dict
+    seconds: float
+    info: dict
+
+
+def interpolate(state_a: State, state_b: State, alpha: float) -> dict[str, Tensor]:
+    """(1 − alpha)·A + alpha·B of every floating parameter and buffer, running statistics included; integer buffers
+    come from A.
+
+    Args:
+        alpha: share of B in [0, 1]; at 0 and 1 the result is exactly A and B.
+    """
+    fused = {}
+    for name, a in state_a.items():
+        if a.is_floating_point():
+            b = state_b[name].to(a)
+            # Not lerp: A + alpha·(B − A) is not B at alpha = 1.
+            fused[name] = a.clone() if alpha == 0 else b.clone() if alpha == 1 else (1 - alpha) * a + alpha * b
+        else:
+            fused[name] = a.clone()
+    return fused
+
+
+# What a correction works on: the template network, both parents, the share of B, and where images come from.
+@dataclass(frozen=True)
+class _Task:
+    model: nn.Module
+    state_a: State
+    state_b: State
+    alpha: float
+    groups: Groups
+    batches: Iterable | None
+    device: torch.device
+    progress: bool
+    moments: "Moments | None"
+
+    def network(self, state: State) -> nn.Module:
+        """A copy of the template with this state, on the device, in evaluation mode."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(dict(state), strict=False)
+        return model.to(self.device).eval()
+
+    def fused(self) -> nn.Module:
+        return self.network(interpolate(self.state_a, self.state_b, self.alpha))
+
+    def images(self, what: str) -> Iterator[Tensor]:
+        """Batches of images (N, …) on the device."""
+        for batch in tqdm(self.batches, desc=what, unit="batch", disable=not self.progress, leave=False, mininterval=2):
+            yield (batch if isinstance(batch, Tensor) else batch[0]).to(self.device)
+
+
+# A correction returns (state, info).
+_Found = tuple[State, dict]
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+def _none(task: _Task) -> _Found:
+    return interpolate(task.state_a, task.state_b, task.alpha), {}
+
+
+@torch.inference_mode()
+def reset(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Re-estimates the statistics of every BatchNorm and `Tracked` in place, weighting each batch by its images.
+
+    Each layer's statistics are measured behind layers already normalised by those of the batch. Returns how many
+    images were used: a batch of one is passed over, it has no variance.
+    """
+    norms = _norms(model.eval())
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.training = True
+    for module in model.modules():
+        if isinstance(module, Tracked):
+            module.training, module.seen = True, 0
+    seen = 0
+    for images in batches:
+        if len(images) < 2:
+            continue
+        seen += len(images)
+        for norm in norms:
+            norm.momentum = len(images) / seen
+        model(images)
+    if not seen:
+        raise InputError("statistics cannot be estimated without images; accepted: correct_images ≥ 2")
+    model.eval()
+    return seen
+
+
+def _bn_reset(task: _Task) -> _Found:
+    """Running statistics reset and re-estimated: the mean over batches, weighted by their images, of what BatchNorm
+    measures in training mode."""
+    model = task.fused()
+    if not _norms(model):
+        accepted = ", ".join(name for name in CORRECTIONS if name != "bn_reset")
+        raise InputError(f"correction 'bn_reset' needs BatchNorm, {type(model).__name__} has none; accepted: {accepted}")
+    images = reset(model, task.images("bn_reset"))
+    return model.state_dict(), {"images": images}
+
+
+def sites(model: nn.Module, groups: Groups) -> list[Layer]:
+    """The layers whose pre-activations are corrected: those with a non-linearity between them and the output or the
+    next layer, on any path. A final classifier, or a linear layer that only feeds another, is none."""
+    modules = dict(model.named_modules())
+    nodes = {node.name: node for node in groups.graph.nodes}
+    layers = {nodes[layer.node] for layer in groups.layers}
+
+    def activates(node: fx.Node) -> bool:
+        kinds = type(modules[node.target]).__mro__ if node.op == "call_module" else (node.target,)
+        return any(symmetry.RULES.get(kind) in (symmetry._activation, symmetry._prelu) for kind in kinds)
+
+    found = []
+    for layer in groups.layers:
+        todo, seen = list(nodes[layer.node].users), set()
+        while todo:
+            node = todo.pop()
+            if activates(node):
+                found.append(layer)
+                break
+            if node not in seen and node not in layers:
+                seen.add(node)
+                todo += node.users
+    return found
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of the parents' matched units at the nodes of the graph, all float64 (units,) on the
+    CPU: {node: (mean A, mean B, variance A, variance B, covariance A B)}, and of how many images."""
+
+    images: int
+    nodes: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+
+    def goals(self, node: str, alpha: float) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (units,) that a fused network should have: those of the parents, interpolated."""
+        mean_a, mean_b, var_a, var_b, _ = self.nodes[node]
+        return (1 - alpha) * mean_a + alpha * mean_b, (1 - alpha) * var_a.sqrt() + alpha * var_b.sqrt()
+
+    def variance(self, node: str, alpha: float) -> Tensor:
+        """Variance (units,) of (1 − alpha)·A + alpha·B."""
+        _, _, var_a, var_b, covariance = self.nodes[node]
+        total = (1 - alpha) ** 2 * var_a + alpha**2 * var_b + 2 * alpha * (1 - alpha) * covariance
+        return total.clamp(min=0)
+
+
+@torch.inference_mode()
+def moments(
+    model: nn.Module,
+    state_a: State,
+    state_b: State,
+    groups: Groups,
+    batches: Iterable,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Moments:
+    """Gathers, in one pass over both parents, what `repair`, `rescale` and `closed_form` need for every alpha.
+
+    Args: as in `correct`.
+    """
+    return _moments(_Task(model, state_a, state_b, 0.0, groups, batches, torch.device(device), progress, None))
+
+
+@torch.inference_mode()
+def _moments(task: _Task) -> Moments:
+    if task.moments is not None:
+        return task.moments
+    parents = [task.network(state) for state in (task.state_a, task.state_b)]
+    named = {node.target: node.name for node in task.groups.graph.nodes if node.op == "call_module"}
+    axes = {}
+    for layer in task.groups.layers:
+        axis = -1 if layer.kind == "linear" else 1
+        axes |= {name: axis for name in (layer.node, named.get(layer.norm)) if name}
+    # float64 does not exist on MPS
+    exact = torch.device("cpu") if task.device.type == "mps" else task.device
+    sums: dict[str, list] = {name: [0.0] * 5 for name in axes}
+    counts, images = dict.fromkeys(axes, 0), 0
+    for batch in task.images("statistics"):
+        images += len(batch)
+        walks = (symmetry.walk(parent, task.groups, batch) for parent in parents)
+        for (node, a), (_, b) in zip(*walks, strict=True):
+            if node.name in axes:
+                a, b = (x.movedim(axes[node.name], 0).flatten(1).to(exact).double() for x in (a, b))
+                counts[node.name] += a.shape[1]
+                new = (a.sum(1), b.sum(1), a.square().sum(1), b.square().sum(1), (a * b).sum(1))
+                sums[node.name] = [old + x for old, x in zip(sums[node.name], new, strict=True)]
+    if not images:
+        raise InputError("statistics cannot be measured without images; accepted: correct_images ≥ 2")
+    found = {}
+    for name, total in sums.items():
+        a, b, aa, bb, ab = (x.cpu() / counts[name] for x in total)
+        found[name] = (a, b, (aa - a * a).clamp_(min=0), (bb - b * b).clamp_(min=0), ab - a * b)
+    return Moments(images, found)
+
+
+class Tracked(nn.Module):
+    """A layer (and its BatchNorm) that gives its units new statistics, as BatchNorm does: in training mode by those of
+    the batch, which it averages, in evaluation mode by the average.
+
+    With `shift` outputs have mean `goal_mean` and deviation `goal_std` (float32 (units,)); without, they are only
+    multiplied by goal_std / deviation. Values have their units on axis `axis`.
+    """
+
+    def __init__(self, module: nn.Module, goal_mean: Tensor, goal_std: Tensor, axis: int, shift: bool) -> None:
+        super().__init__()
+        self.module, self.axis, self.shift = module, axis, shift
+        for name, value in (("goal_mean", goal_mean), ("goal_std", goal_std)):
+            self.register_buffer(name, value.float())
+        self.register_buffer("mean", torch.zeros_like(self.goal_mean))
+        self.register_buffer("variance", torch.ones_like(self.goal_std))
+        self.seen = 0
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (units,) of the evaluation mode."""
+        return self._affine(self.mean, self.variance)
+
+    def _affine(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.goal_std / torch.sqrt(variance + 1e-5)  # BatchNorm's epsilon
+        return scale, self.goal_mean - scale * mean if self.shift else torch.zeros_like(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.module(x)
+        mean, variance = self.mean, self.variance
+        if self.training:
+            units = value.movedim(self.axis, 0).flatten(1)
+            variance, mean = torch.var_mean(units, dim=1)
+            self.seen += len(x)
+            self.mean.lerp_(mean, len(x) / self.seen)
+            self.variance.lerp_(variance, len(x) / self.seen)
+        shape = [1] * value.dim()
+        shape[self.axis] = -1
+        scale, shift = self._affine(mean, variance)
+        return value * scale.view(shape) + shift.view(shape)
+
+
+def tracked(model: nn.Module, groups: Groups, goals: Moments, alpha: float, *, shift: bool) -> nn.Module:
+    """A copy of `model` in which `sites` are wrapped (`Tracked`), with the parents' interpolated statistics as goals;
+    `reset` it before use.
+
+    Behind a layer that has neither bias nor BatchNorm only the deviation is set (as with shift=False): the
+    architecture has no place for a shift.
+    """
+    twin = copy.deepcopy(model)
+    modules = dict(twin.named_modules())
+    named = {node.target: node.name for node in groups.graph.nodes if node.op == "call_module"}
+    for layer in sites(model, groups):
+        place = layer.norm or layer.name
+        if isinstance(modules[place], Tracked) or _parameter(modules[place], "weight") is None:
+            continue  # a module that is used twice, a BatchNorm without weights
+        mean, std = goals.goals(named[place], alpha)
+        able = _parameter(modules[place], "bias") is not None
+        wrapped = Tracked(modules[place], mean, std, -1 if layer.kind == "linear" else 1, shift and able)
+        twin.set_submodule(place, wrapped.to(next(twin.parameters()).device))
+    return twin
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    return getattr(module, name, None)
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of a tracked network in which each `Tracked` is folded into the layer or BatchNorm that it wraps: the
+    original architecture, and the same outputs in evaluation mode."""
+    twin = copy.deepcopy(model)
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, Tracked):
+            scale, shift = module.affine()
+            inner = module.module
+            inner.weight.mul_(scale.view(-1, *(1,) * (inner.weight.dim() - 1)))
+            if inner.bias is not None:
+                inner.bias.mul_(scale).add_(shift)
+            twin.set_submodule(name, inner)
+    return twin
+
+
+def _tracked(shift: bool) -> Callable[[_Task], _Found]:
+    def run(task: _Task) -> _Found:
+        goals = _moments(task)
+        model = tracked(task.fused(), task.groups, goals, task.alpha, shift=shift)
+        images = reset(model, task.images("reset"))
+        return fold(model).state_dict(), {"images": images}
+
+    return run
+
+
+@torch.no_grad()
+def _closed_form(task: _Task) -> _Found:
+    """Jordan et al.'s approximation of REPAIR without a pass over the fused network.
+
+    It takes the fused pre-activation for (1 − α)·z_A + α·z_B, whose deviation follows from the parents' moments:
+    σ² = (1 − α)²·σ_A² + α²·σ_B² + 2α(1 − α)·cov(z_A, z_B); at α = ½, equal deviations and correlation r that is
+    σ_A·√((1 + r) / 2). Units are scaled by ((1 − α)·σ_A + α·σ_B) / σ around the mean (1 − α)·μ_A + α·μ_B, or around
+    zero where a layer has no bias; a BatchNorm gets that mean and σ² as its running statistics.
+    """
+    stats, model = _moments(task), task.fused()
+    modules = dict(model.named_modules())
+    for layer in sites(model, task.groups):
+        mean, std = stats.goals(layer.node, task.alpha)
+        variance = stats.variance(layer.node, task.alpha)
+        if layer.norm:
+            norm = modules[layer.norm]
+            if norm.running_mean is not None:
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(variance)
+            continue
+        inner = modules[layer.name]
+        scale = torch.where(variance > 0, std / variance.sqrt(), 1.0).to(inner.weight)
+        inner.weight.mul_(scale.view(-1, *(1,) * (inner.weight.dim() - 1)))
+        if inner.bias is not None:
+            inner.bias.mul_(scale).add_((1 - scale) * mean.to(scale))
+    return model.state_dict(), {"images": stats.images}
+
+
+def _least_squares(
+    task: _Task, ridge: float = 1e-3, rounds: int = 2, through_relu: bool = True, memory: float = 2 * least_squares.GIB
+) -> _Found:
+    # float64 does not exist on MPS
+    task = dataclasses.replace(task, device=torch.device("cpu")) if task.device.type == "mps" else task
+    parents = [task.network(state) for state in (task.state_a, task.state_b)]
+    fused = task.fused()
+    images = torch.cat(list(task.images("images")))
+    info = least_squares.fit(
+        *parents, fused, task.groups, images, task.alpha,
+        ridge=ridge, rounds=rounds, through_relu=through_relu, memory=memory, progress=task.progress,
+    )  # fmt: skip
+    return fused.state_dict(), info
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A correction: how it runs, whether it looks at images, and what it does in a line."""
+
+    run: Callable[..., _Found]
+    images: bool
+    what: str
+
+
+CORRECTIONS = {
+    "none": Correction(_none, False, "plain interpolation"),
+    "bn_reset": Correction(_bn_reset, True, "BatchNorm statistics re-estimated by simple averaging (Jordan et al. 2023)"),
+    "repair": Correction(_tracked(shift=True), True, "means and deviations set to the parents' interpolated ones (Jordan et al. 2023)"),
+    "rescale": Correction(_tracked(shift=False), True, "deviations alone set to them (Qu & Horváth 2024)"),
+    "closed_form": Correction(_closed_form, True, "deviations predicted from the parents' moments (Jordan et al. 2023)"),
+    "least_squares": Correction(_least_squares, True, "layers solved for on the fused network's own inputs, through the ReLU"),
+}
+
+
+def check_options(correction: str, options: Mapping) -> None:
+    """Raises InputError, in one line, for an unknown correction or an option that it does not take."""
+    if correction not in CORRECTIONS:
+        raise InputError(f"unknown correction '{correction}'; accepted: {', '.join(CORRECTIONS)}")
+    accepted = list(inspect.signature(CORRECTIONS[correction].run).parameters)[1:]
+    if unknown := sorted(options.keys() - set(accepted)):
+        raise InputError(
+            f"correction '{correction}' takes no option {', '.join(unknown)}; accepted: {', '.join(accepted) or 'none'}"
+        )
+
+
+def correct(
+    model: nn.Module,
+    state_a: State,
+    state_b: State,
+    alpha: float,
+    correction: str,
+    *,
+    groups: Groups,
+    batches: Iterable | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    moments: Moments | None = None,
+    **options,
+) -> Corrected:
+    """The fused network at `alpha`, corrected: a state dict of the same architecture.
+
+    Args:
+        model: a network of the architecture; only its structure counts, and it is not changed.
+        state_a, state_b: the parents' state dicts, B already aligned with A.
+        alpha: share of B in [0, 1].
+        groups: from `symmetry.trace(model, example)`.
+        batches: of (images (N, …), labels) or of images, for corrections that look at data
+            (`CORRECTIONS[name].images`). Labels are never read. The statistics corrections go over them twice.
+        moments: the parents' (`moments(...)`), gathered once for all alphas; gathered here if absent.
+        options: the correction's own, such as ridge=1e-3.
+
+    Raises:
+        InputError: unknown correction or option, alpha outside [0, 1], images needed and not given, or a network that
+            the correction cannot take.
+    """
+    check_options(correction, options)
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha {alpha} is not within [0, 1]")
+    if CORRECTIONS[correction].images and batches is None:
+        raise InputError(f"correction '{correction}' looks at images; give it batches")
+    start = time.perf_counter()
+    task = _Task(model, state_a, state_b, float(alpha), groups, batches, torch.device(device), progress, moments)
+    state, info = CORRECTIONS[correction].run(task, **options)
+    found = Corrected({name: state[name].detach().cpu().clone() for name in model.state_dict()})
+    found.correction, found.alpha, found.options, found.info = correction, float(alpha), dict(options), info
+    found.seconds = time.perf_counter() - start
+    return found

@@ -1,0 +1,303 @@
+"""What every experiment notebook does alike: check its parameters, open data and networks, match, measure, record.
+
+A notebook calls `begin` in its first code cell, so that bad input fails in a second, before anything is trained;
+the steps after it are methods of the `Run` that it returns.
+"""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib import correction, fusion, loaders, matching, models, paths, results, symmetry, training
+from lib.checks import InputError, check_choice
+from lib.matching import Matching
+from lib.symmetry import Groups
+
+# The parameters that every experiment notebook has (see its parameters cell).
+PARAMETERS = (
+    "preset", "dataset", "checkpoint_a", "checkpoint_b", "matchers", "corrections", "alphas", "seed_a", "seed_b",
+    "epochs", "width", "loader", "device", "limit_train", "limit_test", "match_images", "correct_images",
+    "evaluate_train", "results_path", "figures_dir",
+)  # fmt: skip
+
+
+def _refuse(name: str, value: object, accepted: str) -> InputError:
+    return InputError(f"{name} {value!r} is not accepted; accepted: {accepted}")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _refuse(name, value, f"a whole number of at least {least}")
+
+
+def _distinct(name: str, values: object, accepted: Iterable[str]) -> None:
+    if not isinstance(values, list | tuple) or not values or len(set(values)) < len(values):
+        raise _refuse(name, values, f"a list without repeats of {', '.join(accepted)}")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def check_share(name: str, value: object) -> None:
+    """Raises InputError unless `value` is a number within [0, 1]."""
+    if not _is_share(value):
+        raise _refuse(name, value, "a number within [0, 1]")
+
+
+def check(p: Mapping[str, Any]) -> None:
+    """Raises InputError, in one line, for the first parameter whose value is not accepted; None is a preset's."""
+    check_choice("preset", p["preset"], ("quick", "paper", "auto"))
+    _distinct("matchers", p["matchers"], matching.MATCHERS)
+    for name in p["matchers"]:
+        matching.check_options(name, {})
+    _distinct("corrections", p["corrections"], correction.CORRECTIONS)
+    for name in p["corrections"]:
+        correction.check_options(name, {})
+    if not isinstance(p["alphas"], list | tuple) or not p["alphas"]:
+        raise _refuse("alphas", p["alphas"], "a list of numbers within [0, 1]")
+    for alpha in p["alphas"]:
+        check_share("alpha", alpha)
+    if len(set(p["alphas"])) < len(p["alphas"]):
+        raise _refuse("alphas", p["alphas"], "no repeats")
+    for name in ("seed_a", "seed_b", "limit_train", "limit_test"):
+        _whole(name, p[name], 0)
+    for name in ("epochs", "match_images", "correct_images"):
+        if p[name] is not None:
+            _whole(name, p[name], 1)
+    width = p["width"]
+    if width is not None and not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
+        raise _refuse("width", width, "any multiplier > 0, such as 0.25, 1, 2")
+    check_choice("loader", p["loader"], ("memory", "ffcv", "auto"))
+    if not isinstance(p["evaluate_train"], bool):
+        raise _refuse("evaluate_train", p["evaluate_train"], "true, false")
+    if p["results_path"] and not str(p["results_path"]).endswith(".json"):
+        raise _refuse("results_path", p["results_path"], "a path that ends in .json")
+    loaders.pick_device(p["device"])
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of an experiment on one pair: its checked parameters, data and networks. `begin` makes it."""
+
+    experiment: str
+    model: str
+    norm: str | None
+    given: dict[str, Any]
+    settings: dict[str, Any]
+    preset: str
+    dataset: loaders.Dataset
+    device: torch.device
+    started: datetime
+    results_path: Path
+    figures_dir: Path
+    checkpoints: dict[str, Path] = dataclasses.field(default_factory=dict)
+    specs: dict[str, training.Spec] = dataclasses.field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        settings = self.__dict__.get("settings", {})
+        if name in settings:
+            return settings[name]
+        raise AttributeError(name)
+
+    # Networks ---------------------------------------------------------------------------------------------------------
+
+    def build(self) -> nn.Module:
+        """A fresh network of the run's architecture."""
+        return models.build(self.model, width=self.width, norm=self.norm, seed=0)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The permutation groups of the architecture, traced and proved with random permutations."""
+        groups = symmetry.trace(self.build(), models.example(self.model))
+        symmetry.prove(self.build(), groups, models.example(self.model))
+        return groups
+
+    def open_pair(self, recipe: training.Recipe, **skew) -> tuple[nn.Module, nn.Module]:
+        """Networks A and B: from checkpoints where given, else trained by `recipe` (or found already trained).
+
+        Args:
+            skew: {"a": …, "b": …} of further fields of `training.Spec`, such as the classes each network sees.
+        """
+        pair = []
+        for side in ("a", "b"):
+            if side not in self.checkpoints:
+                seed = self.settings[f"seed_{side}"]
+                spec = training.Spec(self.model, seed, recipe, self.width, self.norm, **skew.get(side, {}))
+                self.specs[side] = spec
+                self.checkpoints[side] = training.trained(
+                    spec, self.dataset, loader=self.loader, device=self.device, label=f"network {side.upper()}"
+                )
+            path = self.checkpoints[side]
+            pair.append(training.load_state(self.build(), training.read_state(path), str(path)).to(self.device))
+        return pair[0], pair[1]
+
+    # Images -----------------------------------------------------------------------------------------------------------
+
+    def _batches(self, which: str, count: int = 0, augment: bool = False) -> list[tuple[Tensor, Tensor]]:
+        split = getattr(self.dataset, which).head(count)
+        generator = torch.Generator().manual_seed(0)
+        normalise = training.normalisation(self.model)
+        batches = loaders.MemoryLoader(
+            split, 500, normalise=normalise, device=self.device, augment=augment, generator=generator
+        )
+        return list(batches) if len(split) <= 10_000 else batches
+
+    @cached_property
+    def test(self) -> list[tuple[Tensor, Tensor]]:
+        """The test set, read and normalised once."""
+        return self._batches("test")
+
+    @cached_property
+    def train(self) -> Iterable[tuple[Tensor, Tensor]] | None:
+        """The training set as it is, where evaluate_train asks for it, else None."""
+        return self._batches("train") if self.evaluate_train else None
+
+    @cached_property
+    def match_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The first match_images training images, as they are."""
+        return self._batches("train", self.match_images)
+
+    def correct_batches(self, count: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """The first correct_images (or `count`) training images, augmented as in training where the model trains so."""
+        return self._batches("train", count or self.correct_images, augment=models.ARCHITECTURES[self.model][2][0] > 1)
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+
+    def match(
+        self, model_a: nn.Module, model_b: nn.Module, options: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, Matching]:
+        """The permutations of every matcher asked for, each proved to leave B's outputs unchanged.
+
+        Args:
+            options: {matcher: its options}.
+        """
+        found = {}
+        for name in self.matchers:
+            found[name] = matching.match(
+                model_a, model_b, self.groups, name, device=self.device,
+                batches=self.match_batches if matching.MATCHERS[name].images else None, **(options or {}).get(name, {}),
+            )  # fmt: skip
+            symmetry.prove(model_b, self.groups, models.example(self.model), found[name])
+        return found
+
+    def parents(self, model_a: nn.Module, model_b: nn.Module) -> dict[str, dict[str, float | None]]:
+        """Accuracy and loss of the two networks as they are."""
+        return {
+            side: fusion.measure(self.build(), model.state_dict(), self.test, self.train, device=self.device)
+            for side, model in (("a", model_a), ("b", model_b))
+        }
+
+    def curves(
+        self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching], parents: Mapping[str, Mapping]
+    ) -> list[dict[str, Any]]:
+        """Every matcher with every correction along the alphas, as the record's "curves"."""
+        entries = []
+        for found in matchings.values():
+            aligned = symmetry.permute(model_b.state_dict(), self.groups, found)
+            for name in self.corrections:
+                looks = correction.CORRECTIONS[name].images
+                curve = fusion.curve(
+                    self.build().to(self.device), model_a.state_dict(), aligned, self.alphas, parents=parents,
+                    groups=self.groups, test=self.test, train=self.train, correction=name, device=self.device,
+                    batches=self.correct_batches() if looks else None, label=f"{found.matcher} + {name}",
+                )  # fmt: skip
+                entries.append(
+                    results.curve_entry(found, name, curve.points, curve.barrier, correct_seconds=curve.correct_seconds)
+                )
+        return entries
+
+    def record(self, parents: Mapping, curves: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+        """The run record, checked, not yet written."""
+        used = {
+            "match": self.match_images if any(matching.MATCHERS[m].images for m in self.matchers) else 0,
+            "correct": self.correct_images if any(correction.CORRECTIONS[c].images for c in self.corrections) else 0,
+        }
+        count = len(self.dataset.train)
+        checkpoints, seeds = {}, {"match": 0}
+        for side in ("a", "b"):
+            path = self.checkpoints[side]
+            checkpoints[side] = {"file": results.portable(path), "sha256": training.file_sha256(path)}
+            seeds[side] = training.read_sidecar(path).get("spec", {}).get("seed")
+        return results.record(
+            experiment=self.experiment,
+            preset=self.preset,
+            dataset=self.dataset.name,
+            model={"name": self.model, "width": float(self.width), "norm": self.norm},
+            seeds=seeds,
+            checkpoints=checkpoints,
+            parents=parents,
+            images={"train": count, "test": len(self.dataset.test)} | {k: min(v, count) for k, v in used.items()},
+            curves=curves,
+            provenance=results.provenance(self.given, self.dataset, self.device, self.started),
+            **extra,
+        )
+
+
+def begin(
+    experiment: str,
+    model: str,
+    parameters: Mapping[str, Any],
+    *,
+    presets: Mapping[str, Mapping[str, Any]],
+    norm: str | None = None,
+    extra: Iterable[str] = (),
+) -> Run:
+    """Checks a notebook's parameters, fills in its preset, opens the data set and any checkpoints.
+
+    Args:
+        parameters: at least `PARAMETERS` by name (a notebook passes globals()); None is filled from the preset.
+        extra: names of further parameters, to be checked by the notebook, filled and recorded like the others.
+        presets: {"quick": {parameter: value}, "paper": …}; a value may be {data set: value}.
+
+    Raises:
+        InputError: in one line, before anything is trained or written.
+    """
+    started = datetime.now(UTC)
+    given = {name: parameters[name] for name in (*PARAMETERS, *extra)}
+    check(given)
+    device = loaders.pick_device(given["device"])
+    preset = given["preset"]
+    if preset == "auto":
+        preset = "paper" if device.type == "cuda" else "quick"
+    if given["loader"] == "ffcv":
+        importlib.import_module("lib.ffcv_loader")  # raises an InputError with the way to install it
+    paths_given = {side: given[f"checkpoint_{side}"] for side in ("a", "b")}
+    checkpoints = {side: training.find_checkpoint(name) for side, name in paths_given.items() if name}
+    dataset = training.open_dataset(given["dataset"], model)
+    settings = dict(given)
+    for name, value in presets[preset].items():
+        if settings.get(name) is None:
+            settings[name] = value[dataset.name] if isinstance(value, Mapping) else value
+    if checkpoints and given["width"] is None:
+        # A checkpoint that says its width need not be told it.
+        said = {training.read_sidecar(path).get("spec", {}).get("width") for path in checkpoints.values()} - {None}
+        settings["width"] = said.pop() if len(said) == 1 else settings["width"]
+    dataset = dataclasses.replace(
+        dataset, train=dataset.train.head(given["limit_train"]), test=dataset.test.head(given["limit_test"])
+    )
+    results_path = Path(given["results_path"] or paths.LOCAL / f"{experiment}.json")
+    figures_dir = Path(given["figures_dir"] or paths.FIGURES / "local")
+    run = Run(
+        experiment, model, norm, given, settings, preset, dataset, device, started,
+        *(path if path.is_absolute() else paths.ROOT / path for path in (results_path, figures_dir)),
+        checkpoints,
+    )  # fmt: skip
+    fresh = run.build()
+    for path in checkpoints.values():
+        training.load_state(fresh, training.read_state(path), str(path))
+    for name in given["matchers"]:
+        matching.check_network(name, fresh, run.groups)
+    for name in given["corrections"]:
+        if name == "bn_reset":  # rehearsed on two images: a network without BatchNorm is refused before training
+            state = fresh.state_dict()
+            correction.correct(fresh, state, state, 0.5, name, groups=run.groups, batches=[models.example(model)])
+    return run

@@ -1,0 +1,412 @@
+"""The correction `least_squares`: each layer of the fused network is solved for, on the inputs it really gets.
+
+From the first layer to the last: h are the fused network's own activations, z_A and z_B what the parents compute in
+that place. The layer is fitted to (1 − alpha)·z_A + alpha·z_B, or through the ReLU that follows to
+(1 − alpha)·relu(z_A) + alpha·relu(z_B). Both parents enter alike, by their shares.
+"""
+
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from lib.checks import InputError
+from lib.symmetry import Groups
+
+GIB = 2**30
+CHUNK = 100  # images that go through the networks at a time
+COLUMNS = 2**27  # bytes of im2col that exist at a time
+RELU = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, F.relu_, torch.relu_)
+
+Values = dict[fx.Node, object]
+
+
+class _Stepper(fx.Interpreter):
+    """Runs stretches of a network's graph on a bag of values, dropping each after its last use."""
+
+    def go(self, values: Values, nodes: Sequence[fx.Node]) -> None:
+        self.env = values
+        for node in nodes:
+            values[node] = self.run_node(node)
+            for spent in self.user_to_last_uses.get(node, []):
+                values.pop(spent, None)
+
+
+def _bytes(bags: Sequence[Values]) -> int:
+    storages = {t.data_ptr(): t.nbytes for bag in bags for t in bag.values() if isinstance(t, Tensor)}
+    return sum(storages.values())
+
+
+class _Lockstep:
+    """Several networks of one graph, chunk by chunk at the same place of it.
+
+    The values alive at a place are kept for all images if they fit into `memory` bytes, so that each stretch of the
+    graph runs once; where they do not fit, they are computed anew from the last place that did, at each pass.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], graph: fx.Graph, chunks: Sequence[Tensor], memory: float) -> None:
+        self.steppers = [_Stepper(model, graph=graph) for model in models]
+        self.nodes = list(graph.nodes)
+        self.index = {node: i for i, node in enumerate(self.nodes)}
+        self.memory = memory
+        self.modules = dict(models[0].named_modules())
+        inputs = [node for node in self.nodes if node.op == "placeholder"]
+        if len(inputs) != 1:
+            raise InputError(f"correction 'least_squares' takes networks with one input; this one has {len(inputs)}")
+        self.place = self.index[inputs[0]] + 1
+        self.kept: list[list[Values]] = [[{inputs[0]: chunk} for _ in models] for chunk in chunks]
+
+    def _overwrites(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return getattr(self.modules[node.target], "inplace", False)
+        by_name = isinstance(node.target, str) and node.op == "call_method" and node.target.endswith("_")
+        return by_name or node.target in IN_PLACE or node.kwargs.get("inplace", False)
+
+    def _run(self, bags: list[Values], index: int) -> list[Values]:
+        stretch = self.nodes[self.place : index]
+        bags = [dict(bag) for bag in bags]
+        if any(map(self._overwrites, stretch)):
+            bags = [{n: v.clone() if isinstance(v, Tensor) else v for n, v in bag.items()} for bag in bags]
+        for stepper, bag in zip(self.steppers, bags, strict=True):
+            stepper.go(bag, stretch)
+        return bags
+
+    def at(self, index: int) -> Iterator[list[Values]]:
+        """For each chunk the values of each network that are alive just before node `index`."""
+        for bags in self.kept:
+            yield self._run(bags, index)
+
+    def move(self, index: int) -> None:
+        """Keeps the values just before node `index` from now on, if they fit."""
+        if index == self.place or _bytes(self._run(self.kept[0], index)) * len(self.kept) > self.memory:
+            return
+        for i, bags in enumerate(self.kept):
+            self.kept[i] = self._run(bags, index)
+        self.place = index
+
+    def target(self, bags: list[Values], index: int, end: int, which: int) -> Values:
+        """The values of network `which` just after node `end`, from `bags` at `index`."""
+        stretch = self.nodes[index : end + 1]
+        copied = any(map(self._overwrites, stretch))
+        bag = {n: v.clone() if copied and isinstance(v, Tensor) else v for n, v in bags[which].items()}
+        wanted = self.nodes[end]
+        self.steppers[which].go(bag, [n for n in stretch if n is not wanted])
+        self.steppers[which].env = bag
+        bag[wanted] = self.steppers[which].run_node(wanted)
+        return bag
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One affine map to fit: a layer with the BatchNorm behind it, or a BatchNorm that stands alone.
+
+    `end` is the node whose value is fitted: the norm or, where the layer completes a residual sum, that sum, of which
+    `other` is the part already there. `relu` says that a ReLU alone follows.
+    """
+
+    name: str
+    node: fx.Node
+    layer: nn.Module
+    norm: _BatchNorm | None
+    end: fx.Node
+    other: fx.Node | None
+    relu: bool
+
+
+def _only_user(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
+    """What alone uses a value, past modules that do nothing in evaluation mode."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.op == "call_module" and isinstance(modules[user.target], nn.Identity | nn.Dropout | nn.Dropout2d):
+            node = user
+            continue
+        return user
+    return None
+
+
+def _is_relu(node: fx.Node | None, modules: dict[str, nn.Module]) -> bool:
+    if node is None:
+        return False
+    return isinstance(modules[node.target], nn.ReLU) if node.op == "call_module" else node.target in RELU
+
+
+def _foldable(norm: nn.Module) -> bool:
+    return isinstance(norm, _BatchNorm) and norm.affine and norm.running_mean is not None
+
+
+def _sites(model: nn.Module, groups: Groups) -> tuple[list[_Site], dict[str, str]]:
+    """What is fitted, in execution order, and {module: why it keeps its interpolated weights}."""
+    modules = dict(model.named_modules())
+    nodes = {node.name: node for node in groups.graph.nodes}
+    index = {node: i for i, node in enumerate(groups.graph.nodes)}
+    targets = [node.target for node in groups.graph.nodes if node.op == "call_module"]
+    layers = {nodes[layer.node]: layer for layer in groups.layers}
+    sites, left = [], {}
+    folded: set[str] = set()
+    for node in groups.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module, norm, end = modules[node.target], None, node
+        if node in layers:
+            if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+                left[node.target] = f"{type(module).__name__} is not solved for"
+            elif targets.count(node.target) > 1:
+                left[node.target] = "used more than once"
+            if node.target in left:
+                continue
+            name = layers[node].norm
+            if name and _foldable(modules[name]) and targets.count(name) == 1:
+                norm, (end,) = modules[name], node.users
+                folded.add(name)
+        elif isinstance(module, _BatchNorm) and node.target not in folded:
+            if not _foldable(module) or targets.count(node.target) > 1:
+                left[node.target] = "has no statistics or no weights of its own, or is used more than once"
+                continue
+        else:
+            continue
+        other, user = None, _only_user(end, modules)
+        if user is not None and user.target in ADD and user.op != "call_module":
+            parts = [a for a in user.args if isinstance(a, fx.Node)]
+            others = [a for a in parts if _origin(a, modules) is not _origin(end, modules)]
+            shapes = {tuple(n.meta["tensor_meta"].shape) for n in (*parts, user)}
+            if len(parts) == 2 and len(others) == 1 and index[others[0]] < index[node] and not user.kwargs and len(shapes) == 1:
+                other, end = others[0], user
+                user = _only_user(end, modules)
+        sites.append(_Site(node.target, node, module, norm, end, other, _is_relu(user, modules)))
+    return sites, left
+
+
+def _origin(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+    """The value behind modules that do nothing in evaluation mode."""
+    while node.op == "call_module" and isinstance(modules[node.target], nn.Identity | nn.Dropout | nn.Dropout2d):
+        node = node.args[0]
+    return node
+
+
+class _Affine:
+    """A layer as a convolution without padding: `weight` (G, p, o) float64 of G groups with p inputs and o outputs
+    each, the bias as the last of the p rows where there is one. `lift` and `pad` bring activations into its form."""
+
+    def __init__(self, site: _Site) -> None:
+        layer, self.layer = site.layer, site.layer
+        self.bias = site.norm is not None or layer.bias is not None
+        self.stride = self.dilation = (1, 1)
+        self.groups, self.padding, self.mode = 1, (0, 0, 0, 0), "constant"
+        shape = tuple(layer.weight.shape)
+        if isinstance(layer, _BatchNorm):
+            self.shape, self.groups = (shape[0], 1, 1, 1), shape[0]
+        elif isinstance(layer, nn.Linear):
+            self.shape = (*shape, 1, 1)
+        else:
+            lead = (1,) * (2 - len(layer.kernel_size))
+            self.shape = (*shape[:2], *lead, *shape[2:])
+            self.stride, self.dilation, self.groups = (*lead, *layer.stride), (*lead, *layer.dilation), layer.groups
+            self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            if layer.padding == "same":
+                around = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+                sides = [(total // 2, total - total // 2) for total in around]
+            else:
+                sides = [(p, p) for p in ([0] * len(layer.stride) if layer.padding == "valid" else layer.padding)]
+            sides = [(0, 0)] * len(lead) + sides
+            self.padding = (*sides[1], *sides[0])  # F.pad begins with the last axis
+
+    def lift(self, x: Tensor) -> Tensor:
+        """Any value at this layer as (N, C, H, W)."""
+        if isinstance(self.layer, nn.Linear):
+            return x.reshape(-1, x.shape[-1], 1, 1)
+        return x[:, :, None, None] if x.dim() == 2 else x.unsqueeze(2) if x.dim() == 3 else x
+
+    def inputs(self, x: Tensor) -> Tensor:
+        x = self.lift(x)
+        return F.pad(x, self.padding, self.mode) if any(self.padding) else x
+
+    def rows(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(G, p, o) float64 from a weight of the layer's own shape and a bias (out,)."""
+        rows = weight.double().reshape(self.groups, self.shape[0] // self.groups, -1).mT
+        return torch.cat([rows, bias.double().reshape(self.groups, 1, -1)], dim=1) if self.bias else rows
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(weight (out, in / G, kh, kw), bias (out,) or None) float64 from (G, p, o)."""
+        weight, bias = (rows[:, :-1], rows[:, -1].reshape(-1)) if self.bias else (rows, None)
+        return weight.mT.reshape(self.shape), bias
+
+    def of(self, layer: nn.Module, norm: _BatchNorm | None) -> Tensor:
+        """The rows (G, p, o) of one parent's layer, its BatchNorm folded in."""
+        if isinstance(layer, _BatchNorm):
+            scale, shift = _scale_shift(layer)
+            return self.rows(scale, shift)
+        weight, bias = layer.weight.double(), layer.bias
+        if norm is not None:
+            scale, shift = _scale_shift(norm)
+            weight = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+            bias = shift if bias is None else shift + scale * bias.double()
+        return self.rows(weight, bias)
+
+    def predict(self, rows: Tensor, x: Tensor) -> Tensor:
+        """The layer's output (N, out, H, W) float32 on padded inputs."""
+        weight, bias = self.split(rows)
+        bias = None if bias is None else bias.to(x)
+        return F.conv2d(x, weight.to(x), bias, self.stride, 0, self.dilation, self.groups)
+
+    def cross(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Σ h·rᵀ (G, p, o): a convolution's weight gradient, so no im2col."""
+        weight = nn.grad.conv2d_weight(x, self.shape, residual, self.stride, 0, self.dilation, self.groups)
+        return self.rows(weight, residual.sum(dim=(0, 2, 3)))
+
+    def gram(self, x: Tensor) -> Tensor:
+        """Σ h·hᵀ (G, p, p) float64 of padded inputs, by im2col in parts of bounded size."""
+        kernel = self.shape[2:]
+        size = self.shape[1] * kernel[0] * kernel[1]
+        total = x.new_zeros(self.groups, size + self.bias, size + self.bias, dtype=torch.float64)
+        positions = math.prod(
+            (n - d * (k - 1) - 1) // s + 1
+            for n, d, k, s in zip(x.shape[2:], self.dilation, kernel, self.stride, strict=True)
+        )
+        for part in x.split(max(1, COLUMNS // (self.groups * size * positions * x.element_size()))):
+            columns = F.unfold(part, kernel, self.dilation, 0, self.stride)
+            columns = columns.view(len(part), self.groups, size, -1).permute(1, 2, 0, 3).reshape(self.groups, size, -1)
+            total[:, :size, :size] += columns @ columns.mT
+            if self.bias:
+                total[:, :size, size] += columns.sum(dim=-1)
+                total[:, size, size] += columns.shape[-1]
+        if self.bias:
+            total[:, size, :size] = total[:, :size, size]
+        return total
+
+
+def _scale_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return scale, norm.bias.double() - scale * norm.running_mean.double()
+
+
+def _write(site: _Site, affine: _Affine, rows: Tensor, gram: Tensor) -> None:
+    """Puts solved rows into the modules. A BatchNorm gets the statistics of what it will see, and the weights with
+    which it then adds nothing to the solution, so that resetting it later changes nothing."""
+    weight, bias = affine.split(rows)
+    if site.norm is None and not isinstance(site.layer, _BatchNorm):
+        site.layer.weight.copy_(weight.reshape(site.layer.weight.shape))
+        if bias is not None:
+            site.layer.bias.copy_(bias)
+        return
+    norm = site.layer if site.norm is None else site.norm
+    count = gram[:, -1:, -1:]
+    # A BatchNorm that stands alone sees h itself, any other what its layer makes of h.
+    seen = rows[:, :-1] if site.norm is not None else torch.ones_like(rows[:, :-1])
+    mean = (gram[:, -1:, :-1] @ seen / count).reshape(-1)
+    square = ((seen * (gram[:, :-1, :-1] @ seen)).sum(dim=1) / count[:, 0]).reshape(-1)
+    variance = (square - mean**2).clamp_(min=0)
+    std = torch.sqrt(variance + norm.eps)
+    norm.running_var.copy_(variance)
+    if site.norm is None:
+        norm.running_mean.copy_(mean)
+        norm.weight.copy_(weight.reshape(-1) * std)
+        norm.bias.copy_(bias + weight.reshape(-1) * mean)
+        return
+    site.layer.weight.copy_(weight.reshape(site.layer.weight.shape))
+    norm.weight.copy_(std)
+    norm.bias.copy_(mean + bias)
+    if site.layer.bias is not None:
+        site.layer.bias.copy_(bias)
+        mean = mean + bias
+    norm.running_mean.copy_(mean)
+
+
+def _solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float) -> Tensor:
+    """(G + R)⁻¹ (cross − R·pull) with R = ridge · mean diag(G) · I, by Cholesky; R grows tenfold until it exists."""
+    size = gram.shape[-1]
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None].clamp(min=torch.finfo(torch.float64).tiny)
+    identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * mean * identity)
+        if not failed.any():
+            return torch.cholesky_solve(cross - ridge * mean * pull, factor)
+        ridge = max(10 * ridge, 1e-12)
+
+
+@torch.inference_mode()
+def fit(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    fused: nn.Module,
+    groups: Groups,
+    images: Tensor,
+    alpha: float,
+    *,
+    ridge: float = 1e-3,
+    rounds: int = 2,
+    through_relu: bool = True,
+    memory: float = 2 * GIB,
+    progress: bool = True,
+) -> dict:
+    """Solves for the weights of `fused`, in place, layer by layer on its own inputs.
+
+    For each layer with inputs h (im2col with a column of ones, if it has a bias or a BatchNorm), Gram matrix G = Σ h·hᵀ
+    and interpolated weights W₀ (BatchNorm folded in): (G + R)·W = Σ h·tᵀ + R·W₀, R = ridge · mean diag(G) · I, in
+    float64, t = (1 − alpha)·z_A + alpha·z_B. Through the ReLU the target is t⁺ = (1 − alpha)·relu(z_A) +
+    alpha·relu(z_B); where it is zero any output ≤ 0 is right, so there min(prediction, 0) takes its place and the
+    layer is solved again, `rounds` times (this majorises a convex loss: each round lowers it). A layer that completes
+    a residual sum is fitted to the parents' sums less what the fused network already carries.
+
+    Layer-wise regression of merged networks is known from RegMean (Jin et al. 2023) and PLeaS (Nasery et al. 2024);
+    new here are the fused network's own inputs and the fit through the ReLU.
+
+    Args:
+        model_a, model_b, fused: the parents and the interpolated network, in evaluation mode, on one device.
+        images: float32 (N, …) on that device.
+        ridge: pull towards the interpolated weights.
+        memory: bytes of activations to keep; less means more recomputation and the same result.
+
+    Returns:
+        {"images": N, "layers": {layer: share of the target's mean square that is not reached},
+         "left": {module: why it keeps its interpolated weights}}
+    """
+    lockstep = _Lockstep((model_a, model_b, fused), groups.graph, images.split(CHUNK), memory)
+    sites, left = _sites(fused, groups)
+    parents = [dict(model.named_modules()) for model in (model_a, model_b)]
+    names = {module: name for name, module in fused.named_modules()}
+    shares = (1 - alpha, alpha)
+    layers = {}
+    for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
+        affine = _Affine(site)
+        norm = names.get(site.norm)
+        own = [affine.of(modules[site.name], modules.get(norm)) for modules in parents]
+        start = shares[0] * own[0] + shares[1] * own[1]
+        rows, gram, goals = start, 0, []
+        relu = through_relu and site.relu
+        index, end = lockstep.index[site.node], lockstep.index[site.end]
+        lockstep.move(index)
+        room = memory - _bytes([bag for bags in lockstep.kept for bag in bags])
+        for turn in range(1 + rounds * relu):
+            cross, error, power = torch.zeros_like(start), 0.0, 0.0
+            for i, bags in enumerate(lockstep.at(index)):
+                x = affine.inputs(bags[2][site.node.args[0]])
+                if i < len(goals):
+                    goal = goals[i]
+                else:
+                    z = [affine.lift(lockstep.target(bags, index, end, which)[site.end]) for which in (0, 1)]
+                    after = shares[0] * F.relu(z[0]) + shares[1] * F.relu(z[1]) if relu else None
+                    goal = shares[0] * z[0] + shares[1] * z[1] if turn == 0 else after
+                    if relu and after.nbytes * (i + 1) <= room and len(goals) == i:
+                        goals.append(after)
+                predicted = affine.predict(rows, x)
+                if site.other is not None:
+                    predicted = predicted + affine.lift(bags[2][site.other])
+                residual = goal - (predicted if turn == 0 else torch.where(goal > 0, predicted, F.relu(predicted)))
+                cross += affine.cross(x, residual)
+                error, power = error + residual.double().square().sum(), power + goal.double().square().sum()
+                if turn == 0:
+                    gram = gram + affine.gram(x)
+            step = _solve(gram, cross, rows - start, ridge)
+            rows = rows + step
+            error = error - 2 * (step * cross).sum() + (step * (gram @ step)).sum()
+            layers[site.name] = float(error / power) if power else 0.0
+        _write(site, affine, rows, gram)
+    return {"images": len(images), "layers": layers, "left": left}

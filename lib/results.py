@@ -1,0 +1,910 @@
+"""Run records and the tables made from them: what a run leaves behind, and what a reader is shown of it.
+
+A record is one JSON file per trained pair, arrays beside it as .npz. Written last and atomically, it is the
+sign that a run is done. Tables here are text (notebooks) and LaTeX (papers); figures are lib.plots.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from lib.checks import InputError
+from lib.paths import ROOT, atomic
+
+# One record, several, or what read_records answers.
+Records = Mapping[str, Any] | Iterable[Mapping[str, Any]]
+
+SCHEMA = 1
+METRICS = ("train_accuracy", "train_loss", "test_accuracy", "test_loss")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pygmtools",
+    "matplotlib",
+    "papermill",
+    "ffcv",
+    "mlxtend",
+)
+
+MATCHER_LABELS = {
+    "none": "no matching",
+    "activation": "activations",
+    "weight": "weights",
+    "sinkhorn": "Sinkhorn",
+    "graph_reference": "graph, as published",
+    "graph_sm": "graph, spectral",
+    "graph": "graph, two-sided",
+}
+CORRECTION_LABELS = {
+    "none": "no correction",
+    "bn_reset": "BN reset",
+    "repair": "REPAIR",
+    "rescale": "rescale",
+    "closed_form": "closed form",
+    "least_squares": "least squares",
+}
+REFERENCE_LABELS = {
+    "ensemble": "ensemble (two networks)",
+    "one_parent": "one parent only",
+    "parent_a": "parent A",
+    "parent_b": "parent B",
+}
+
+# What was published for the two experiments, as fractions and nats, keyed by (matcher, correction).
+REFERENCE: dict[str, dict[str, Any]] = {
+    "simplenet_mnist": {
+        "source": "pygmtools, model-fusion example (SimpleNet pair of its examples/data)",
+        "dataset": "mnist",
+        "model": {"name": "simplenet", "width": 1.0, "norm": None},
+        "alphas": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        "curves": {
+            ("graph_reference", "none"): {
+                "test_accuracy": (0.8418, 0.8512, 0.8521, 0.8252, 0.7111, 0.5374)
+                + (0.6326, 0.7851, 0.8281, 0.8397, 0.8381)
+            },
+            ("none", "none"): {
+                "test_accuracy": (0.8418, 0.8401, 0.8191, 0.7467, 0.6039, 0.4716)
+                + (0.5534, 0.7286, 0.7964, 0.8256, 0.8381)
+            },
+        },
+    },
+    "vgg11_cifar10": {
+        "source": "REPAIR (arXiv 2211.08403), notebook Train-and-Permute-CIFAR10-VGG11-BatchNorm, 100 epochs",
+        "dataset": "cifar10",
+        "model": {"name": "vgg11", "width": 2.0, "norm": "batch"},
+        "alphas": (0.0, 0.25, 0.5, 0.75, 1.0),
+        "curves": {
+            ("none", "none"): {
+                "train_accuracy": (0.9977, 0.3267, 0.1000, 0.3081, 0.9980),
+                "train_loss": (0.009, 1.894, 2.448, 1.820, 0.008),
+                "test_accuracy": (0.9172, 0.3153, 0.1000, 0.2976, 0.9220),
+                "test_loss": (0.295, 1.922, 2.448, 1.860, 0.301),
+            },
+            ("activation", "none"): {
+                "train_accuracy": (0.9977, 0.8900, 0.5993, 0.8887, 0.9980),
+                "train_loss": (0.009, 0.319, 1.187, 0.323, 0.008),
+                "test_accuracy": (0.9172, 0.8258, 0.5838, 0.8278, 0.9220),
+                "test_loss": (0.295, 0.521, 1.280, 0.531, 0.301),
+            },
+            ("activation", "bn_reset"): {
+                "train_accuracy": (0.9979, 0.9940, 0.9792, 0.9935, 0.9981),
+                "train_loss": (0.009, 0.021, 0.060, 0.021, 0.008),
+                "test_accuracy": (0.9173, 0.9164, 0.9074, 0.9174, 0.9221),
+                "test_loss": (0.295, 0.296, 0.331, 0.301, 0.301),
+            },
+        },
+    },
+}
+
+
+# What a run was: provenance and records
+
+
+def portable(path: str | os.PathLike) -> str:
+    """`path` relative to the repo's root, or its bare name outside: no home folder enters a record."""
+    path = Path(path).expanduser()
+    absolute = Path(os.path.abspath(path if path.is_absolute() else Path.cwd() / path))
+    return absolute.relative_to(ROOT).as_posix() if absolute.is_relative_to(ROOT) else absolute.name
+
+
+def provenance(parameters: Mapping[str, Any], dataset: Any, device: Any, started: datetime) -> dict[str, Any]:
+    """Where a run's numbers come from: code, versions, hardware, time, data and parameters.
+
+    `dataset` is a lib.loaders.Dataset (or None for a study without one), `device` a torch.device or its name,
+    `started` an aware datetime such as datetime.now(UTC); "seconds" runs from it until this call. "git" and
+    "dirty" are null outside a git checkout; "dirty" looks at the code and ignores what runs write (data/,
+    figures/, checkpoints/). Parameters that are paths leave the repo only as bare file names.
+    """
+    import torch  # here alone: rebuilding figures and tables from records must not need torch
+
+    if started.tzinfo is None:
+        raise ValueError("started: a naive datetime; datetime.now(UTC) is what is meant")
+    device = torch.device(device)
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".", ":!data", ":!figures", ":!checkpoints")
+    return {
+        "git": commit,
+        "dirty": None if commit is None or changes is None else bool(changes),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
+        "dataset_sha256": getattr(dataset, "sha256", None),
+        "parameters": {name: _parameter(value) for name, value in parameters.items()},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+
+    try:
+        # A copy unpacked inside somebody else's repo must not report that repo's commit.
+        return run(*arguments) if Path(run("rev-parse", "--show-toplevel")).samefile(ROOT) else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device_name(device: Any) -> str:
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return f"{platform.machine()} {device.type}"
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(
+                command, capture_output=True, text=True, timeout=5, check=True
+            ).stdout.strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, subprocess.SubprocessError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _parameter(value: Any) -> Any:
+    outside = isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", "..")))
+    return portable(value) if outside else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON holds it. Not-finite numbers become null: a fused network may well diverge."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return portable(value)
+    if not isinstance(value, str | bool | int | float | None) and hasattr(value, "tolist"):
+        return _plain(value.tolist())  # numpy and torch scalars and tensors
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def curve_entry(
+    matching: Any,
+    correction: str,
+    points: Iterable[Mapping[str, Any]],
+    barrier: Mapping[str, float | None],
+    *,
+    correct_seconds: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """One entry of a record's "curves" from a lib.matching.Matching, a correction's name and its points.
+
+    `options` are the correction's, stored beside the matcher's under their own names. `extra` may hold
+    "variant" (a word that tells two curves of the same names apart), "images" ({"match", "correct"}: how many
+    this curve used), "best" ({"alpha", "held_out_accuracy", "test_accuracy", "test_loss"}) and "share"
+    ({"a", "b"}: each parent's part in the fused network).
+    """
+    return {
+        "matcher": matching.matcher,
+        "correction": correction,
+        "options": {**matching.options, **(options or {})},
+        "moved": matching.moved,
+        "match_seconds": matching.seconds,
+        "match_peak_bytes": matching.peak_bytes,
+        "correct_seconds": correct_seconds,
+        "objective": matching.objective,
+        "points": list(points),
+        "barrier": dict(barrier),
+        **extra,
+    }
+
+
+def matching_arrays(*matchings: Any, correlation: Any = None, soft: bool = False) -> dict[str, np.ndarray]:
+    """The arrays that figures need, by name.
+
+    "perm/<matcher>/<group>" (n,) int32. With `correlation` (a Matching whose similarity (n, n) correlates
+    units of A, rows, with units of B), "corr/<matcher>/<group>" (n,) float32: the correlation of each unit of
+    A with the unit of B matched to it, however that matching was found. With `soft`,
+    "soft/<matcher>/<group>" (n, n) float32: a matching's own similarity, for networks small enough.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for matching in matchings:
+        for group, perm in matching.items():
+            perm = _array(perm)
+            arrays[f"perm/{matching.matcher}/{group}"] = perm.astype(np.int32)
+            if correlation is not None and group in (correlation.similarity or {}):
+                matched = _array(correlation.similarity[group])[np.arange(len(perm)), perm]
+                arrays[f"corr/{matching.matcher}/{group}"] = matched.astype(np.float32)
+            if soft and group in (matching.similarity or {}):
+                values = _array(matching.similarity[group]).astype(np.float32)
+                arrays[f"soft/{matching.matcher}/{group}"] = values
+    return arrays
+
+
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def record(
+    *,
+    experiment: str,
+    preset: str,
+    dataset: str | None,
+    provenance: Mapping[str, Any],
+    model: Mapping[str, Any] | None = None,
+    seeds: Mapping[str, int | None] | None = None,
+    checkpoints: Mapping[str, Any] | None = None,
+    parents: Mapping[str, Mapping[str, float | None]] | None = None,
+    images: Mapping[str, int] | None = None,
+    curves: Iterable[Mapping[str, Any]] | None = None,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """A checked schema-1 record, its points sorted by alpha; ready for `write_record`.
+
+    A record of one pair gives everything but `rows`; a study of another shape gives `rows` in place of the
+    fields from `model` to `curves`. `extra`: "studies" {name: rows} beside the curves (such as "bn_images"),
+    "references" {name: metrics} (such as "ensemble", "one_parent"). Raises ValueError naming a bad field.
+    """
+    fields = {
+        "schema": SCHEMA,
+        "experiment": experiment,
+        "preset": preset,
+        "dataset": dataset,
+        "model": model,
+        "seeds": seeds,
+        "checkpoints": checkpoints,
+        "parents": parents,
+        "images": images,
+        "curves": None if curves is None else list(curves),
+        "rows": None if rows is None else list(rows),
+        **extra,
+        "provenance": provenance,
+    }
+    built = _plain({name: value for name, value in fields.items() if value is not None or name == "dataset"})
+    for curve in built.get("curves", []):
+        curve["points"] = sorted(curve["points"], key=lambda point: point["alpha"])
+    for checkpoint in built.get("checkpoints", {}).values():
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get("file"), str):
+            checkpoint["file"] = portable(ROOT / Path(checkpoint["file"]).expanduser())
+    validate(built)
+    return built
+
+
+def validate(record: Any) -> None:
+    """Raises ValueError, naming the field and what it must be, unless `record` is a schema-1 run record."""
+    _expect(isinstance(record, dict), "record", "an object")
+    _expect(record.get("schema") == SCHEMA, "schema", f"{SCHEMA}", record.get("schema"))
+    for field in ("experiment", "preset"):
+        _expect(_text(record.get(field)), field, "a name", record.get(field))
+    study = "rows" in record
+    _expect(study != ("curves" in record), "curves", "there, or rows in its place, and not both")
+    dataset = record.get("dataset")
+    _expect(
+        _text(dataset) or (study and dataset is None), "dataset", "the name of the data set used", dataset
+    )
+    _validate_provenance(record.get("provenance"))
+    if study:
+        _expect(_rows(record["rows"]), "rows", "a non-empty list of objects")
+    if not study or "model" in record:
+        _validate_model(record.get("model"))
+    if not study:
+        _validate_pair(record)
+    for name, rows in record.get("studies", {}).items():
+        _expect(_rows(rows), f"studies.{name}", "a non-empty list of objects")
+    for name, metrics in record.get("references", {}).items():
+        _validate_metrics(metrics, f"references.{name}", required=("test_accuracy",))
+
+
+def _validate_model(model: Any) -> None:
+    _expect(isinstance(model, dict), "model", "an object with name, width and norm", model)
+    _expect(_text(model.get("name")), "model.name", "a name", model.get("name"))
+    width = model.get("width")
+    _expect(_number(width) and width > 0, "model.width", "a number above 0", width)
+    _expect(
+        "norm" in model and (model["norm"] is None or _text(model["norm"])), "model.norm", "a name or null"
+    )
+
+
+def _validate_provenance(provenance: Any) -> None:
+    _expect(isinstance(provenance, dict), "provenance", "an object", provenance)
+    for field in ("git", "dirty", "versions", "device", "threads", "started", "seconds", "dataset_sha256"):
+        _expect(field in provenance, f"provenance.{field}", "there")
+    _expect(isinstance(provenance.get("parameters"), dict), "provenance.parameters", "an object")
+
+
+def _validate_pair(record: dict[str, Any]) -> None:
+    for field in ("seeds", "images"):
+        values = record.get(field)
+        _expect(isinstance(values, dict), field, "an object", values)
+        for name, value in values.items():
+            valid = _whole(value) and value >= 0 or (value is None and field == "seeds")
+            _expect(valid, f"{field}.{name}", "a whole number, 0 or more", value)
+    for field in ("checkpoints", "parents"):
+        both = record.get(field)
+        _expect(isinstance(both, dict) and {"a", "b"} <= both.keys(), field, "an object with a and b", both)
+    for side in ("a", "b"):
+        checkpoint = record["checkpoints"][side]
+        valid = isinstance(checkpoint, dict) and _text(checkpoint.get("file")) and "sha256" in checkpoint
+        _expect(valid, f"checkpoints.{side}", "an object with file and sha256", checkpoint)
+        _validate_metrics(record["parents"][side], f"parents.{side}")
+    curves = record["curves"]
+    _expect(_rows(curves), "curves", "a non-empty list of objects")
+    for index, curve in enumerate(curves):
+        _validate_curve(curve, f"curves[{index}]")
+    keys = [curve_key(curve) for curve in curves]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    _expect(twice is None, "curves", 'one of each matcher, correction and "variant"', twice)
+
+
+def _validate_curve(curve: dict[str, Any], field: str) -> None:
+    for name in ("matcher", "correction"):
+        _expect(_text(curve.get(name)), f"{field}.{name}", "a name", curve.get(name))
+    points = curve.get("points")
+    _expect(_rows(points), f"{field}.points", "a non-empty list of objects")
+    alphas = [point.get("alpha") for point in points]
+    for index, (alpha, point) in enumerate(zip(alphas, points, strict=True)):
+        valid = _number(alpha) and 0 <= alpha <= 1
+        _expect(valid, f"{field}.points[{index}].alpha", "a number in [0, 1]", alpha)
+        _validate_metrics(point, f"{field}.points[{index}]")
+    rising = all(low < high for low, high in zip(alphas, alphas[1:], strict=False))
+    _expect(rising, f"{field}.points", "sorted by alpha, without repeats", alphas)
+    barrier = curve.get("barrier")
+    _expect(isinstance(barrier, dict), f"{field}.barrier", "an object", barrier)
+    for metric in METRICS:
+        value = barrier.get(metric)
+        _expect(value is None or _number(value), f"{field}.barrier.{metric}", "a number or null", value)
+        # A barrier of 30 is percentage points slipped in; a fraction can not be beyond 1.
+        valid = not metric.endswith("accuracy") or value is None or abs(value) <= 1
+        _expect(valid, f"{field}.barrier.{metric}", "a fraction", value)
+
+
+def _validate_metrics(metrics: Any, field: str, required: tuple[str, ...] = METRICS) -> None:
+    _expect(isinstance(metrics, dict), field, "an object", metrics)
+    for metric in METRICS:
+        _expect(
+            metric in metrics or metric not in required, f"{field}.{metric}", "there (null: not measured)"
+        )
+        value = metrics.get(metric)
+        _expect(value is None or _number(value), f"{field}.{metric}", "a number or null", value)
+        if metric.endswith("accuracy") and value is not None:
+            _expect(0 <= value <= 1, f"{field}.{metric}", "a fraction in [0, 1]", value)
+    _expect(metrics.get("test_accuracy") is not None, f"{field}.test_accuracy", "a fraction in [0, 1]", None)
+
+
+def _expect(condition: bool, field: str, what: str, *found: Any) -> None:
+    if not condition:
+        seen = f", not {found[0]!r}" if found else ""
+        raise ValueError(f"{field} must be {what}{seen}")
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+# On disk
+
+
+def write_record(
+    path: str | os.PathLike, record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes `record` as JSON to `path` and `arrays` (name -> array or CPU tensor) as .npz beside it.
+
+    Both atomically, the record last, since it says that the run is done. Without `arrays` an older .npz goes:
+    it would belong to another run. Raises ValueError, and writes nothing, when the record is not valid.
+    """
+    path = Path(path)
+    plain = _plain(record)
+    validate(plain)
+    text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    beside = path.with_suffix(".npz")
+    if arrays:
+        with atomic(beside) as temporary:
+            np.savez_compressed(temporary, **{name: _array(values) for name, values in arrays.items()})
+    else:
+        beside.unlink(missing_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
+    """The record at `path`, checked. Raises InputError, naming file and field, for anything else."""
+    path = Path(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        validate(found)
+    except FileNotFoundError:
+        raise InputError(f"{portable(path)}: no such record") from None
+    except ValueError as error:
+        raise InputError(f"{portable(path)}: not a run record: {error}") from None
+    return found
+
+
+def read_records(folder: str | os.PathLike, experiment: str | None = None) -> dict[str, dict[str, Any]]:
+    """Every record (*.json) of `folder`, by file stem in sorted order; of one `experiment`, or of all."""
+    records = {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
+    return {stem: found for stem, found in records.items() if experiment in (None, found["experiment"])}
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays beside the record at `path`; empty when it has none."""
+    beside = Path(path).with_suffix(".npz")
+    if not beside.is_file():
+        return {}
+    with np.load(beside, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+# Names for people
+
+
+def model_label(model: Mapping[str, Any]) -> str:
+    """{"name": "vgg11", "width": 0.125, "norm": "batch"} -> "VGG11-BN ×1/8"."""
+    names = {"simplenet": "SimpleNet", "mlp": "MLP", "resnet20": "ResNet20"}
+    name = names.get(model["name"], model["name"].upper())
+    norm = {None: "", "none": "", "batch": "-BN"}.get(model.get("norm"), f"-{model.get('norm')}")
+    width = width_label(model.get("width", 1.0))
+    return f"{name}{norm}" + ("" if width == "1" else f" ×{width}")
+
+
+def width_label(width: float) -> str:
+    """0.125 -> "1/8", 2.0 -> "2", 0.3 -> "0.3"."""
+    exact = Fraction(width).limit_denominator(16)
+    return str(exact) if exact == Fraction(width) else f"{width:g}"
+
+
+def headline(records: Records, *more: str) -> str:
+    """What stands over every table and figure: "SimpleNet on mnist, one pair (n = 1)"."""
+    records = _as_list(records)
+    subject = " + ".join(dict.fromkeys(model_label(r["model"]) for r in records if "model" in r))
+    datasets = " + ".join(dict.fromkeys(r["dataset"] for r in records if r.get("dataset")))
+    where = " on ".join(part for part in (subject, datasets) if part)
+    pairs = "one pair (n = 1)" if len(records) == 1 else f"{len(records)} pairs (n = {len(records)})"
+    return ", ".join([where, pairs, *more])
+
+
+def curve_key(curve: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(matcher, correction, variant): what tells the curves of a record apart."""
+    return curve["matcher"], curve["correction"], curve.get("variant") or ""
+
+
+def curve_name(curve: Mapping[str, Any]) -> str:
+    """The curve in the words a user types: "activation + bn_reset"."""
+    matcher, correction, variant = curve_key(curve)
+    name = matcher if correction == "none" else f"{matcher} + {correction}"
+    return f"{name} ({variant})" if variant else name
+
+
+def curve_label(curve: Mapping[str, Any]) -> str:
+    """The curve in the words of a paper: "activations + BN reset"."""
+    matcher, correction, variant = curve_key(curve)
+    label = MATCHER_LABELS.get(matcher, matcher)
+    if correction != "none":
+        label += f" + {CORRECTION_LABELS.get(correction, correction)}"
+    return f"{label} ({variant})" if variant else label
+
+
+def curve_of(
+    record: Mapping[str, Any], matcher: str, correction: str = "none", variant: str = ""
+) -> dict | None:
+    """The curve of that name in `record` (or in `aggregate`'s answer), or None."""
+    wanted = (matcher, correction, variant)
+    return next((curve for curve in record["curves"] if curve_key(curve) == wanted), None)
+
+
+def value_at(curve: Mapping[str, Any], alpha: float, metric: str) -> float | None:
+    """`metric` of `curve` at `alpha` (to 1e-6), or None where it was not measured."""
+    return _point(curve, alpha).get(metric)
+
+
+# Several pairs
+
+
+def aggregate(records: Records) -> dict[str, Any]:
+    """Mean and sample standard deviation over pairs of one experiment, data set and model.
+
+    The shape of a record: "n", "parents" and "curves" whose points and barriers hold each metric's mean under
+    its name and the deviation under "<metric>_std" (None for n = 1). A curve has its own "n", since not every
+    record must hold it; its points are the alphas that all of those measured. Raises ValueError when the
+    records are not of one kind, or none is given.
+    """
+    records = _as_list(records)
+    if not records:
+        raise ValueError("no records to aggregate")
+    for field in ("experiment", "dataset", "model"):
+        if any(r[field] != records[0][field] for r in records):
+            raise ValueError(f"records of different {field} can not be averaged")
+    keys = dict.fromkeys(curve_key(curve) for r in records for curve in r["curves"])
+    curves = []
+    for key in keys:
+        found = [curve for r in records if (curve := curve_of(r, *key))]
+        by_alpha = [{round(point["alpha"], 6): point for point in curve["points"]} for curve in found]
+        shared = [alpha for alpha in by_alpha[0] if all(alpha in points for points in by_alpha)]
+        curves.append(
+            {
+                "matcher": key[0],
+                "correction": key[1],
+                "variant": key[2],
+                "n": len(found),
+                "points": [{"alpha": a} | _mean_metrics([points[a] for points in by_alpha]) for a in shared],
+                "barrier": _mean_metrics([curve["barrier"] for curve in found]),
+            }
+        )
+    kind = {field: records[0][field] for field in ("experiment", "preset", "dataset", "model")}
+    parents = {side: _mean_metrics([r["parents"][side] for r in records]) for side in ("a", "b")}
+    return kind | {"n": len(records), "images": records[0]["images"], "parents": parents, "curves": curves}
+
+
+def _mean_metrics(rows: list[Mapping[str, Any]]) -> dict[str, float | None]:
+    summary: dict[str, float | None] = {}
+    for metric in METRICS:
+        values = [row.get(metric) for row in rows]
+        known = all(value is not None for value in values)
+        summary[metric] = fmean(values) if known else None
+        summary[f"{metric}_std"] = stdev(values) if known and len(values) > 1 else None
+    return summary
+
+
+def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any]]:
+    """One row per curve at `alpha`, then one per reference (the row has "reference"), means over pairs.
+
+    Pairs of one kind (model and data set) are averaged; kinds follow one another. Row: architecture, dataset,
+    matcher, correction, variant, n, alpha, test_accuracy(_std), test_loss(_std), barrier_accuracy(_std),
+    barrier_loss(_std), best_alpha and best_accuracy(_std) (alpha chosen on held-out training images; None
+    where a curve does not say), seconds (match and correct together), match_images, correct_images, share_b
+    (the part of parent B in the fused network).
+    """
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for r in _as_list(records):
+        kinds.setdefault((model_label(r["model"]), r["dataset"]), []).append(r)
+    return [row for alike in kinds.values() for row in _leaderboard_rows(alike, alpha)]
+
+
+def _leaderboard_rows(records: list[Mapping[str, Any]], alpha: float) -> list[dict[str, Any]]:
+    summary = aggregate(records)
+    common = {"architecture": model_label(summary["model"]), "dataset": summary["dataset"]}
+    rows = []
+    for curve in summary["curves"]:
+        at = _point(curve, alpha)
+        if not at:
+            continue
+        found = [entry for r in records if (entry := curve_of(r, *curve_key(curve)))]
+        best = [entry["best"] for entry in found if entry.get("best")]
+        best = best if len(best) == len(found) else []
+        chosen = _mean_metrics(best) if best else {}
+        seconds = [(e.get("match_seconds") or 0) + (e.get("correct_seconds") or 0) for e in found]
+        images = found[0].get("images") or {}
+        row = {name: curve[name] for name in ("matcher", "correction", "variant", "n")}
+        row |= {name: value for name, value in at.items() if name == "alpha" or name.startswith("test_")}
+        for kind in ("accuracy", "accuracy_std", "loss", "loss_std"):
+            row[f"barrier_{kind}"] = curve["barrier"][f"test_{kind}"]
+        row["best_alpha"] = fmean(b["alpha"] for b in best) if best else None
+        row["best_accuracy"] = chosen.get("test_accuracy")
+        row["best_accuracy_std"] = chosen.get("test_accuracy_std")
+        row["seconds"] = fmean(seconds)
+        row |= {"match_images": images.get("match"), "correct_images": images.get("correct")}
+        row["share_b"] = (found[0].get("share") or {}).get("b", alpha)
+        rows.append(common | row)
+    references = {f"parent_{side}": [r["parents"][side] for r in records] for side in ("a", "b")}
+    for r in records:
+        for name, metrics in r.get("references", {}).items():
+            references.setdefault(name, []).append(metrics)
+    for name, metrics in references.items():
+        means = {key: value for key, value in _mean_metrics(metrics).items() if key.startswith("test_")}
+        rows.append(common | {"reference": name, "n": len(metrics)} | means)
+    return rows
+
+
+def one_dataset(records: Records) -> list[Mapping[str, Any]]:
+    """The records as a list. Raises ValueError unless all were measured on one data set."""
+    records = _as_list(records)
+    names = sorted({str(r["dataset"]) for r in records})
+    if len(names) != 1:
+        raise ValueError(f"records must be of one data set, not {', '.join(names) or 'none'}")
+    return records
+
+
+# Tables
+
+
+def table(records: Records, split: str = "test") -> str:
+    """Accuracy (%) and loss (nats) of every curve at every alpha, and its barrier, as text.
+
+    Mean ± standard deviation where there are several pairs, "—" where nothing was measured. `split` is "test"
+    or "train".
+    """
+    summary = aggregate(records)
+    alphas = _alphas(summary)
+    images = summary["images"].get(split)
+    lines = [headline(records, f"{split} split" + (f" ({images:,} images)" if images else "")), ""]
+    body = []
+    for metric, title in ((f"{split}_accuracy", "accuracy, %"), (f"{split}_loss", "cross-entropy, nats")):
+        body.append([title, *(f"{alpha:g}" for alpha in alphas), "barrier"])
+        for curve in summary["curves"]:
+            cells = [_cell(_point(curve, alpha), metric) for alpha in alphas]
+            name = curve_name(curve) + ("" if curve["n"] == summary["n"] else f" (n = {curve['n']})")
+            body.append([name, *cells, _cell(curve["barrier"], metric)])
+        ends = [_cell(summary["parents"][side], metric) for side in ("a", "b")]
+        body.append([f"parents A, B: {ends[0]}, {ends[1]}"])
+    return "\n".join(lines + _columns(body, heads={0, len(summary["curves"]) + 2}))
+
+
+def compare(record: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> str:
+    """The record's curves beside published numbers, matched by alpha; "—" where there is none.
+
+    `reference` has the shape of an entry of REFERENCE. Without one, the entry of the record's experiment is
+    used where data set and width match, and a line says what differs where they do not.
+    """
+    reference = reference or reference_for(record)
+    summary = aggregate(record)
+    alphas = _alphas(summary)
+    source = reference["source"] if reference else _no_reference(record)
+    lines = [headline(record, "measured against reference"), f"reference: {source}", ""]
+    body, heads = [], set()
+    for metric in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
+        known = (reference or {}).get("curves", {})
+        published = {key: curve[metric] for key, curve in known.items() if metric in curve}
+        measured = any(p[metric] is not None for curve in summary["curves"] for p in curve["points"])
+        if not (published or measured):
+            continue
+        split, quantity = metric.split("_")
+        heads.add(len(body))
+        unit = "%" if quantity == "accuracy" else "nats"
+        body.append([f"{split} {quantity}, {unit}", "", *(f"{alpha:g}" for alpha in alphas), "barrier"])
+        for curve in summary["curves"]:
+            ours = {round(p["alpha"], 6): p[metric] for p in curve["points"]}
+            values = published.get(curve_key(curve)[:2]) if not curve["variant"] else None
+            theirs = dict(zip(reference["alphas"], values, strict=True)) if values else {}
+            line = published.get(("none", "none"), ())
+            barriers = curve["barrier"][metric], _barrier(theirs, line, metric) if theirs and line else None
+            pairs = [(ours.get(alpha), theirs.get(alpha)) for alpha in alphas] + [barriers]
+            differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+            body.append([curve_name(curve), "measured", *(_number_text(m, metric) for m, _ in pairs)])
+            if published:
+                body.append(["", "reference", *(_number_text(r, metric) for _, r in pairs)])
+            if theirs:
+                body.append(["", "difference", *(_number_text(d, metric, "+") for d in differences)])
+    return "\n".join(lines + _columns(body, heads, texts=2))
+
+
+def reference_for(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The entry of REFERENCE that speaks about this record's experiment, data set and model, or None."""
+    known = REFERENCE.get(record["experiment"])
+    return known if known and headline(known) == headline(record) else None
+
+
+def _no_reference(record: Mapping[str, Any]) -> str:
+    known = REFERENCE.get(record["experiment"])
+    if known is None:
+        return "none known"
+    return f"none shown; the published values are for {model_label(known['model'])} on {known['dataset']}"
+
+
+def latex(records: Records, split: str = "test") -> str:
+    """`table` as a booktabs tabular, to input inside any table environment; first row: data set and n."""
+    summary = aggregate(records)
+    alphas = _alphas(summary)
+    width = len(alphas) + 2
+    lines = [
+        r"\begin{tabular}{l" + "r" * (width - 1) + "}",
+        r"\toprule",
+        rf"\multicolumn{{{width}}}{{l}}{{{_escape(headline(records, f'{split} split'))}}} \\",
+    ]
+    for metric, title in ((f"{split}_accuracy", r"Accuracy, \%"), (f"{split}_loss", "Cross-entropy, nats")):
+        heads = [rf"$\alpha={alpha:g}$" if not i else f"${alpha:g}$" for i, alpha in enumerate(alphas)]
+        lines += [r"\midrule", _latex_row([title, *heads, "barrier"]), r"\midrule"]
+        for curve in summary["curves"]:
+            cells = [_latex_cell(_point(curve, alpha), metric) for alpha in alphas]
+            lines.append(
+                _latex_row([_escape(curve_label(curve)), *cells, _latex_cell(curve["barrier"], metric)])
+            )
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def leaderboard_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`leaderboard_rows` (of one or several kinds of pair, one after another) as text."""
+    heads = [
+        "accuracy, %",
+        "loss, nats",
+        "barrier, points",
+        "best alpha",
+        "there, %",
+        "images",
+        "seconds",
+        "n",
+    ]
+    body, titles = [], set()
+    kind = None
+    for row in rows:
+        if kind != (kind := (row["architecture"], row["dataset"])):
+            titles.add(len(body))
+            body.append([f"{kind[0]} on {kind[1]}", *heads])
+        body.append([_row_name(row, curve_name), *_leaderboard_cells(row, _cell), str(row["n"])])
+    return "\n".join(_columns(body, heads=titles))
+
+
+def leaderboard_latex(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`leaderboard_table` as a booktabs tabular."""
+    heads = [r"Acc., \%", "Loss, nats", "Barrier", r"Best $\alpha$", r"Acc., \%", "Images", "Seconds", "$n$"]
+    lines = [r"\begin{tabular}{l" + "r" * len(heads) + "}", r"\toprule", _latex_row(["", *heads])]
+    kind, previous = None, None
+    for row in rows:
+        if kind != (kind := (row["architecture"], row["dataset"])):
+            title = _escape(f"{kind[0]} on {kind[1]}")
+            lines += [r"\midrule", rf"\multicolumn{{9}}{{l}}{{{title}}} \\", r"\midrule"]
+        elif "reference" in row and "reference" not in previous:
+            lines.append(r"\addlinespace")
+        cells = _leaderboard_cells(row, _latex_cell, missing="---")
+        lines.append(_latex_row([_escape(_row_name(row, curve_label)), *cells, str(row["n"])]))
+        previous = row
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def widths_table(records: Records) -> str:
+    """Test accuracy barrier (points) of every curve at every width, mean ± std, n a row, as text."""
+    title, rows = _widths(one_dataset(records))
+    return "\n".join([title, "", *_columns(rows, heads={0})])
+
+
+def widths_latex(records: Records) -> str:
+    """`widths_table` as a booktabs tabular."""
+    title, (heads, *rows) = _widths(one_dataset(records))
+    width = len(heads)
+    lines = [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
+    lines += [rf"\multicolumn{{{width}}}{{l}}{{{_escape(title)}}} \\", r"\midrule"]
+    lines += [_latex_row([_escape(cell) for cell in heads]), r"\midrule"]
+    lines += [_latex_row(["---" if cell == "—" else _escape(cell) for cell in row]) for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _widths(records: list[Mapping[str, Any]]) -> tuple[str, list[list[str]]]:
+    keys = dict.fromkeys(curve_key(curve) for r in records for curve in r["curves"])
+    labels = [curve_label(dict(zip(("matcher", "correction", "variant"), key, strict=True))) for key in keys]
+    rows = [["width", "n", *labels]]
+    for width in sorted({r["model"]["width"] for r in records}):
+        alike = [r for r in records if r["model"]["width"] == width]
+        cells = []
+        for key in keys:
+            barriers = [curve["barrier"] for r in alike if (curve := curve_of(r, *key))]
+            cells.append(_cell(_mean_metrics(barriers), "test_accuracy") if barriers else "—")
+        rows.append([f"×{width_label(width)}", str(len(alike)), *cells])
+    names = dict.fromkeys(model_label(r["model"] | {"width": 1.0}) for r in records)
+    return f"{' + '.join(names)} on {records[0]['dataset']}, test accuracy barrier (points)", rows
+
+
+def _row_name(row: Mapping[str, Any], name) -> str:
+    return REFERENCE_LABELS.get(row["reference"], row["reference"]) if "reference" in row else name(row)
+
+
+def _leaderboard_cells(row: Mapping[str, Any], cell, missing: str = "—") -> list[str]:
+    images = [row.get("match_images"), row.get("correct_images")]
+    known = [count for count in images if count is not None]
+    return [
+        cell(row, "test_accuracy"),
+        cell(row, "test_loss"),
+        cell(row, "barrier_accuracy"),
+        missing if row.get("best_alpha") is None else f"{row['best_alpha']:.2g}",
+        cell(row, "best_accuracy"),
+        f"{max(known)}" if known else missing,
+        missing if row.get("seconds") is None else f"{row['seconds']:.1f}",
+    ]
+
+
+def _as_list(records: Records) -> list[Mapping[str, Any]]:
+    if isinstance(records, Mapping):
+        return [records] if "dataset" in records else list(records.values())
+    return list(records)
+
+
+def _alphas(summary: Mapping[str, Any]) -> list[float]:
+    return sorted({round(point["alpha"], 6) for curve in summary["curves"] for point in curve["points"]})
+
+
+def _point(curve: Mapping[str, Any], alpha: float) -> Mapping[str, Any]:
+    return next((p for p in curve["points"] if abs(p["alpha"] - alpha) < 1e-6), {})
+
+
+def _barrier(curve: Mapping[float, float], ends: tuple[float, ...], metric: str) -> float:
+    sign = 1 if metric.endswith("accuracy") else -1
+    return max(sign * ((1 - alpha) * ends[0] + alpha * ends[-1] - value) for alpha, value in curve.items())
+
+
+def _number_text(value: float | None, metric: str, sign: str = "") -> str:
+    if value is None:
+        return "—"
+    return f"{100 * value:{sign}z.2f}" if "accuracy" in metric else f"{value:{sign}z.3f}"
+
+
+def _cell(row: Mapping[str, Any], metric: str) -> str:
+    text, spread = _number_text(row.get(metric), metric), row.get(f"{metric}_std")
+    return text if spread is None else f"{text} ± {_number_text(spread, metric)}"
+
+
+def _latex_cell(row: Mapping[str, Any], metric: str) -> str:
+    text = _cell(row, metric)
+    return "---" if text == "—" else f"${text.replace('±', chr(92) + 'pm')}$"
+
+
+def _latex_row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _escape(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "×": r"$\times$", "α": r"$\alpha$", "±": r"$\pm$"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in text)
+
+
+def _columns(body: list[list[str]], heads: set[int], texts: int = 1) -> list[str]:
+    """Rows as aligned lines: the first `texts` columns left, others right, a rule under the rows in `heads`.
+
+    A row of one cell runs across the table.
+    """
+    full = [row for row in body if len(row) > 1]
+    widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))]
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = []
+    for index, row in enumerate(body):
+        cells = [
+            c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=False))
+        ]
+        line = "  ".join(cells).rstrip() if len(row) > 1 else row[0]
+        lines += ["", line, rule] if index in heads and index else [line, rule] if index in heads else [line]
+    return lines

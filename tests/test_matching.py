@@ -1,0 +1,133 @@
+import copy
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from lib import matching, models, symmetry
+from lib.checks import InputError
+
+
+def pair(name="vgg11", **options):
+    options = {"width": 0.125, "norm": "batch"} | options
+    a, b = (models.build(name, seed=seed, **options) for seed in (0, 1))
+    return a, b, symmetry.trace(a, models.example(name))
+
+
+def images(count=40, batch=20, shape=(3, 32, 32)):
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, *shape, generator=g) for _ in range(count // batch)]
+
+
+def layer_by_layer(model_a, model_b, batches):
+    """The published procedure, written independently: for each convolution in turn run both networks up to its ReLU,
+    correlate over N·H·W with per-batch standard deviations, assign, and permute B before going on."""
+    model_b = copy.deepcopy(model_b)
+    layers = list(model_b.features)
+    perms = {}
+    for position, layer in enumerate(layers):
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        mean_a = mean_b = std_a = std_b = outer = 0
+        for x in batches:
+            flat = []
+            for model in (model_a, model_b):
+                with torch.no_grad():
+                    out = model.features[: position + 3](x)
+                flat.append(out.permute(0, 2, 3, 1).reshape(-1, out.shape[1]).double())
+            p, q = flat
+            mean_a, mean_b = mean_a + p.mean(0) / len(batches), mean_b + q.mean(0) / len(batches)
+            std_a, std_b = std_a + p.std(0) / len(batches), std_b + q.std(0) / len(batches)
+            outer = outer + p.T @ q / len(p) / len(batches)
+        correlation = (outer - torch.outer(mean_a, mean_b)) / (torch.outer(std_a, std_b) + 1e-4)
+        perm = torch.from_numpy(linear_sum_assignment(correlation.numpy(), maximize=True)[1])
+        perms[f"features.{position}"] = perm
+        norm = layers[position + 1]
+        for tensor in (layer.weight, layer.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.data = tensor.data[perm]
+        following = next((m for m in layers[position + 1 :] if isinstance(m, nn.Conv2d)), model_b.classifier)
+        following.weight.data = following.weight.data[:, perm]
+    return perms
+
+
+def test_one_pass_finds_the_permutations_of_the_published_layer_by_layer_procedure():
+    a, b, groups = pair()
+    found = matching.match(a, b, groups, "activation", batches=images(), progress=False)
+    expected = layer_by_layer(a, b, images())
+    assert found.keys() == expected.keys()
+    for name, perm in expected.items():
+        assert torch.equal(found[name], perm), name
+
+
+@pytest.mark.parametrize("tap", ["post_relu", "post_norm", "pre_norm"])
+@pytest.mark.parametrize("similarity", ["correlation", "covariance", "uncentred"])
+def test_a_planted_permutation_comes_back_through_every_tap_and_similarity(tap, similarity):
+    a, _, groups = pair("resnet20", width=0.5)
+    planted = groups.random(torch.Generator().manual_seed(3))
+    b = copy.deepcopy(a)
+    b.load_state_dict(symmetry.permute(a.state_dict(), groups, symmetry.inverse(planted)))
+    found = matching.match(
+        a, b, groups, "activation", batches=images(), similarity=similarity, tap=tap, progress=False
+    )
+    right = sum(int((found[name] == perm).sum()) for name, perm in planted.items())
+    total = sum(len(perm) for perm in planted.values())
+    # Only the correlation singles each unit out: a louder one may be worth more than a unit's own product.
+    assert right == total if similarity == "correlation" else right > 0.5 * total
+
+
+def test_correlation_is_that_of_numpy():
+    a, b, groups = pair()
+    x = images(20)[0]
+    found = matching.activation_similarity(a, b, groups, [x], tap="pre_norm", progress=False)["features.0"]
+    p, q = (m.features[0](x).detach().permute(0, 2, 3, 1).reshape(-1, 8).double() for m in (a, b))
+    expected = torch.corrcoef(torch.cat([p, q], 1).T)[:8, 8:]
+    assert torch.allclose(found, expected, atol=2e-3)
+
+
+def test_matched_similarity_beats_that_of_no_matching():
+    a, b, groups = pair()
+    found = matching.match(a, b, groups, "activation", batches=images(), progress=False)
+    matched = torch.cat(list(found.matched().values())).mean()
+    unmatched = torch.cat([m.diagonal() for m in found.similarity.values()]).mean()
+    assert matched > unmatched
+    assert found.objective == pytest.approx(float(torch.cat(list(found.matched().values())).sum()))
+
+
+def test_every_matcher_leaves_the_outputs_of_b_unchanged():
+    a, b, groups = pair("simplenet", width=1.0, norm=None)
+    batches = images(20, shape=(1, 28, 28))
+    for name in matching.MATCHERS:
+        found = matching.match(a, b, groups, name, batches=batches, progress=False)
+        assert found.keys() == groups.keys()
+        symmetry.prove(b, groups, models.example("simplenet"), found)
+
+
+def test_neither_network_is_changed():
+    a, b, groups = pair()
+    before = copy.deepcopy((a.state_dict(), b.state_dict()))
+    matching.match(a, b, groups, "activation", batches=images(), progress=False)
+    for state, model in zip(before, (a, b), strict=True):
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("matcher", "options", "said"),
+    [
+        ("grahp", {}, "unknown matcher 'grahp'"),
+        ("activation", {"tap": "relu"}, "unknown tap"),
+        ("activation", {"taps": "relu"}, "no option taps"),
+        ("graph_sm", {}, "plain chain"),
+    ],
+)
+def test_bad_input_is_one_line(matcher, options, said):
+    a, b, groups = pair()
+    with pytest.raises(InputError, match=said) as error:
+        matching.match(a, b, groups, matcher, batches=images(), progress=False, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_matcher_that_looks_at_images_says_so():
+    a, b, groups = pair()
+    with pytest.raises(InputError, match="looks at images"):
+        matching.match(a, b, groups, "activation")

@@ -1,0 +1,443 @@
+"""lib.results: records are checked, written whole or not at all; tables say what was measured on what."""
+
+import copy
+import json
+import os
+import subprocess
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lib import results
+from lib.checks import InputError
+from lib.paths import ROOT
+
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def provenance(**changes):
+    fields = {"git": None, "dirty": None, "versions": {}, "device": "a CPU", "threads": 2, "parameters": {}}
+    return fields | {"started": STARTED.isoformat(), "seconds": 1.0, "dataset_sha256": None} | changes
+
+
+def metrics(accuracy, loss=0.5, train=None):
+    return {"test_accuracy": accuracy, "test_loss": loss, "train_accuracy": train, "train_loss": train}
+
+
+def curve(matcher, accuracies, alphas=(0.0, 0.5, 1.0), correction="none", **extra):
+    points = [{"alpha": a} | metrics(value, 1 - value) for a, value in zip(alphas, accuracies, strict=True)]
+    barrier = metrics((accuracies[0] + accuracies[-1]) / 2 - min(accuracies), 0.4)
+    seconds = {"match_seconds": 0.5, "correct_seconds": 1.5}
+    return (
+        {"matcher": matcher, "correction": correction, "points": points, "barrier": barrier} | seconds | extra
+    )
+
+
+def pair(*curves, **changes):
+    fields = {
+        "experiment": "simplenet_mnist",
+        "preset": "quick",
+        "dataset": "mnist-5k",
+        "model": {"name": "simplenet", "width": 1.0, "norm": None},
+        "seeds": {"a": 0, "b": None, "match": 0},
+        "checkpoints": {side: {"file": f"{side}.dat", "sha256": None} for side in ("a", "b")},
+        "parents": {"a": metrics(0.84), "b": metrics(0.82)},
+        "images": {"train": 4000, "test": 1000, "match": 0, "correct": 0},
+        "curves": curves or (curve("none", (0.84, 0.47, 0.82)), curve("graph", (0.84, 0.91, 0.82))),
+        "provenance": provenance(),
+    }
+    return results.record(**(fields | changes))
+
+
+# Provenance
+
+
+def test_provenance_names_code_hardware_time_and_data(monkeypatch):
+    dataset = SimpleNamespace(name="mnist", sha256="abc")
+    found = results.provenance({"epochs": 3}, dataset, torch.device("cpu"), STARTED)
+    assert found["versions"].keys() >= {"python", "torch", "numpy", "scipy"}
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert found["dataset_sha256"] == "abc"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["device"]
+    assert found["started"] == "2026-01-01T00:00:00+00:00"
+    assert found["seconds"] > 0
+    json.dumps(found, allow_nan=False)
+    pair(provenance=found)
+
+
+def test_provenance_without_git_is_null_not_an_error(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    found = results.provenance({}, None, "cpu", STARTED)
+    assert found["git"] is None and found["dirty"] is None
+
+
+def test_provenance_does_not_report_the_commit_of_a_repo_around_ours(tmp_path, monkeypatch):
+    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    commit = ["git", "-C", tmp_path, *identity, "commit", "-q", "--allow-empty", "-m", "x"]
+    subprocess.run(commit, check=True)
+    inner = tmp_path / "copy"
+    inner.mkdir()
+    monkeypatch.setattr(results, "ROOT", inner)
+    assert results.provenance({}, None, "cpu", STARTED)["git"] is None
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    clean = results.provenance({}, None, "cpu", STARTED)
+    assert len(clean["git"]) == 40 and clean["dirty"] is False
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "new.json").write_text("{}")
+    assert results.provenance({}, None, "cpu", STARTED)["dirty"] is False
+    (tmp_path / "code.py").write_text("x = 1")
+    assert results.provenance({}, None, "cpu", STARTED)["dirty"] is True
+
+
+def test_provenance_refuses_a_naive_start():
+    with pytest.raises(ValueError, match="naive"):
+        results.provenance({}, None, "cpu", datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize("outside", ["/home/someone/a.dat", "../elsewhere/a.dat", "~/a.dat"])
+def test_no_folder_outside_the_repo_enters_a_record(outside):
+    found = results.provenance({"checkpoint_a": outside, "alphas": [0.5]}, None, "cpu", STARTED)
+    assert found["parameters"] == {"checkpoint_a": "a.dat", "alphas": [0.5]}
+    checkpoints = {
+        "a": {"file": outside, "sha256": "0"},
+        "b": {"file": str(ROOT / "checkpoints" / "b.st"), "sha256": "1"},
+    }
+    record = pair(checkpoints=checkpoints)
+    assert record["checkpoints"]["a"]["file"] == "a.dat"
+    assert record["checkpoints"]["b"]["file"] == "checkpoints/b.st"
+
+
+# Records
+
+
+def test_record_sorts_points_and_turns_tensors_into_numbers():
+    shuffled = curve("graph", (0.82, 0.84, 0.47), alphas=(1.0, 0.0, 0.5))
+    shuffled["points"][0]["test_accuracy"] = torch.tensor(0.75)
+    shuffled["points"][1]["test_loss"] = np.float32(0.25)
+    record = pair(shuffled)
+    assert [point["alpha"] for point in record["curves"][0]["points"]] == [0.0, 0.5, 1.0]
+    assert record["curves"][0]["points"][2]["test_accuracy"] == 0.75
+    assert record["curves"][0]["points"][0]["test_loss"] == 0.25
+
+
+def test_a_diverged_loss_is_null_in_the_file_and_a_dash_in_the_table(tmp_path):
+    diverged = curve("none", (0.84, 0.1, 0.82))
+    diverged["points"][1]["test_loss"] = float("inf")
+    path = results.write_record(tmp_path / "r.json", pair(diverged))
+    record = results.read_record(path)
+    assert record["curves"][0]["points"][1]["test_loss"] is None
+    assert "—" in results.table(record)
+
+
+def change(record, path, value):
+    record = copy.deepcopy(record)
+    *parents, last = path
+    target = record
+    for key in parents:
+        target = target[key]
+    if value is KeyError:
+        del target[last]
+    else:
+        target[last] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("schema",), 2, "schema"),
+        (("experiment",), "", "experiment"),
+        (("dataset",), None, "dataset"),
+        (("model", "width"), 0, "model.width"),
+        (("model", "width"), True, "model.width"),
+        (("seeds", "a"), 1.5, "seeds.a"),
+        (("images", "test"), -1, "images.test"),
+        (("checkpoints", "b"), "b.dat", "checkpoints.b"),
+        (("parents", "a", "test_accuracy"), 84.18, "parents.a.test_accuracy"),
+        (("parents", "b"), KeyError, "parents"),
+        (("curves",), [], "curves"),
+        (("curves", 0, "matcher"), KeyError, r"curves\[0\].matcher"),
+        (("curves", 1, "points", 1, "alpha"), 1.5, r"curves\[1\].points\[1\].alpha"),
+        (("curves", 1, "points", 1, "alpha"), 0.0, r"curves\[1\].points must be sorted"),
+        (("curves", 0, "points", 2, "test_accuracy"), 53.74, r"curves\[0\].points\[2\].test_accuracy"),
+        (("curves", 0, "points", 2, "test_accuracy"), None, r"curves\[0\].points\[2\].test_accuracy"),
+        (("curves", 0, "points", 2, "train_loss"), KeyError, r"curves\[0\].points\[2\].train_loss"),
+        (("curves", 0, "points", 0, "test_loss"), "low", r"curves\[0\].points\[0\].test_loss"),
+        (("curves", 0, "barrier", "test_accuracy"), 30.2, r"curves\[0\].barrier.test_accuracy"),
+        (("curves", 1, "matcher"), "none", "curves must be one of each"),
+        (("provenance", "device"), KeyError, "provenance.device"),
+        (("rows",), [{"width": 1}], "curves"),
+        (("studies",), {"bn_images": []}, "studies.bn_images"),
+    ],
+)
+def test_validate_names_the_bad_field(path, value, named):
+    good = pair()
+    results.validate(good)
+    with pytest.raises(ValueError, match=f"^{named}"):
+        results.validate(change(good, path, value))
+
+
+def test_a_study_holds_rows_in_place_of_curves():
+    study = {"experiment": "graph_matching_scaling", "preset": "quick", "provenance": provenance()}
+    record = results.record(**study, dataset=None, rows=[{"width": 0.5}])
+    assert "curves" not in record
+    with pytest.raises(ValueError, match="^rows"):
+        results.record(**study, dataset=None, rows=[])
+    with pytest.raises(ValueError, match="^dataset"):
+        pair(dataset=None)
+
+
+def test_record_and_arrays_survive_the_disk(tmp_path):
+    record = pair()
+    arrays = {"perm/graph/conv1": torch.tensor([2, 0, 1]), "corr/graph/conv1": np.array([0.5, 0.25, 1.0])}
+    path = results.write_record(tmp_path / "sub" / "pair.json", record, arrays)
+    assert results.read_record(path) == record
+    back = results.read_arrays(path)
+    assert back["perm/graph/conv1"].tolist() == [2, 0, 1]
+    assert back["corr/graph/conv1"].tolist() == [0.5, 0.25, 1.0]
+    assert sorted(os.listdir(path.parent)) == ["pair.json", "pair.npz"]
+
+
+def test_the_same_record_and_arrays_are_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        results.write_record(tmp_path / f"{name}.json", pair(), {"perm/graph/conv1": np.arange(4)})
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+def test_rewriting_without_arrays_leaves_none_of_an_older_run(tmp_path):
+    path = results.write_record(tmp_path / "pair.json", pair(), {"perm/graph/conv1": np.arange(4)})
+    results.write_record(path, pair())
+    assert results.read_arrays(path) == {}
+
+
+def test_a_bad_record_writes_nothing(tmp_path):
+    bad = change(pair(), ("curves", 0, "points", 0, "test_accuracy"), 84.18)
+    with pytest.raises(ValueError, match="test_accuracy"):
+        results.write_record(tmp_path / "pair.json", bad, {"perm/graph/conv1": np.arange(4)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_write_leaves_the_old_record_and_no_rest(tmp_path, monkeypatch):
+    path = results.write_record(tmp_path / "pair.json", pair())
+    before = path.read_bytes()
+
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        results.write_record(path, pair(preset="paper"), {"perm/graph/conv1": np.arange(4)})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["pair.json"]
+
+
+def test_arrays_are_in_place_before_the_record_that_says_done(tmp_path, monkeypatch):
+    order = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(os.path.basename(b)), replace(a, b)))
+    results.write_record(tmp_path / "pair.json", pair(), {"perm/graph/conv1": np.arange(4)})
+    assert order == ["pair.npz", "pair.json"]
+
+
+def test_reading_something_else_names_file_and_reason(tmp_path):
+    (tmp_path / "half.json").write_text('{"schema": 1, "expe')
+    (tmp_path / "other.json").write_text('{"schema": 7}')
+    with pytest.raises(InputError, match="half.json: not a run record"):
+        results.read_record(tmp_path / "half.json")
+    with pytest.raises(InputError, match="other.json: not a run record: schema must be 1"):
+        results.read_record(tmp_path / "other.json")
+    with pytest.raises(InputError, match="gone.json: no such record"):
+        results.read_record(tmp_path / "gone.json")
+
+
+def test_read_records_of_one_experiment(tmp_path):
+    results.write_record(tmp_path / "b.json", pair())
+    results.write_record(tmp_path / "a.json", pair(experiment="leaderboard"), {"x": np.ones(1)})
+    assert list(results.read_records(tmp_path)) == ["a", "b"]
+    assert list(results.read_records(tmp_path, "simplenet_mnist")) == ["b"]
+
+
+class Matching(dict):
+    def __init__(self, matcher, perms, similarity=None):
+        super().__init__(perms)
+        self.matcher, self.moved, self.objective = matcher, "b", 1.5
+        self.seconds, self.peak_bytes, self.options = 0.25, 1024, {"solver": "sweep"}
+        self.similarity = similarity
+
+
+def test_curve_entry_takes_what_a_matching_says():
+    matching = Matching("graph", {})
+    points = [{"alpha": 0.5} | metrics(0.9)]
+    entry = results.curve_entry(
+        matching, "repair", points, metrics(0.1), options={"images": 5}, variant="merged"
+    )
+    record = pair(entry)
+    assert record["curves"][0]["options"] == {"solver": "sweep", "images": 5}
+    assert record["curves"][0]["match_seconds"] == 0.25
+    assert results.curve_name(record["curves"][0]) == "graph + repair (merged)"
+
+
+def test_matching_arrays_measure_every_matching_by_one_correlation():
+    similarity = torch.tensor([[0.1, 0.9], [0.8, 0.2]], dtype=torch.float64)
+    activation = Matching("activation", {"conv1": torch.tensor([1, 0])}, {"conv1": similarity})
+    none = Matching("none", {"conv1": torch.tensor([0, 1])})
+    arrays = results.matching_arrays(activation, none, correlation=activation, soft=True)
+    assert arrays["perm/activation/conv1"].tolist() == [1, 0]
+    np.testing.assert_allclose(arrays["corr/activation/conv1"], [0.9, 0.8], atol=1e-6)
+    np.testing.assert_allclose(arrays["corr/none/conv1"], [0.1, 0.2], atol=1e-6)
+    assert arrays["soft/activation/conv1"].shape == (2, 2)
+    assert "soft/none/conv1" not in arrays
+
+
+# Tables
+
+
+def test_table_shows_data_set_n_and_every_value():
+    text = results.table(pair())
+    assert "SimpleNet on mnist-5k" in text and "n = 1" in text and "1,000 images" in text
+    rows = {line.split()[0]: line.split() for line in reversed(text.splitlines()) if line}
+    none, graph = rows["none"], rows["graph"]
+    assert none == ["none", "84.00", "47.00", "82.00", "36.00"]
+    assert graph[1:4] == ["84.00", "91.00", "82.00"]
+    assert "cross-entropy" in text and "±" not in text
+
+
+def test_tables_of_curves_with_other_alphas_leave_gaps():
+    sparse = curve("graph", (0.84, 0.82), alphas=(0.0, 1.0))
+    text = results.table(pair(curve("none", (0.84, 0.47, 0.82)), sparse))
+    row = next(line.split() for line in text.splitlines() if line.startswith("graph"))
+    assert row[1:4] == ["84.00", "—", "82.00"]
+
+
+def test_several_pairs_give_mean_and_deviation():
+    records = [pair(curve("none", (0.84, middle, 0.82))) for middle in (0.4, 0.5, 0.6)]
+    summary = results.aggregate(records)
+    middle = summary["curves"][0]["points"][1]
+    assert middle["test_accuracy"] == pytest.approx(0.5)
+    assert middle["test_accuracy_std"] == pytest.approx(0.1)
+    assert summary["n"] == 3
+    text = results.table(records)
+    assert "n = 3" in text and "50.00 ± 10.00" in text
+    assert r"$50.00 \pm 10.00$" in results.latex(records)
+
+
+def test_a_curve_that_not_every_pair_has_keeps_its_own_n():
+    both = pair()
+    one = pair(curve("none", (0.84, 0.5, 0.82)))
+    summary = results.aggregate([both, one])
+    assert [entry["n"] for entry in summary["curves"]] == [2, 1]
+    assert "graph (n = 1)" in results.table([both, one])
+
+
+@pytest.mark.parametrize(
+    "change", [{"dataset": "mnist"}, {"model": {"name": "mlp", "width": 1.0, "norm": None}}]
+)
+def test_pairs_of_different_kinds_are_not_averaged(change):
+    with pytest.raises(ValueError, match="can not be averaged"):
+        results.aggregate([pair(), pair(**change)])
+
+
+def test_compare_puts_published_values_beside_measured_ones_by_alpha():
+    published = results.REFERENCE["simplenet_mnist"]
+    ours = curve("graph_reference", (0.8418, 0.5374, 0.8381))
+    record = pair(ours, curve("graph", (0.84, 0.91, 0.82)), curve("none", (0.84, 0.4, 0.82)), dataset="mnist")
+    text = results.compare(record)
+    assert "pygmtools" in text
+    rows = [line.split() for line in text.split("test loss")[0].splitlines()]
+    start = next(i for i, row in enumerate(rows) if row[:1] == ["graph_reference"])
+    assert rows[start][2:5] == ["84.18", "53.74", "83.81"]
+    assert rows[start + 1][1:4] == ["84.18", "53.74", "83.81"]
+    assert rows[start + 2][1:4] == ["+0.00", "+0.00", "+0.00"]
+    graph = next(i for i, row in enumerate(rows) if row[:1] == ["graph"])
+    assert rows[graph + 1] == ["reference", "—", "—", "—", "—"]
+    assert published["alphas"][5] == 0.5
+
+
+def test_compare_says_when_the_published_values_are_for_other_data():
+    text = results.compare(pair())
+    assert "none shown" in text and "SimpleNet on mnist" in text
+    assert "53.74" not in text
+
+
+def test_published_barrier_of_the_vgg_experiment():
+    model = {"name": "vgg11", "width": 2.0, "norm": "batch"}
+    ours = curve("activation", (0.9, 0.5, 0.9), correction="bn_reset")
+    record = pair(ours, experiment="vgg11_cifar10", dataset="cifar10", model=model)
+    lines = results.compare(record).splitlines()
+    barriers = [line.split()[-1] for line in lines if line.strip().startswith("reference  ")]
+    assert barriers[:2] == ["1.22", "0.033"]
+
+
+def test_published_numbers_are_whole():
+    for published in results.REFERENCE.values():
+        for values in published["curves"].values():
+            for metric, numbers in values.items():
+                assert len(numbers) == len(published["alphas"])
+                assert not metric.endswith("accuracy") or max(numbers) <= 1
+
+
+def test_latex_rows_all_have_the_columns_they_announce():
+    records = [pair(), pair()]
+    board = results.leaderboard_latex(results.leaderboard_rows(records))
+    for text in (results.latex(records), board, results.widths_latex(records)):
+        columns = len(text.split("{tabular}{")[1].split("}")[0])
+        rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert rows and all(row.count("&") == columns - 1 for row in rows)
+        assert "mnist-5k" in text
+        assert "_" not in text
+
+
+def test_leaderboard_rows_hold_midpoint_best_alpha_and_references():
+    best = {"alpha": 0.4, "held_out_accuracy": 0.9, "test_accuracy": 0.93, "test_loss": 0.2}
+    images = {"match": 0, "correct": 2000}
+    record = pair(
+        curve("none", (0.84, 0.47, 0.82)),
+        curve("graph", (0.84, 0.91, 0.82), correction="least_squares", best=best, images=images),
+        references={"ensemble": {"test_accuracy": 0.95, "test_loss": 0.1}},
+    )
+    none, graph, *references = results.leaderboard_rows(record)
+    assert none["test_accuracy"] == 0.47 and none["best_alpha"] is None
+    assert graph["best_alpha"] == 0.4 and graph["best_accuracy"] == 0.93
+    assert graph["seconds"] == 2.0 and graph["correct_images"] == 2000
+    assert graph["barrier_accuracy"] == pytest.approx(0.83 - 0.82)
+    assert [row["reference"] for row in references] == ["parent_a", "parent_b", "ensemble"]
+    text = results.leaderboard_table([none, graph, *references])
+    assert "SimpleNet on mnist-5k" in text and "ensemble" in text and "2000" in text
+
+
+def test_leaderboard_averages_pairs_of_a_kind_and_keeps_kinds_apart():
+    model = {"name": "mlp", "width": 1.0, "norm": None}
+    rows = results.leaderboard_rows([pair(), pair(), pair(model=model)])
+    counts = {(row["architecture"], row["n"]) for row in rows}
+    assert counts == {("SimpleNet", 2), ("MLP", 1)}
+
+
+def test_width_table_counts_pairs_per_width():
+    wide = {"name": "simplenet", "width": 2.0, "norm": None}
+    text = results.widths_table([pair(), pair(), pair(model=wide)])
+    rows = [line.split() for line in text.splitlines() if line.startswith("×")]
+    assert [row[:2] for row in rows] == [["×1", "2"], ["×2", "1"]]
+    assert "mnist-5k" in text
+    with pytest.raises(ValueError, match="one data set"):
+        results.widths_table([pair(), pair(dataset="mnist")])
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        ({"name": "vgg11", "width": 0.125, "norm": "batch"}, "VGG11-BN ×1/8"),
+        ({"name": "simplenet", "width": 1.0, "norm": None}, "SimpleNet"),
+        ({"name": "vgg11", "width": 0.3, "norm": None}, "VGG11 ×0.3"),
+    ],
+)
+def test_model_label(model, label):
+    assert results.model_label(model) == label

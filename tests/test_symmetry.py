@@ -1,0 +1,282 @@
+import copy
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lib import matching, models, symmetry
+from lib.symmetry import Member, SymmetryError, UnsupportedError
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_simplenet_is_traced_with_its_block_of_49():
+    groups = symmetry.trace(models.build("simplenet"), models.example("simplenet"))
+    assert {name: g.size for name, g in groups.items()} == {"conv1": 32, "conv2": 64, "fc1": 32}
+    assert groups["conv2"].members == (Member("conv2.weight", 0), Member("fc1.weight", 1, block=49))
+
+
+def test_the_convention_unit_perm_i_takes_place_i():
+    groups = {"g": symmetry.Group(3, (Member("w", 0), Member("v", 1, block=2)))}
+    state = {"w": torch.tensor([10.0, 11.0, 12.0]), "v": torch.tensor([[0.0, 0.5, 1.0, 1.5, 2.0, 2.5]])}
+    moved = symmetry.permute(state, groups, {"g": torch.tensor([2, 0, 1])})
+    assert moved["w"].tolist() == [12.0, 10.0, 11.0]
+    assert moved["v"].tolist() == [[2.0, 2.5, 0.0, 0.5, 1.0, 1.5]]
+    assert state["w"].tolist() == [10.0, 11.0, 12.0]
+
+
+def test_inverse_undoes_and_compose_chains():
+    net = models.build("vgg11", width=0.125, norm="batch", seed=0)
+    groups = symmetry.trace(net, models.example("vgg11"))
+    first, second = groups.random(generator(1)), groups.random(generator(2))
+    state = net.state_dict()
+    there = symmetry.permute(state, groups, first)
+    back = symmetry.permute(there, groups, symmetry.inverse(first))
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    twice = symmetry.permute(there, groups, second)
+    once = symmetry.permute(state, groups, symmetry.compose(first, second))
+    assert all(torch.equal(twice[name], once[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "groups"),
+    [
+        ("simplenet", {}, 3),
+        ("vgg11", {"width": 0.125, "norm": "batch"}, 8),
+        ("vgg16", {"width": 0.125}, 13),
+        ("mlp", {"width": 0.1, "norm": "batch"}, 3),
+        ("resnet20", {"width": 0.5, "norm": "batch"}, 12),
+    ],
+)
+def test_own_architectures_trace_and_prove(name, options, groups):
+    net = models.build(name, seed=0, **options)
+    found = symmetry.trace(net, models.example(name))
+    assert len(found) == groups
+    symmetry.prove(net, found, models.example(name))
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (lambda: torchvision.models.vgg11_bn(num_classes=10), 10),
+        (lambda: torchvision.models.resnet18(), 12),
+        (lambda: torchvision.models.mobilenet_v2(), 25),
+        (lambda: torchvision.models.squeezenet1_1(), 25),
+    ],
+    ids=["vgg11_bn", "resnet18", "mobilenet_v2", "squeezenet1_1"],
+)
+def test_torchvision_models_trace_and_prove(make, count):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = make()
+    example = torch.randn(2, 3, 64, 64, generator=generator())
+    groups = symmetry.trace(net, example)
+    assert len(groups) == count
+    symmetry.prove(net, groups, example, tolerance=1e-7)
+
+
+def test_residual_stages_are_tied_and_named_after_the_stage():
+    groups = symmetry.trace(models.build("resnet20", width=0.5, norm="batch"), models.example("resnet20"))
+    tied = {m.tensor for m in groups["layer1"].members}
+    assert {"conv1.weight", "layer1.0.conv2.weight", "layer1.2.conv2.weight", "layer2.0.shortcut.0.weight"} <= tied
+    assert "layer2" in groups
+    assert "layer3" in groups
+    assert "layer1.0.conv1" in str(groups)
+
+
+def test_each_group_really_moves_something():
+    net = models.build("resnet20", width=0.5, norm="batch", seed=0)
+    groups = symmetry.trace(net, models.example("resnet20"))
+    for name, group in groups.items():
+        perm = torch.arange(group.size).roll(1)
+        moved = symmetry.permute(net.state_dict(), groups, {name: perm})
+        assert not torch.equal(moved[group.members[0].tensor], net.state_dict()[group.members[0].tensor])
+
+
+@pytest.mark.parametrize("forgotten", ["bn1.running_var", "conv2.weight", "bn1.weight"])
+def test_a_wrong_group_is_refuted_by_name(forgotten):
+    net = models.build("resnet20", width=0.5, norm="batch", seed=0)
+    groups = symmetry.trace(net, models.example("resnet20"))
+    name = "layer2.1.conv1"
+    group = groups[name]
+    kept = tuple(m for m in group.members if not m.tensor.endswith(forgotten))
+    assert len(kept) == len(group.members) - 1
+    wrong = symmetry.Groups({**groups.groups, name: symmetry.Group(group.size, kept)}, groups.layers, groups.graph)
+    with pytest.raises(SymmetryError, match=r"layer2\.1\.conv1"):
+        symmetry.prove(net, wrong, models.example("resnet20"))
+
+
+def test_permute_refuses_what_is_no_permutation():
+    groups = {"g": symmetry.Group(2, (Member("w", 0),))}
+    with pytest.raises(SymmetryError, match="no permutation"):
+        symmetry.permute({"w": torch.zeros(2)}, groups, {"g": torch.tensor([0, 0])})
+    with pytest.raises(SymmetryError, match="no group 'h'"):
+        symmetry.permute({"w": torch.zeros(2)}, groups, {"h": torch.tensor([0, 1])})
+
+
+class Forward(nn.Module):
+    """A module around a forward function, for small cases."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.function = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        pytest.param(
+            Forward(
+                lambda m, x: m.out(torch.cat([m.a(x), m.b(x)], 1)),
+                a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 6, 1), out=nn.Conv2d(10, 2, 1),
+            ), (3, 5, 5), {"a": 4, "b": 6}, id="concatenation",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: torch.cat([m.a(x), m.out(m.b(x))], 1),
+                a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 6, 1), out=nn.Conv2d(6, 2, 1),
+            ), (3, 5, 5), {"b": 6}, id="concatenation of outputs keeps their order",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: m.out(m.a(x) + torch.cat([m.b(x), m.c(x)], 1)),
+                a=nn.Conv2d(3, 10, 1), b=nn.Conv2d(3, 4, 1), c=nn.Conv2d(3, 6, 1), out=nn.Conv2d(10, 2, 1),
+            ), (3, 5, 5), {"b": 4, "c": 6}, id="a sum splits a layer that meets two",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: m.out(m.depthwise(m.a(x))),
+                a=nn.Conv2d(3, 6, 1), depthwise=nn.Conv2d(6, 12, 3, groups=6), out=nn.Conv2d(12, 2, 1),
+            ), (3, 5, 5), {"a": 6}, id="depthwise with multiplier",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: m.out(m.grouped(m.a(x))),
+                a=nn.Conv2d(3, 8, 1), grouped=nn.Conv2d(8, 6, 3, groups=2), out=nn.Conv2d(6, 2, 1),
+            ), (3, 5, 5), {"a[0]": 4, "a[1]": 4, "grouped[0]": 3, "grouped[1]": 3}, id="grouped",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: m.out(m.norm(m.a(x))),
+                a=nn.Conv2d(3, 8, 1), norm=nn.GroupNorm(2, 8), out=nn.Conv2d(8, 2, 1),
+            ), (3, 5, 5), {"a[0]": 4, "a[1]": 4}, id="group norm",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: m.out(m.norm(m.a(x))), a=nn.Linear(3, 8), norm=nn.LayerNorm(8), out=nn.Linear(8, 2),
+            ), (3,), {"a": 8}, id="layer norm",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: m.out(torch.sigmoid(m.gate(x.mean((2, 3), keepdim=True))) * m.a(x)),
+                a=nn.Conv2d(3, 8, 1), gate=nn.Conv2d(3, 8, 1), out=nn.Conv2d(8, 2, 1),
+            ), (3, 5, 5), {"gate": 8}, id="a gate is tied to what it scales",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: m.out((m.a(x) * m.scale).permute(0, 2, 3, 1).reshape(x.shape[0], -1)),
+                a=nn.Conv2d(3, 4, 1), scale=nn.Parameter(torch.randn(4, 1, 1)), out=nn.Linear(4 * 25, 2),
+            ), (3, 5, 5), {"a": 4}, id="a raw parameter, and channels last when flattened",
+        ),
+        pytest.param(
+            Forward(
+                lambda m, x: m.out(m.twice(m.twice(m.a(x)))),
+                a=nn.Linear(3, 8), twice=nn.Linear(8, 8), out=nn.Linear(8, 2),
+            ), (3,), {"twice": 8}, id="a layer used twice ties its inputs to its outputs",
+        ),
+    ],
+)  # fmt: skip
+def test_small_cases_trace_prove_and_have_no_more_symmetry_than_they_have(model, shape, expected):
+    example = torch.randn(2, *shape, generator=generator())
+    groups = symmetry.trace(model.eval(), example)
+    symmetry.prove(model, groups, example)
+    assert {name: group.size for name, group in groups.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "named"),
+    [
+        (Forward(lambda m, x: m.b(torch.cumsum(m.a(x), 1)), a=nn.Linear(3, 4), b=nn.Linear(4, 2)), (3,), "cumsum"),
+        (Forward(lambda m, x: m.b(m.a(x).view(-1, 2, 2).sum(1)), a=nn.Linear(3, 4), b=nn.Linear(2, 2)), (3,), "view"),
+        (Forward(lambda m, x: m.b(m.rnn(m.a(x))), a=nn.Linear(3, 4), rnn=nn.Bilinear(4, 4, 4), b=nn.Linear(4, 2)), (3,), "rnn"),
+    ],
+)
+def test_an_operation_without_a_rule_is_named(model, shape, named, monkeypatch):
+    if named == "rnn":
+        monkeypatch.setattr(nn.Bilinear, "forward", lambda self, x: x)
+    with pytest.raises(UnsupportedError, match=named):
+        symmetry.trace(model, torch.randn(2, *shape))
+
+
+def test_data_dependent_control_flow_is_one_line():
+    model = Forward(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Linear(3, 3))
+    with pytest.raises(UnsupportedError, match="cannot trace") as error:
+        symmetry.trace(model, torch.randn(2, 3))
+    assert "\n" not in str(error.value)
+
+
+def test_walk_yields_what_the_network_computes():
+    net = models.build("vgg11", width=0.125, norm="batch", seed=0)
+    groups = symmetry.trace(net, models.example("vgg11"))
+    *_, (node, value) = symmetry.walk(net, groups, models.example("vgg11"))
+    assert node.op == "output"
+    assert torch.equal(value, net(models.example("vgg11")))
+
+
+@st.composite
+def networks(draw):
+    """A random small network from the supported operations: a residual trunk with a side branch and a linear head."""
+    width = draw(st.integers(3, 6))
+    layers: list[nn.Module] = [nn.Conv2d(2, width, 3, padding=1)]
+    for _ in range(draw(st.integers(0, 3))):
+        norm = draw(st.sampled_from([nn.BatchNorm2d(width), nn.GroupNorm(width, width), nn.Identity()]))
+        layers.append(norm)
+        layers.append(draw(st.sampled_from([nn.ReLU(), nn.Tanh(), nn.SiLU()])))
+        kind = draw(st.sampled_from(["conv", "depthwise", "pool", "residual"]))
+        if kind == "conv":
+            new = draw(st.integers(3, 6))
+            layers.append(nn.Conv2d(width, new, 3, padding=1, bias=draw(st.booleans())))
+            width = new
+        elif kind == "depthwise":
+            layers.append(nn.Conv2d(width, width, 3, padding=1, groups=width))
+        elif kind == "pool":
+            layers.append(nn.AvgPool2d(3, stride=1, padding=1))
+        else:
+            inner = nn.Sequential(nn.Conv2d(width, width + 1, 1), nn.ReLU(), nn.Conv2d(width + 1, width, 1))
+            layers.append(Forward(lambda m, x: x + m.inner(x), inner=inner))
+    layers.append(nn.Tanh())
+    head = [nn.Flatten(), nn.Linear(width * 16, 5), nn.Tanh(), nn.Linear(5, 3)]
+    return nn.Sequential(*layers, *head)
+
+
+@settings(max_examples=15, deadline=None)
+@given(networks(), st.integers(0, 2**31))
+def test_random_networks_trace_prove_and_give_a_planted_permutation_back(model, seed):
+    g = generator(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            # Of a size that saturates no tanh: two units that always say 1 could not be told apart.
+            tensor.copy_(torch.randn(tensor.shape, generator=g) / tensor[0].numel() ** 0.5)
+    example = torch.randn(64, 2, 4, 4, generator=g)
+    groups = symmetry.trace(model.eval(), example)
+    symmetry.prove(model, groups, example)
+    planted = groups.random(g)
+    # A is B's units reordered, so the permutation that moves B onto A is the planted one.
+    moved = symmetry.permute(model.state_dict(), groups, planted)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(moved)
+    found = matching.match(
+        twin, model, groups, "activation", batches=[example], tap="pre_norm", epsilon=1e-12, progress=False
+    )
+    for name, perm in planted.items():
+        assert torch.equal(found[name], perm), name
