@@ -7,7 +7,7 @@
 .PHONY: help reproduce simplenet vgg11 figures lab test lint bench ffcv own-environment FORCE
 
 # The experiments that `reproduce` runs, in this order.
-EXPERIMENTS := $(wildcard notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb)
+EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
 
 ifeq ($(origin PYTHON),command line)
   PY := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))

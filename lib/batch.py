@@ -65,9 +65,7 @@ def convert(value: object, kind: str, item: str = "") -> object:
     Raises ValueError or TypeError where it does not fit: 1e3 is an int, 0.5 and true are not.
     """
     if kind in ("list", "tuple"):
-        if isinstance(
-            value, str
-        ):  # BaseLoader leaves the items as text: YAML takes 1e-3 for text, no for a boolean
+        if isinstance(value, str):  # BaseLoader leaves the items as text: YAML takes 1e-3 for text, no for a boolean
             value = yaml.load(value if value.lstrip().startswith("[") else f"[{value}]", yaml.BaseLoader)
         if isinstance(value, list):
             return [convert(entry, item) for entry in value]

@@ -126,7 +126,9 @@ def _bn_reset(task: _Task) -> _Found:
     model = task.fused()
     if not _norms(model):
         accepted = ", ".join(name for name in CORRECTIONS if name != "bn_reset")
-        raise InputError(f"correction 'bn_reset' needs BatchNorm, {type(model).__name__} has none; accepted: {accepted}")
+        raise InputError(
+            f"correction 'bn_reset' needs BatchNorm, {type(model).__name__} has none; accepted: {accepted}"
+        )
     images = reset(model, task.images("bn_reset"))
     return model.state_dict(), {"images": images}
 
@@ -204,8 +206,7 @@ def _moments(task: _Task) -> Moments:
     for layer in task.groups.layers:
         axis = -1 if layer.kind == "linear" else 1
         axes |= {name: axis for name in (layer.node, named.get(layer.norm)) if name}
-    # float64 does not exist on MPS
-    exact = torch.device("cpu") if task.device.type == "mps" else task.device
+    exact = torch.float32 if task.device.type == "mps" else torch.float64
     sums: dict[str, list] = {name: [0.0] * 5 for name in axes}
     counts, images = dict.fromkeys(axes, 0), 0
     for batch in task.images("statistics"):
@@ -213,15 +214,15 @@ def _moments(task: _Task) -> Moments:
         walks = (symmetry.walk(parent, task.groups, batch) for parent in parents)
         for (node, a), (_, b) in zip(*walks, strict=True):
             if node.name in axes:
-                a, b = (x.movedim(axes[node.name], 0).flatten(1).to(exact).double() for x in (a, b))
-                counts[node.name] += a.shape[1]
-                new = (a.sum(1), b.sum(1), a.square().sum(1), b.square().sum(1), (a * b).sum(1))
-                sums[node.name] = [old + x for old, x in zip(sums[node.name], new, strict=True)]
+                dims = [d for d in range(a.dim()) if d != axes[node.name] % a.dim()]
+                counts[node.name] += a.numel() // a.shape[axes[node.name]]
+                new = [x.sum(dims, dtype=exact) for x in (a, b, a * a, b * b, a * b)]
+                sums[node.name] = [old + x.cpu().double() for old, x in zip(sums[node.name], new, strict=True)]
     if not images:
         raise InputError("statistics cannot be measured without images; accepted: correct_images ≥ 2")
     found = {}
     for name, total in sums.items():
-        a, b, aa, bb, ab = (x.cpu() / counts[name] for x in total)
+        a, b, aa, bb, ab = (x / counts[name] for x in total)
         found[name] = (a, b, (aa - a * a).clamp_(min=0), (bb - b * b).clamp_(min=0), ab - a * b)
     return Moments(images, found)
 
@@ -346,13 +347,23 @@ def _closed_form(task: _Task) -> _Found:
 
 
 def _least_squares(
-    task: _Task, ridge: float = 1e-3, rounds: int = 2, through_relu: bool = True, memory: float = 2 * least_squares.GIB
+    task: _Task,
+    ridge: float = 1e-3,
+    rounds: int = 2,
+    through_relu: bool = True,
+    memory: float = 2 * least_squares.GIB,
 ) -> _Found:
+    for name, value in (("ridge", ridge), ("rounds", rounds), ("memory", memory)):
+        if value < 0:
+            raise InputError(f"{name} {value} is negative; accepted: {name} ≥ 0")
     # float64 does not exist on MPS
     task = dataclasses.replace(task, device=torch.device("cpu")) if task.device.type == "mps" else task
     parents = [task.network(state) for state in (task.state_a, task.state_b)]
     fused = task.fused()
-    images = torch.cat(list(task.images("images")))
+    batches = list(task.images("images"))
+    if not batches:
+        raise InputError("correction 'least_squares' cannot work without images; accepted: correct_images ≥ 1")
+    images = torch.cat(batches)
     info = least_squares.fit(
         *parents, fused, task.groups, images, task.alpha,
         ridge=ridge, rounds=rounds, through_relu=through_relu, memory=memory, progress=task.progress,
@@ -371,11 +382,21 @@ class Correction:
 
 CORRECTIONS = {
     "none": Correction(_none, False, "plain interpolation"),
-    "bn_reset": Correction(_bn_reset, True, "BatchNorm statistics re-estimated by simple averaging (Jordan et al. 2023)"),
-    "repair": Correction(_tracked(shift=True), True, "means and deviations set to the parents' interpolated ones (Jordan et al. 2023)"),
+    "bn_reset": Correction(
+        _bn_reset, True, "BatchNorm statistics re-estimated by simple averaging (Jordan et al. 2023)"
+    ),
+    "repair": Correction(
+        _tracked(shift=True),
+        True,
+        "means and deviations set to the parents' interpolated ones (Jordan et al. 2023)",
+    ),
     "rescale": Correction(_tracked(shift=False), True, "deviations alone set to them (Qu & Horváth 2024)"),
-    "closed_form": Correction(_closed_form, True, "deviations predicted from the parents' moments (Jordan et al. 2023)"),
-    "least_squares": Correction(_least_squares, True, "layers solved for on the fused network's own inputs, through the ReLU"),
+    "closed_form": Correction(
+        _closed_form, True, "deviations predicted from the parents' moments (Jordan et al. 2023)"
+    ),
+    "least_squares": Correction(
+        _least_squares, True, "layers solved for on the fused network's own inputs, through the ReLU"
+    ),
 }
 
 

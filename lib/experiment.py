@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lib import correction, fusion, loaders, matching, models, paths, results, symmetry, training
 from lib.checks import InputError, check_choice
@@ -134,7 +135,11 @@ class Run:
                 spec = training.Spec(self.model, seed, recipe, self.width, self.norm, **skew.get(side, {}))
                 self.specs[side] = spec
                 self.checkpoints[side] = training.trained(
-                    spec, self.dataset, loader=self.loader, device=self.device, label=f"network {side.upper()}"
+                    spec,
+                    self.dataset,
+                    loader=self.loader,
+                    device=self.device,
+                    label=f"network {side.upper()}",
                 )
             path = self.checkpoints[side]
             pair.append(training.load_state(self.build(), training.read_state(path), str(path)).to(self.device))
@@ -170,6 +175,22 @@ class Run:
         """The first correct_images (or `count`) training images, augmented as in training where the model trains so."""
         return self._batches("train", count or self.correct_images, augment=models.ARCHITECTURES[self.model][2][0] > 1)
 
+    def rehearse(
+        self,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        counts: Mapping[str, Iterable[int]] | None = None,
+    ) -> None:
+        """Raises InputError, before any training, for matcher options that are not accepted (each matcher named in
+        `options` is tried on two random images) and for lists of image counts that hold no whole number ≥ 1."""
+        fresh, images = self.build(), [models.example(self.model)]
+        for name, chosen in (options or {}).items():
+            matching.match(fresh, fresh, self.groups, name, batches=images, progress=False, **chosen)
+        for name, numbers in (counts or {}).items():
+            if not isinstance(numbers, list | tuple):
+                raise _refuse(name, numbers, "a list of whole numbers")
+            for number in numbers:
+                _whole(name, number, 1)
+
     # Steps ------------------------------------------------------------------------------------------------------------
 
     def match(
@@ -189,6 +210,27 @@ class Run:
             symmetry.prove(model_b, self.groups, models.example(self.model), found[name])
         return found
 
+    def correlation(self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching]) -> Matching:
+        """The activation matching, whose similarity tells how alike any matching's units are."""
+        found = matchings.get("activation")
+        if found is None or found.options.get("similarity", "correlation") != "correlation":
+            found = matching.match(
+                model_a, model_b, self.groups, "activation", batches=self.match_batches, device=self.device
+            )
+        return found
+
+    def save_aligned(self, path: str, model_b: nn.Module, matchings: Mapping[str, Matching]) -> Path:
+        """Saves B, permuted by the last of `matchings`, as a checkpoint; returns its path."""
+        name, found = list(matchings.items())[-1]
+        state = symmetry.permute(training.state_of(model_b), self.groups, found)
+        target = Path(path) if Path(path).is_absolute() else paths.ROOT / path
+        sidecar = training.read_sidecar(self.checkpoints["b"]) | {
+            "aligned_by": name,
+            "dataset": self.dataset.name,
+        }
+        training.save_checkpoint(target, state, sidecar)
+        return target
+
     def parents(self, model_a: nn.Module, model_b: nn.Module) -> dict[str, dict[str, float | None]]:
         """Accuracy and loss of the two networks as they are."""
         return {
@@ -197,7 +239,11 @@ class Run:
         }
 
     def curves(
-        self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching], parents: Mapping[str, Mapping]
+        self,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        matchings: Mapping[str, Matching],
+        parents: Mapping[str, Mapping],
     ) -> list[dict[str, Any]]:
         """Every matcher with every correction along the alphas, as the record's "curves"."""
         entries = []
@@ -214,6 +260,26 @@ class Run:
                     results.curve_entry(found, name, curve.points, curve.barrier, correct_seconds=curve.correct_seconds)
                 )
         return entries
+
+    def bn_study(
+        self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching], counts: Iterable[int]
+    ) -> list[dict[str, Any]]:
+        """Accuracy at the midpoint after a BatchNorm reset on so many images, for each matching; 0 is no reset.
+        Empty for a network without BatchNorm."""
+        if self.norm is None:
+            return []
+        rows, model = [], self.build().to(self.device)
+        counts = [0, *sorted({min(count, len(self.dataset.train)) for count in counts})]
+        for found in matchings.values():
+            aligned = symmetry.permute(model_b.state_dict(), self.groups, found)
+            for count in tqdm(counts, desc=f"reset after {found.matcher}", unit="count", mininterval=1):
+                fused = correction.correct(
+                    model, model_a.state_dict(), aligned, 0.5, "bn_reset" if count else "none", groups=self.groups,
+                    batches=self.correct_batches(count) if count else None, device=self.device, progress=False,
+                )  # fmt: skip
+                accuracy = fusion.measure(model, fused, self.test, device=self.device)["test_accuracy"]
+                rows.append({"matcher": found.matcher, "images": count, "test_accuracy": accuracy, "alpha": 0.5})
+        return rows
 
     def record(self, parents: Mapping, curves: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
         """The run record, checked, not yet written."""

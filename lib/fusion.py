@@ -55,8 +55,8 @@ def measure(
 def barrier(points: Sequence[Mapping], parents: Mapping[str, Mapping]) -> dict[str, float | None]:
     """How far the path falls below the line between the parents, for each metric; None where it was not measured.
 
-    For an accuracy the maximum over alpha of (1 − alpha)·A + alpha·B − curve, for a loss of curve − that line, so that a
-    larger barrier is always worse. The parents are the uncorrected end points whatever the correction.
+    For an accuracy the maximum over alpha of (1 − alpha)·A + alpha·B − curve, for a loss of curve − that line: larger
+    is worse. The parents are the uncorrected end points whatever the correction.
     """
     found: dict[str, float | None] = {}
     for metric in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
@@ -114,4 +114,3 @@ def curve(
         if alpha in keep:
             states[alpha] = dict(fused)
     return Curve(points, barrier(points, parents), seconds, states, info)
-

@@ -1,31 +1,31 @@
 """Graph matching: networks as graphs (units are nodes, weights edges) and the permutations that line them up.
 
-First half: the published spectral matching of one-way chains (Liu et al., ICML 2022), dense as pygmtools
-wants it and matrix-free.
+Here, the published spectral matching of one-way chains (Liu et al., ICML 2022), dense as pygmtools wants it
+and matrix-free. The problem for any architecture is in `graph_problem`, its solvers in `graph_solvers`.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lib.checks import InputError
+from lib.graph_problem import GIB, Problem, assign, check_dense, choose
+from lib.graph_solvers import SOLVERS, Solution, coordinate_descent, softassign, solve
 
-GIB = 1024**3
-
-
-def assign(similarity: Tensor) -> Tensor:
-    """The permutation with the largest total similarity (linear assignment; scipy's Jonker-Volgenant
-    variant).
-
-    similarity: (n, n), any float dtype and device, [a, a'] with a a unit of network A and a' one of network
-    B. Returns a LongTensor (n,) on the CPU: unit perm[a] of B takes place a of A.
-    """
-    rows, columns = linear_sum_assignment(similarity.detach().cpu().numpy(), maximize=True)
-    perm = torch.empty(len(rows), dtype=torch.long)
-    perm[torch.from_numpy(rows)] = torch.from_numpy(columns)
-    return perm
+__all__ = [
+    "SOLVERS",
+    "Problem",
+    "Solution",
+    "affinity",
+    "assign",
+    "chain",
+    "coordinate_descent",
+    "softassign",
+    "solve",
+    "spectral",
+    "sweep",
+]
 
 
 def chain(
@@ -121,7 +121,7 @@ def affinity(
     """
     sizes = [c1[0].shape[1], *(c.shape[0] for c in c1)]
     n = sum(sizes)
-    _check_dense(n, memory)
+    check_dense(n, memory, "solver='sweep' or matcher 'graph'")
     K = torch.zeros(n, n, n, n)
     ends = [slice(0, sizes[0]), slice(n - sizes[-1], n)]
     for node in [i for end in ends for i in range(n)[end]]:
@@ -140,23 +140,6 @@ def affinity(
             K[a, b, a, b] = (b1[:, None] - b2[None, :]).abs().neg().exp()
         start += i
     return K.view(n * n, n * n)
-
-
-def _check_dense(n: int, memory: float) -> None:
-    need = 4 * n**4
-    if need > memory:
-        raise InputError(
-            f"a dense affinity matrix over {n} units would take {_size(need)}, above the limit of "
-            f"{_size(memory)}; use solver='sweep' or matcher 'graph', which never build it"
-        )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
-        if count < 1000 or unit == "PB":
-            return f"{count:,.4g} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def sweep(c1: Sequence[Tensor], c2: Sequence[Tensor], *, rows: int = 8) -> list[Tensor]:
@@ -205,8 +188,8 @@ def spectral(
     info["similarity"]: X of each group, float32 (n, n), [a, a'] with a of A whatever the orientation.
     Raises InputError for an unknown option, a network that is no plain chain, a dense K above `memory`.
     """
-    _choose("solver", solver, ("sweep", "pygmtools"))
-    _choose("orientation", orientation, ("correct", "reference"))
+    choose("solver", solver, ("sweep", "pygmtools"))
+    choose("orientation", orientation, ("correct", "reference"))
     c1, c2, names = chain(state_a, state_b, groups)
     if solver == "sweep":
         found, solve_assignment = sweep(c1, c2), assign
@@ -233,8 +216,3 @@ def _pygmtools_hungarian(X: Tensor) -> Tensor:
     import pygmtools
 
     return pygmtools.hungarian(X, backend="pytorch").argmax(dim=1)
-
-
-def _choose(what: str, value: str, accepted: Sequence[str]) -> None:
-    if value not in accepted:
-        raise InputError(f"unknown {what} {value!r}; accepted: {', '.join(accepted)}")

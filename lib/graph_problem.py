@@ -1,9 +1,10 @@
 """The quadratic assignment problem between two networks, and its operators without the matrix.
 
-Units are nodes, weights are edges. The objective counts every edge once and every node once; `graph_solvers` maximises
-it. Nothing here builds the affinity matrix, except `Problem.affinity` for tests and teaching.
+Units are nodes, weights are edges. The objective counts every edge once and every node once; `graph_solvers`
+maximises it. Nothing here builds the affinity matrix, except `Problem.affinity` for tests and teaching.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,17 +21,20 @@ from lib.symmetry import Member
 GIB = 1024**3
 KERNELS = ("exp", "inner")
 
-# One pass over a tile of this many float32 stays in a core's L2 cache: the exact kernel is five passes over it.
+# One pass over a tile of this many float32 stays in a core's L2 cache: the exact kernel is five passes over
+# it.
 TILE = 64 * 1024
 # Below this many multiply-adds a product is not worth handing to another thread.
 WORTH_SHARING = 8_000_000
+LOG2_E = math.log2(math.e)
 
 
 def assign(similarity: Tensor) -> Tensor:
-    """The permutation with the largest total similarity (linear assignment; scipy's Jonker-Volgenant variant).
+    """The permutation with the largest total similarity (linear assignment; scipy's Jonker-Volgenant
+    variant).
 
-    similarity: (n, n), any float dtype and device, [a, a'] with a a unit of network A and a' one of B. Returns
-    a LongTensor (n,) on the CPU: unit perm[a] of B takes place a of A.
+    similarity: (n, n), any float dtype and device, [a, a'] with a a unit of network A and a' one of B.
+    Returns a LongTensor (n,) on the CPU: unit perm[a] of B takes place a of A.
     """
     rows, columns = linear_sum_assignment(similarity.detach().cpu().numpy(), maximize=True)
     perm = torch.empty(len(rows), dtype=torch.long)
@@ -48,8 +52,8 @@ def check_dense(n: int, memory: float, way_out: str) -> None:
     """Raises InputError when a dense affinity matrix over n units, 4 n^4 bytes, exceeds `memory` bytes."""
     if 4 * n**4 > memory:
         raise InputError(
-            f"a dense affinity matrix over {n} units would take {readable_bytes(4 * n**4)}, above the limit of "
-            f"{readable_bytes(memory)}; use {way_out}, which never builds it"
+            f"a dense affinity matrix over {n} units would take {readable_bytes(4 * n**4)}, above the limit "
+            f"of {readable_bytes(memory)}; use {way_out}, which never build it"
         )
 
 
@@ -65,11 +69,11 @@ def readable_bytes(count: float) -> str:
 class Workers:
     """Runs independent tasks on a few threads, each of which computes single-threaded.
 
-    Why not torch's own threads: the kernels here are many short operations, and OpenMP puts a barrier behind each.
-    On a machine with other work on a core, every barrier then waits for the scheduler (measured: 8 ms an operation
-    of 0.3 ms), so that two threads were up to twenty times slower than one. Whole tasks, handed out as threads become
-    free, have one barrier a batch. Tasks are cut by size alone and their results are combined in order, so that the
-    result does not depend on the number of threads.
+    Why not torch's own threads: the kernels here are many short operations, and OpenMP puts a barrier behind
+    each. On a machine with other work on a core, every barrier then waits for the scheduler (measured: 8 ms
+    an operation of 0.3 ms), so that two threads were up to twenty times slower than one. Whole tasks, handed
+    out as threads become free, have one barrier a batch. Tasks are cut by size alone and their results are
+    combined in order, so that the result does not depend on the number of threads.
     """
 
     def __init__(self, device: torch.device, threads: int | None = None):
@@ -94,7 +98,9 @@ class Workers:
             if self.threads == 1:
                 yield
                 return
-            with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as self._pool:
+            with ThreadPoolExecutor(
+                self.threads, initializer=torch.set_num_threads, initargs=(1,)
+            ) as self._pool:
                 yield
         finally:
             self._pool = None
@@ -103,8 +109,10 @@ class Workers:
 
 @dataclass(frozen=True)
 class Edge:
-    """The weights between two sets of units. a, b: float32 (d, n_row, n_col), of networks A and B, where d counts the
-    weights of one edge. row, col: names of the groups that permute the units, None for units that stand fixed."""
+    """The weights between two sets of units. a, b: float32 (d, n_row, n_col), of networks A and B, where d
+    counts the weights of one edge. row, col: names of the groups that permute the units, None for units that
+    stand fixed.
+    """
 
     tensor: str
     row: str | None
@@ -124,24 +132,28 @@ class Node:
 
 
 class Problem:
-    """Two networks' weights as a quadratic assignment problem (Liu et al., ICML 2022), two-sided and matrix-free.
+    """Two networks' weights as a quadratic assignment problem (Liu et al., ICML 2022), two-sided and
+    matrix-free.
 
     For permutations pi, one a group, moving B (unit pi[a] of B takes place a of A), the objective is
 
-        F(pi) = sum over edges, b, a of k(w1[b, a], w2[pi(b), pi(a)]) + sum over nodes, a of k(v1[a], v2[pi(a)])
+        F(pi) = sum over edges, b, a of k(w1[b, a], w2[pi(b), pi(a)])
+              + sum over nodes, a of k(v1[a], v2[pi(a)])
 
-    with k the exact kernel exp(-||x - y||_2) of the published method, or the inner product <x, y> (Ainsworth et
-    al., ICLR 2023). Edges are all tensors with a grouped axis; an axis that no group permutes is matched to itself.
-    Nodes are biases and normalisation parameters. A BatchNorm that directly follows a layer is folded first: the weight
-    is multiplied by gamma / sqrt(var + eps), the bias becomes beta + (bias - mean) gamma / sqrt(var + eps).
+    with k the exact kernel exp(-||x - y||_2) of the published method, or the inner product <x, y> (Ainsworth
+    et al., ICLR 2023). Edges are all tensors with a grouped axis; an axis that no group permutes is matched
+    to itself. Nodes are biases and normalisation parameters. A BatchNorm that directly follows a layer is
+    folded first: the weight is multiplied by gamma / sqrt(var + eps), the bias becomes beta + (bias - mean)
+    gamma / sqrt(var + eps).
 
     state_a, state_b: state dicts with the same keys and shapes. groups: {name: Group}, from `symmetry.trace`.
-    norms: {layer: BatchNorm that directly follows it} by module name; default `groups.norms`. fold=False leaves
-    normalisations as nodes of their own (scale and shift, without running statistics).
-    similarity: optional {name: (n, n)} float, e.g. correlations of activations, added to the node terms. Its spread is
-    scaled to `similarity_weight` times the spread of the edges' gradient at the identity, for each kernel alike, so
-    that 1.0 weighs them equally.
-    memory: bytes for work space, beside one float32 copy of both networks' weights. threads: default torch's number.
+    norms: {layer: BatchNorm that directly follows it} by module name; default `groups.norms`. fold=False
+    leaves normalisations as nodes of their own (scale and shift, without running statistics).
+    similarity: optional {name: (n, n)} float, e.g. correlations of activations, added to the node terms. Its
+    spread is scaled to `similarity_weight` times the spread of the edges' gradient at the identity, for each
+    kernel alike, so that 1.0 weighs them equally.
+    memory: bytes for work space, beside one float32 copy of both networks' weights. threads: default torch's
+    number.
     """
 
     def __init__(
@@ -188,7 +200,8 @@ class Problem:
             n = self.sizes.get(name)
             if n is None or tuple(S.shape) != (n, n):
                 raise InputError(
-                    f"similarity of {name!r} has shape {tuple(S.shape)}; accepted: (n, n) for the groups {self.sizes}"
+                    f"similarity of {name!r} has shape {tuple(S.shape)}; "
+                    f"accepted: (n, n) for groups {self.sizes}"
                 )
             S = S.detach().to(self.device, torch.float64)
             self.similarity[name] = S - S.mean()
@@ -213,7 +226,10 @@ class Problem:
     def objective(self, perms: Mapping[str, Tensor], kernel: str = "exp") -> float:
         """F(perms), exact, accumulated in float64. O(n^2 d) time."""
         choose("kernel", kernel, KERNELS)
-        perms = {name: perm.to(self.device) for name, perm in perms.items()}
+        with self.workers.session():
+            return self._objective({name: perm.to(self.device) for name, perm in perms.items()}, kernel)
+
+    def _objective(self, perms: Mapping[str, Tensor], kernel: str) -> float:
         total = 0.0
         for edge in self.edges:
             step = max(1, 16 * TILE // edge.a[:, :1].numel())
@@ -231,8 +247,9 @@ class Problem:
         return total
 
     def linear(self, kernel: str = "exp") -> dict[str, Tensor]:
-        """The part of the gradient that depends on no permutation: node terms, similarity, edges to fixed units.
-        float64 (n, n) a group, [a, a'] with a of A. Computed once."""
+        """The part of the gradient that depends on no permutation: node terms, similarity, edges to fixed
+        units. float64 (n, n) a group, [a, a'] with a of A. Computed once.
+        """
         if kernel not in self._linear:
             terms = self._fixed_terms(kernel)
             for name, S in self._scaled_similarity(kernel).items():
@@ -258,7 +275,7 @@ class Problem:
             identity = self.identity()
             fixed, self._scales[kernel] = self._fixed_terms(kernel), {}
             for name, S in self.similarity.items():
-                spread = (fixed[name] + self._quadratic_at(name, identity, kernel)).std().item()
+                spread = (fixed[name] + self.quadratic(name, identity, kernel)).std().item()
                 self._scales[kernel][name] = self.similarity_weight * spread / max(S.std().item(), 1e-30)
         return {name: S * self._scales[kernel][name] for name, S in self.similarity.items()}
 
@@ -275,9 +292,12 @@ class Problem:
 
         Without edges from a group to itself, the assignment that maximises it maximises F over this group.
         """
-        return self.linear(kernel)[name] + self._quadratic_at(name, perms, kernel, cache)
+        return self.linear(kernel)[name] + self.quadratic(name, perms, kernel, cache)
 
-    def _quadratic_at(self, name: str, perms: Mapping[str, Tensor], kernel: str, cache: "Cache | None" = None):
+    def quadratic(
+        self, name: str, perms: Mapping[str, Tensor], kernel: str = "exp", cache: "Cache | None" = None
+    ) -> Tensor:
+        """`gradient` without its `linear` part: float64 (n, n)."""
         total = torch.zeros(self.sizes[name], self.sizes[name], dtype=torch.float64, device=self.device)
         for index, side, other in self._touching[name]:
             if cache is None:
@@ -289,8 +309,9 @@ class Problem:
     def _at_vertex(
         self, edge: Edge, side: str, perm: Tensor | None, kernel: str, units: Tensor | None = None
     ) -> Tensor:
-        """Sum over the units of an edge's other side (or over `units` of them, in A's order), matched by `perm`, of
-        the kernel between all pairs on `side`. float64 (n, n)."""
+        """Sum over the units of an edge's other side (or over `units` of them, in A's order), matched by
+        `perm`, of the kernel between all pairs on `side`. float64 (n, n).
+        """
         # (d, n_row, n_col) -> (matched, own side, d)
         order = (1, 2, 0) if side == "col" else (2, 1, 0)
         a, b = edge.a.permute(order), edge.b.permute(order)
@@ -339,17 +360,42 @@ class Problem:
     # -- gradients at soft assignments
 
     def soft_gradient(self, name: str, X: Mapping[str, Tensor], kernel: str = "inner") -> Tensor:
-        """The gradient of F for one group at soft assignments: float64 (n, n), X[other] float (m, m), [a, a'].
+        """The gradient of F for one group at soft assignments: float64 (n, n), X[other] float (m, m), [a,
+        a'].
 
-        Inner product: two matrix products for each weight of an edge, O(n^3 d). Exact kernel: O(n^4 d), streamed.
+        Inner product: two matrix products for each weight of an edge, O(n^3 d). Exact kernel: O(n^4 d),
+        streamed.
         """
-        total = self.linear(kernel)[name].clone()
+        return self.linear(kernel)[name] + self.soft_quadratic(name, X, kernel)
+
+    def soft_quadratic(self, name: str, X: Mapping[str, Tensor], kernel: str = "inner") -> Tensor:
+        """`soft_gradient` without its `linear` part: float64 (n, n)."""
+        total = torch.zeros(self.sizes[name], self.sizes[name], dtype=torch.float64, device=self.device)
         for index, side, other in self._touching[name]:
             total += self.product(index, side, X[other], kernel)
         return total
 
+    def one_way_terms(self, kernel: str = "exp") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the published one-way K has besides edges between groups: (source, diagonal), float64 (n, n) a
+        group: edges to fixed outputs, matched to themselves; and nodes with similarity.
+        """
+        source, diagonal = (
+            {n: torch.zeros(s, s, dtype=torch.float64, device=self.device) for n, s in self.sizes.items()}
+            for _ in range(2)
+        )
+        for edge in self.edges:
+            if edge.row is None:
+                source[edge.col] += self._at_vertex(edge, "col", None, kernel)
+        for node in self.nodes:
+            diagonal[node.group] += _pair(node.a[None, :, None], node.b[None, None, :], kernel)
+        for name, S in self._scaled_similarity(kernel).items():
+            diagonal[name] += S
+        return source, diagonal
+
     def product(self, index: int, side: str, X: Tensor, kernel: str) -> Tensor:
-        """E @ X for one edge, towards `side` ("row" or "col"), X (m, m) over the units of the other side. float64."""
+        """E @ X for one edge, towards `side` ("row" or "col"), X (m, m) over the units of the other side.
+        float64.
+        """
         edge = self.edges[index]
         a, b = (edge.a, edge.b) if side == "col" else (edge.a.transpose(1, 2), edge.b.transpose(1, 2))
         d, other, own = a.shape  # contracts `other`
@@ -376,7 +422,7 @@ class Problem:
         # Row o of A against all of B: (own, other * own) kernel values at a time.
         for o in range(other):
             left, right = _distance_factors(a[o][None], b.reshape(1, -1, b.shape[2]))
-            E = torch.bmm(left, right)[0].clamp_min_(0).sqrt_().neg_().exp_().view(own, other, own)
+            E = torch.bmm(left, right)[0].clamp_min_(0).sqrt_().neg_().exp2_().view(own, other, own)
             total += torch.einsum("aBA,B->aA", E.double(), X[o])
         return total
 
@@ -389,13 +435,16 @@ class Problem:
     def affinity(self, kernel: str = "exp", *, memory: float = 4 * GIB) -> Tensor:
         """K of this problem, dense and symmetric: float32 (n*n, n*n) over the n units of all groups in order.
 
-        Row a*n + a'; each edge stands twice at half its value, so that x^T K x = F for a permutation x; what depends on
-        one unit alone (nodes, edges to fixed units) stands on the diagonal. For pygmtools' solvers: mind that they
-        return X transposed. Raises InputError when K would take more than `memory` bytes: 4 n^4.
+        Row a*n + a'; each edge stands twice at half its value, so that x^T K x = F for a permutation x; what
+        depends on one unit alone (nodes, edges to fixed units) stands on the diagonal. For pygmtools'
+        solvers: mind that they return X transposed. Raises InputError when K would take more than `memory`
+        bytes: 4 n^4.
         """
         n = sum(self.sizes.values())
-        check_dense(n, memory, "one of lib.graph_matching's own solvers")
-        start = dict(zip(self.sizes, torch.tensor([0, *self.sizes.values()]).cumsum(0).tolist(), strict=False))
+        check_dense(n, memory, "the solvers of lib.graph_matching")
+        start = dict(
+            zip(self.sizes, torch.tensor([0, *self.sizes.values()]).cumsum(0).tolist(), strict=False)
+        )
         K = torch.zeros(n, n, n, n)
         for name, L in self.linear(kernel).items():
             units = torch.arange(start[name], start[name] + self.sizes[name])
@@ -415,8 +464,8 @@ class Problem:
 class Cache:
     """Exact gradients at permutations, brought up to date by the units that moved since the last look.
 
-    Near convergence few units move, and a gradient costs 2 * moved / n of a fresh one. Holds two float64 (n, n) an
-    edge at most, and none at all when these would take more than half of the problem's `memory`.
+    Near convergence few units move, and a gradient costs 2 * moved / n of a fresh one. Holds two float64 (n,
+    n) an edge at most, and none at all when these would take more than half of the problem's `memory`.
     """
 
     def __init__(self, problem: Problem, kernel: str):
@@ -435,7 +484,9 @@ class Cache:
             moved = (before != perm).nonzero()[:, 0]
             if 2 * len(moved) < len(perm):
                 if len(moved):
-                    value += at(edge, side, perm, self.kernel, moved) - at(edge, side, before, self.kernel, moved)
+                    value += at(edge, side, perm, self.kernel, moved) - at(
+                        edge, side, before, self.kernel, moved
+                    )
                     self._held[index, side] = (perm.clone(), value)
                 return value
         value = at(edge, side, perm, self.kernel)
@@ -454,31 +505,40 @@ def _pair(x: Tensor, y: Tensor, kernel: str) -> Tensor:
 
 
 def _distance_factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(m, n, d + 2) and (m, d + 2, n) whose product is the squared distance of x[m, i] and y[m, j], x, y (m, n, d).
+    """(m, n, d + 2) and (m, d + 2, n) whose product is the squared distance of x[m, i], y[m, j] over (ln
+    2)^2, x, y (m, n, d).
 
-    Centred first: the product cancels, and what it loses is relative to the squared norms. What is lost matters for
-    near-equal vectors only (distance below 1e-3 of the norm), whose match stands out anyway.
+    Centred first: the product cancels, and what it loses is relative to the squared norms. What is lost
+    matters for near-equal vectors only (distance below 1e-3 of the norm), whose match stands out anyway.
+    Distances are in units of ln 2, since exp2 takes half the time of exp.
     """
     centre = x.mean((0, 1))
-    x, y = x - centre, y - centre
+    x, y = (x - centre) * LOG2_E, (y - centre) * LOG2_E
     left = torch.cat([x, x.square().sum(2, keepdim=True), torch.ones_like(x[..., :1])], dim=2)
     right = torch.cat([y * -2, torch.ones_like(y[..., :1]), y.square().sum(2, keepdim=True)], dim=2)
     return left, right.transpose(1, 2)
 
 
 def _accumulate(left: Tensor, right: Tensor, deep: int, total: Tensor) -> None:
-    """total += sum over m of exp(-distance), left (m, r, k), right (m, k, n), total float64 (r, n), `deep` m a tile.
+    """total += sum over m of exp(-distance), left (m, r, k), right (m, k, n), total float64 (r, n), `deep` m
+    a tile.
 
-    A tile is summed in float32 and tiles in float64: the signal is a few thousandths of the sum.
+    The signal is a few thousandths of the sum: float32 holds 32 terms (or one tile), float64 the rest.
     """
     count, height, width = left.shape[0], left.shape[1], right.shape[2]
     tile = left.new_empty(min(deep, count), height, width)
+    some, held = left.new_zeros(height, width), 0
     for start in range(0, count, deep):
         stop = min(start + deep, count)
         out = tile[: stop - start]
         torch.bmm(left[start:stop], right[start:stop], out=out)
-        out.clamp_min_(0).sqrt_().neg_().exp_()
-        total += out.sum(0) if stop - start > 1 else out[0]
+        out.clamp_min_(0).sqrt_().neg_().exp2_()
+        some += out.sum(0) if stop - start > 1 else out[0]
+        held += stop - start
+        if held >= 32 or stop == count:
+            total += some
+            some.zero_()
+            held = 0
 
 
 def _blocks(size: int, pieces: int) -> list[slice]:
@@ -504,8 +564,9 @@ def _without_norms(
     eps: float,
     fold: bool,
 ) -> tuple[dict[str, Tensor], dict[str, list[tuple[str, Member]]]]:
-    """The state with each BatchNorm folded into the layer before it or, where it cannot be, reduced to scale and shift;
-    and the members that remain."""
+    """The state with each BatchNorm folded into the layer before it or, where it cannot be, reduced to scale
+    and shift; and the members that remain.
+    """
     state, members = dict(state), dict(members)
     after = {norm: layer for layer, norm in norms.items()}
     for key in [key for key in state if key.endswith(".running_var")]:
@@ -546,8 +607,9 @@ def _pieces(
     a: Tensor,
     b: Tensor,
 ) -> Iterator[tuple[str | None, str | None, Tensor, Tensor]]:
-    """Cuts a tensor along the groups that own parts of its first two axes: (row group, column group, a, b), where a
-    and b are float32 (d, n_row, n_col), or (n,) for a tensor of one number a unit."""
+    """Cuts a tensor along the groups that own parts of its first two axes: (row group, column group, a, b),
+    where a and b are float32 (d, n_row, n_col), or (n,) for a tensor of one number a unit.
+    """
     if any(member.axis > 1 for _, member in owners) or a.dim() == 0:
         raise InputError(
             f"graph matching cannot read {tensor} {tuple(a.shape)}: groups may own its first two axes only"
@@ -558,7 +620,9 @@ def _pieces(
     for row, top, n_row, row_block in _cut(owners, 0, None, sizes, a.shape[0], tensor, limits):
         bottom = top + n_row * row_block
         if row is not None and any(top < limit < bottom for limit in limits):
-            raise InputError(f"graph matching cannot read {tensor}: group {row} spans parts with other columns")
+            raise InputError(
+                f"graph matching cannot read {tensor}: group {row} spans parts with other columns"
+            )
         for col, left, n_col, col_block in _cut(owners, 1, (top, bottom), sizes, a.shape[1], tensor, ()):
             if row is None and col is None:
                 continue
@@ -587,8 +651,9 @@ def _cut(
     tensor: str,
     limits: Sequence[int],
 ) -> list[tuple[str | None, int, int, int]]:
-    """(group or None, first entry, units, entries a unit) along an axis, without gaps; what no group owns is fixed and
-    split at `limits`."""
+    """(group or None, first entry, units, entries a unit) along an axis, without gaps; what no group owns is
+    fixed and split at `limits`.
+    """
     spans = sorted(
         (m.offset, name, m.block)
         for name, m in owners

@@ -177,7 +177,13 @@ def _sites(model: nn.Module, groups: Groups) -> tuple[list[_Site], dict[str, str
             parts = [a for a in user.args if isinstance(a, fx.Node)]
             others = [a for a in parts if _origin(a, modules) is not _origin(end, modules)]
             shapes = {tuple(n.meta["tensor_meta"].shape) for n in (*parts, user)}
-            if len(parts) == 2 and len(others) == 1 and index[others[0]] < index[node] and not user.kwargs and len(shapes) == 1:
+            if (
+                len(parts) == 2
+                and len(others) == 1
+                and index[others[0]] < index[node]
+                and not user.kwargs
+                and len(shapes) == 1
+            ):
                 other, end = others[0], user
                 user = _only_user(end, modules)
         sites.append(_Site(node.target, node, module, norm, end, other, _is_relu(user, modules)))
@@ -208,7 +214,11 @@ class _Affine:
         else:
             lead = (1,) * (2 - len(layer.kernel_size))
             self.shape = (*shape[:2], *lead, *shape[2:])
-            self.stride, self.dilation, self.groups = (*lead, *layer.stride), (*lead, *layer.dilation), layer.groups
+            self.stride, self.dilation, self.groups = (
+                (*lead, *layer.stride),
+                (*lead, *layer.dilation),
+                layer.groups,
+            )
             self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
             if layer.padding == "same":
                 around = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
@@ -256,23 +266,35 @@ class _Affine:
         bias = None if bias is None else bias.to(x)
         return F.conv2d(x, weight.to(x), bias, self.stride, 0, self.dilation, self.groups)
 
+    def columns(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """im2col of padded inputs in parts of bounded size: (which images, h (G, p, observations))."""
+        kernel = self.shape[2:]
+        size = self.shape[1] * kernel[0] * kernel[1]
+        extents = zip(x.shape[2:], self.dilation, kernel, self.stride, strict=True)
+        positions = math.prod((n - d * (k - 1) - 1) // s + 1 for n, d, k, s in extents)
+        step = max(1, COLUMNS // (self.groups * size * positions * x.element_size()))
+        for first in range(0, len(x), step):
+            part = slice(first, first + step)
+            columns = F.unfold(x[part], kernel, self.dilation, 0, self.stride)
+            columns = columns.unflatten(1, (self.groups, size)).permute(1, 2, 0, 3)
+            yield part, columns.flatten(2)
+
     def cross(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Σ h·rᵀ (G, p, o): a convolution's weight gradient, so no im2col."""
-        weight = nn.grad.conv2d_weight(x, self.shape, residual, self.stride, 0, self.dilation, self.groups)
+        """Σ h·rᵀ (G, p, o) float64, r (N, out, H, W)."""
+        if self.stride == (1, 1):  # a convolution's weight gradient: no im2col
+            weight = nn.grad.conv2d_weight(x, self.shape, residual, 1, 0, self.dilation, self.groups)
+        else:  # there oneDNN crashes on some channels_last shapes (torch 2.14)
+            weight = 0
+            for part, columns in self.columns(x):
+                r = residual[part].flatten(2).unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+                weight = weight + (r @ columns.mT).double()
         return self.rows(weight, residual.sum(dim=(0, 2, 3)))
 
     def gram(self, x: Tensor) -> Tensor:
-        """Σ h·hᵀ (G, p, p) float64 of padded inputs, by im2col in parts of bounded size."""
-        kernel = self.shape[2:]
-        size = self.shape[1] * kernel[0] * kernel[1]
+        """Σ h·hᵀ (G, p, p) float64 of padded inputs."""
+        size = math.prod(self.shape[1:])
         total = x.new_zeros(self.groups, size + self.bias, size + self.bias, dtype=torch.float64)
-        positions = math.prod(
-            (n - d * (k - 1) - 1) // s + 1
-            for n, d, k, s in zip(x.shape[2:], self.dilation, kernel, self.stride, strict=True)
-        )
-        for part in x.split(max(1, COLUMNS // (self.groups * size * positions * x.element_size()))):
-            columns = F.unfold(part, kernel, self.dilation, 0, self.stride)
-            columns = columns.view(len(part), self.groups, size, -1).permute(1, 2, 0, 3).reshape(self.groups, size, -1)
+        for _, columns in self.columns(x):
             total[:, :size, :size] += columns @ columns.mT
             if self.bias:
                 total[:, :size, size] += columns.sum(dim=-1)

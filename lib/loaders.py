@@ -295,9 +295,7 @@ def _decode_parquet(files: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
             jpegs = pyarrow.compute.struct_field(table["img"], "bytes").to_pylist()
             pixels = np.empty((len(jpegs), 32, 32, 3), np.uint8)
             # delay: a bar only where decoding takes more than two seconds
-            for k, jpeg in enumerate(
-                tqdm(jpegs, desc=f"decoding {path.name}", delay=2, mininterval=1, leave=False)
-            ):
+            for k, jpeg in enumerate(tqdm(jpegs, desc=f"decoding {path.name}", delay=2, mininterval=1, leave=False)):
                 with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
                     if image.size != (32, 32):
                         raise ValueError(f"image {k} has {image.size} pixels")

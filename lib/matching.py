@@ -66,7 +66,11 @@ def _none(pair: _Pair) -> _Found:
     return pair.groups.identity(), None, None, {}
 
 
-TAPS = {"post_relu": ("post_relu", "post_norm", "pre_norm"), "post_norm": ("post_norm", "pre_norm"), "pre_norm": ("pre_norm",)}
+TAPS = {
+    "post_relu": ("post_relu", "post_norm", "pre_norm"),
+    "post_norm": ("post_norm", "pre_norm"),
+    "pre_norm": ("pre_norm",),
+}
 
 
 def _taps(group: Group, wanted: str) -> list[Tap]:
@@ -172,9 +176,7 @@ def activation_similarity(
     return found
 
 
-def _activation(
-    pair: _Pair, similarity: str = "correlation", tap: str = "post_relu", epsilon: float = 1e-4
-) -> _Found:
+def _activation(pair: _Pair, similarity: str = "correlation", tap: str = "post_relu", epsilon: float = 1e-4) -> _Found:
     found = activation_similarity(
         pair.model_a, pair.model_b, pair.groups, pair.batches,
         similarity=similarity, tap=tap, epsilon=epsilon, device=pair.device, progress=pair.progress,
@@ -210,9 +212,14 @@ MATCHERS = {
     "none": Matcher(_none, False, "leaves B as it is"),
     "activation": Matcher(_activation, True, "assignment on the correlation of activations (Li et al. 2015)"),
     "graph_reference": Matcher(
-        _spectral("reference"), False, "spectral matching as published, inverse permutation included (Liu et al. 2022)", True
+        _spectral("reference"),
+        False,
+        "spectral matching as published, inverse permutation included (Liu et al. 2022)",
+        True,
     ),
-    "graph_sm": Matcher(_spectral("correct"), False, "the same spectral matching, the permutation the right way round", True),
+    "graph_sm": Matcher(
+        _spectral("correct"), False, "the same spectral matching, the permutation the right way round", True
+    ),
 }
 
 
@@ -258,7 +265,9 @@ def check_options(matcher: str, options: Mapping) -> None:
         raise InputError(f"unknown matcher '{matcher}'; accepted: {', '.join(MATCHERS)}")
     accepted = list(inspect.signature(MATCHERS[matcher].run).parameters)[1:]
     if unknown := sorted(options.keys() - set(accepted)):
-        raise InputError(f"matcher '{matcher}' takes no option {', '.join(unknown)}; accepted: {', '.join(accepted) or 'none'}")
+        raise InputError(
+            f"matcher '{matcher}' takes no option {', '.join(unknown)}; accepted: {', '.join(accepted) or 'none'}"
+        )
 
 
 def match(

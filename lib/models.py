@@ -13,8 +13,34 @@ from lib.checks import InputError
 VGG_CHANNELS = {
     "vgg11": (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
     "vgg13": (64, 64, "pool", 128, 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
-    "vgg16": (64, 64, "pool", 128, 128, "pool", *(256,) * 3, "pool", *(512,) * 3, "pool", *(512,) * 3, "pool"),
-    "vgg19": (64, 64, "pool", 128, 128, "pool", *(256,) * 4, "pool", *(512,) * 4, "pool", *(512,) * 4, "pool"),
+    "vgg16": (
+        64,
+        64,
+        "pool",
+        128,
+        128,
+        "pool",
+        *(256,) * 3,
+        "pool",
+        *(512,) * 3,
+        "pool",
+        *(512,) * 3,
+        "pool",
+    ),
+    "vgg19": (
+        64,
+        64,
+        "pool",
+        128,
+        128,
+        "pool",
+        *(256,) * 4,
+        "pool",
+        *(512,) * 4,
+        "pool",
+        *(512,) * 4,
+        "pool",
+    ),
 }
 
 
@@ -104,9 +130,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(out)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
         self.relu = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

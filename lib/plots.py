@@ -121,9 +121,7 @@ def save_figure(figure: Figure, stem: str, folder: str | Path = FIGURES) -> tupl
 
 
 @_styled
-def curve(
-    records: Records, metric: str = "test_accuracy", reference: Mapping[str, Any] | None = None
-) -> Figure:
+def curve(records: Records, metric: str = "test_accuracy", reference: Mapping[str, Any] | None = None) -> Figure:
     """One metric against alpha, a line per curve, the end points as dashed horizontal lines.
 
     Several records of one kind: the mean over pairs and a band of ± one standard deviation. `reference` (an
@@ -159,9 +157,7 @@ def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, 
         ends = [summary["parents"][side][metric] for side in ("a", "b")]
         for end, shade in zip(ends, ("#444444", "#8C8C8C"), strict=True):
             if end is not None:
-                handle = axes.axhline(
-                    scale * end, color=shade, linestyle=(0, (3, 2)), linewidth=0.9, zorder=1
-                )
+                handle = axes.axhline(scale * end, color=shade, linestyle=(0, (3, 2)), linewidth=0.9, zorder=1)
                 handles.setdefault("end points A and B, each alone", handle)
         for entry in entries:
             label = results.curve_label(entry | {"correction": "none"} if crowded else entry)
@@ -210,9 +206,7 @@ def _draw_curve(
     if entry["n"] > 1:
         spread = scale * np.array([point[f"{metric}_std"] for point in points])
         axes.fill_between(alphas, values - spread, values + spread, color=colour, alpha=0.18, linewidth=0)
-    published = (
-        (reference or {}).get("curves", {}).get((entry["matcher"], entry["correction"]), {}).get(metric)
-    )
+    published = (reference or {}).get("curves", {}).get((entry["matcher"], entry["correction"]), {}).get(metric)
     if published and not entry["variant"]:
         hollow = {"marker": marker, "markerfacecolor": "none", "markersize": 7.5, "linestyle": "none"}
         axes.plot(reference["alphas"], scale * np.array(published), color=colour, zorder=2, **hollow)
@@ -343,9 +337,7 @@ def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]
                 handles[f"{label}, no reset"] = axes.axhline(mean, color=colour, linestyle=":", linewidth=1.2)
         some = counts > 0
         bars = {"capsize": 2, "elinewidth": 0.8, "linestyle": CORRECTION_LINE["bn_reset"]} | _mark(marker)
-        handles[f"{label} + BN reset"] = axes.errorbar(
-            counts[some], means[some], spreads[some], color=colour, **bars
-        )
+        handles[f"{label} + BN reset"] = axes.errorbar(counts[some], means[some], spreads[some], color=colour, **bars)
     axes.set(xscale="log", xlabel="training images for the reset", ylabel=METRIC_LABELS["test_accuracy"])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     axes.set_ylim(bottom=0)
@@ -382,9 +374,7 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
         n = max(row["n"] for row in found)
         axes.set_title(f"{architecture} on {dataset}, n = {n}")
     at = sorted({row["alpha"] for panel in panels.values() for row in panel if "alpha" in row})
-    what = {"test_accuracy": "test accuracy (%)", "barrier_accuracy": "accuracy barrier (points)"}.get(
-        metric, metric
-    )
+    what = {"test_accuracy": "test accuracy (%)", "barrier_accuracy": "accuracy barrier (points)"}.get(metric, metric)
     where = f" at α = {at[0]:g}" if len(at) == 1 and metric.startswith("test") else ""
     _title(figure, f"{what}{where}: matching × correction, the best fused network framed")
     return figure
@@ -411,9 +401,7 @@ def _heat_map(axes: Axes, rows: list[Mapping[str, Any]], metric: str) -> None:
         colour = colours((value - low) / (high - low or 1))
         dark = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5
         axes.add_patch(Rectangle((x, y), width, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
-        axes.text(
-            x + width / 2, y + 0.5, text, ha="center", va="center", color="w" if dark else "k", fontsize=6.5
-        )
+        axes.text(x + width / 2, y + 0.5, text, ha="center", va="center", color="w" if dark else "k", fontsize=6.5)
 
     digits = 1 if scale == 100 else 2
     for row in fused:
@@ -584,11 +572,7 @@ def objective_accuracy(rows: Iterable[Mapping[str, Any]], record: Mapping[str, A
 
 def _study_title(record: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> str:
     seeds = len({row.get("seed") for row in rows})
-    where = (
-        f"networks trained on {record['dataset']}"
-        if record.get("dataset")
-        else "random networks, no data set"
-    )
+    where = f"networks trained on {record['dataset']}" if record.get("dataset") else "random networks, no data set"
     return f"{where}, n = {seeds}, {record['provenance']['device']}"
 
 
@@ -660,9 +644,7 @@ def _bare(axes: Axes) -> None:
     axes.axis("off")
 
 
-def _draw_network(
-    axes: Axes, weights: list[np.ndarray], first: list[np.ndarray], second: list[np.ndarray]
-) -> None:
+def _draw_network(axes: Axes, weights: list[np.ndarray], first: list[np.ndarray], second: list[np.ndarray]) -> None:
     """A network left to right; in each place a unit that is half `first`'s and half `second`'s unit there."""
     _bare(axes)
     for layer, matrix in enumerate(weights):
@@ -714,9 +696,7 @@ def _draw_matching(axes: Axes, orders: list[np.ndarray]) -> None:
         axes.text((left + right) / 2, -0.1, text, ha="center", va="center", fontsize=6.5, color="#444444")
 
 
-def _arrow(
-    figure: Figure, start: Axes, tail: tuple[float, float], end: Axes, head: tuple[float, float]
-) -> None:
+def _arrow(figure: Figure, start: Axes, tail: tuple[float, float], end: Axes, head: tuple[float, float]) -> None:
     look = {"arrowstyle": "-|>", "mutation_scale": 11, "linewidth": 1.2, "color": "#444444"}
     arrow = ConnectionPatch(tail, head, start.transData, end.transData, **look)
     arrow.set_in_layout(False)

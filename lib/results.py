@@ -182,9 +182,7 @@ def _device_name(device: Any) -> str:
     try:
         if sys.platform == "darwin":
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(
-                command, capture_output=True, text=True, timeout=5, check=True
-            ).stdout.strip()
+            return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, subprocess.SubprocessError, StopIteration):
@@ -324,9 +322,7 @@ def validate(record: Any) -> None:
     study = "rows" in record
     _expect(study != ("curves" in record), "curves", "there, or rows in its place, and not both")
     dataset = record.get("dataset")
-    _expect(
-        _text(dataset) or (study and dataset is None), "dataset", "the name of the data set used", dataset
-    )
+    _expect(_text(dataset) or (study and dataset is None), "dataset", "the name of the data set used", dataset)
     _validate_provenance(record.get("provenance"))
     if study:
         _expect(_rows(record["rows"]), "rows", "a non-empty list of objects")
@@ -345,9 +341,7 @@ def _validate_model(model: Any) -> None:
     _expect(_text(model.get("name")), "model.name", "a name", model.get("name"))
     width = model.get("width")
     _expect(_number(width) and width > 0, "model.width", "a number above 0", width)
-    _expect(
-        "norm" in model and (model["norm"] is None or _text(model["norm"])), "model.norm", "a name or null"
-    )
+    _expect("norm" in model and (model["norm"] is None or _text(model["norm"])), "model.norm", "a name or null")
 
 
 def _validate_provenance(provenance: Any) -> None:
@@ -406,9 +400,7 @@ def _validate_curve(curve: dict[str, Any], field: str) -> None:
 def _validate_metrics(metrics: Any, field: str, required: tuple[str, ...] = METRICS) -> None:
     _expect(isinstance(metrics, dict), field, "an object", metrics)
     for metric in METRICS:
-        _expect(
-            metric in metrics or metric not in required, f"{field}.{metric}", "there (null: not measured)"
-        )
+        _expect(metric in metrics or metric not in required, f"{field}.{metric}", "there (null: not measured)")
         value = metrics.get(metric)
         _expect(value is None or _number(value), f"{field}.{metric}", "a number or null", value)
         if metric.endswith("accuracy") and value is not None:
@@ -441,9 +433,7 @@ def _rows(value: Any) -> bool:
 # On disk
 
 
-def write_record(
-    path: str | os.PathLike, record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None
-) -> Path:
+def write_record(path: str | os.PathLike, record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> Path:
     """Writes `record` as JSON to `path` and `arrays` (name -> array or CPU tensor) as .npz beside it.
 
     Both atomically, the record last, since it says that the run is done. Without `arrays` an older .npz goes:
@@ -541,9 +531,7 @@ def curve_label(curve: Mapping[str, Any]) -> str:
     return f"{label} ({variant})" if variant else label
 
 
-def curve_of(
-    record: Mapping[str, Any], matcher: str, correction: str = "none", variant: str = ""
-) -> dict | None:
+def curve_of(record: Mapping[str, Any], matcher: str, correction: str = "none", variant: str = "") -> dict | None:
     """The curve of that name in `record` (or in `aggregate`'s answer), or None."""
     wanted = (matcher, correction, variant)
     return next((curve for curve in record["curves"] if curve_key(curve) == wanted), None)
@@ -752,9 +740,7 @@ def latex(records: Records, split: str = "test") -> str:
         lines += [r"\midrule", _latex_row([title, *heads, "barrier"]), r"\midrule"]
         for curve in summary["curves"]:
             cells = [_latex_cell(_point(curve, alpha), metric) for alpha in alphas]
-            lines.append(
-                _latex_row([_escape(curve_label(curve)), *cells, _latex_cell(curve["barrier"], metric)])
-            )
+            lines.append(_latex_row([_escape(curve_label(curve)), *cells, _latex_cell(curve["barrier"], metric)]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -902,9 +888,7 @@ def _columns(body: list[list[str]], heads: set[int], texts: int = 1) -> list[str
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     lines = []
     for index, row in enumerate(body):
-        cells = [
-            c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=False))
-        ]
+        cells = [c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=False))]
         line = "  ".join(cells).rstrip() if len(row) > 1 else row[0]
         lines += ["", line, rule] if index in heads and index else [line, rule] if index in heads else [line]
     return lines

@@ -212,9 +212,8 @@ def prove(
     largest = change(perms)
     if largest > tolerance:
         culprits = [name for name, perm in perms.items() if change({name: perm}) > tolerance]
-        raise SymmetryError(
-            f"permuting {', '.join(culprits) or 'the groups together'} changes the outputs by {largest:.1e} of their size"
-        )
+        named = ", ".join(culprits) or "the groups together"
+        raise SymmetryError(f"permuting {named} changes the outputs by {largest:.1e} of their size")
     return largest
 
 
@@ -331,7 +330,9 @@ class _Tracer:
     # What rules use -------------------------------------------------------------------------------------------------
 
     def fail(self, node: fx.Node, reason: str) -> UnsupportedError:
-        where = f" (module '{node.target}', {type(self.modules[node.target]).__name__})" if node.op == "call_module" else ""
+        where = (
+            f" (module '{node.target}', {type(self.modules[node.target]).__name__})" if node.op == "call_module" else ""
+        )
         what = getattr(node.target, "__name__", node.target)
         return UnsupportedError(f"node '{node.name}'{where}, {node.op} {what}: {reason}")
 
@@ -458,11 +459,10 @@ def _names(producers: Sequence[list[str]]) -> list[str]:
         top = max(tops, key=tops.count)
         names.append(makers[0] if len(makers) == 1 or tops.count(top) == 1 else top)
     # A stage that names several groups, or a group's own layer, says nothing: use the first layer.
-    names = [
-        name if names.count(name) == 1 else makers[0] for name, makers in zip(names, producers, strict=True)
-    ]
+    names = [name if names.count(name) == 1 else makers[0] for name, makers in zip(names, producers, strict=True)]
     return [
-        f"{name}[{names[:position].count(name)}]" if names.count(name) > 1 else name for position, name in enumerate(names)
+        f"{name}[{names[:position].count(name)}]" if names.count(name) > 1 else name
+        for position, name in enumerate(names)
     ]
 
 
@@ -606,7 +606,20 @@ def _layer_norm(t: _Tracer, node: fx.Node, module) -> Layout:
     return layout
 
 
-ACTIVATIONS = ("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh")
+ACTIVATIONS = (
+    "relu",
+    "relu_",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "mish",
+    "sigmoid",
+    "tanh",
+)
 ACTIVATIONS += ("hardswish", "hardsigmoid", "hardtanh", "softplus", "logsigmoid", "softsign")
 
 
@@ -614,7 +627,10 @@ ACTIVATIONS += ("hardswish", "hardsigmoid", "hardtanh", "softplus", "logsigmoid"
     "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh", "Hardswish",
     "Hardsigmoid", "Hardtanh", "Softplus", "LogSigmoid", "Softsign",
 )))  # fmt: skip
-@rule(*(getattr(space, name) for space in (F, torch) for name in ACTIVATIONS if hasattr(space, name)), *ACTIVATIONS)
+@rule(
+    *(getattr(space, name) for space in (F, torch) for name in ACTIVATIONS if hasattr(space, name)),
+    *ACTIVATIONS,
+)
 def _activation(t: _Tracer, node: fx.Node, module) -> Layout:
     t.kinds[node] = "post_relu"
     return t.layout(node.args[0])
@@ -629,15 +645,49 @@ def _prelu(t: _Tracer, node: fx.Node, module) -> Layout:
 
 # Element by element, or over a whole axis in a way that follows its order (softmax): the layout passes through.
 @rule(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Softmax, nn.LogSoftmax)
-@rule(F.dropout, F.dropout2d, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
-@rule(torch.abs, torch.exp, torch.sqrt, torch.square, torch.clamp, torch.neg, operator.neg, torchvision.ops.stochastic_depth)
-@rule("abs", "exp", "sqrt", "square", "clamp", "clamp_", "contiguous", "clone", "detach", "float", "double", "to", "neg")
+@rule(
+    F.dropout,
+    F.dropout2d,
+    F.softmax,
+    F.log_softmax,
+    torch.softmax,
+    torch.log_softmax,
+    "softmax",
+    "log_softmax",
+)
+@rule(
+    torch.abs,
+    torch.exp,
+    torch.sqrt,
+    torch.square,
+    torch.clamp,
+    torch.neg,
+    operator.neg,
+    torchvision.ops.stochastic_depth,
+)
+@rule(
+    "abs",
+    "exp",
+    "sqrt",
+    "square",
+    "clamp",
+    "clamp_",
+    "contiguous",
+    "clone",
+    "detach",
+    "float",
+    "double",
+    "to",
+    "neg",
+)
 def _pass(t: _Tracer, node: fx.Node, module) -> Layout:
     return t.layout(node.args[0])
 
 
-@rule(*(getattr(nn, f"{name}{d}d") for d in (1, 2, 3) for name in ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool",
-      "ReplicationPad", "ZeroPad", "ConstantPad")), nn.ReflectionPad1d, nn.ReflectionPad2d)  # fmt: skip
+SPATIAL = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "ReplicationPad", "ReflectionPad", "ZeroPad")
+
+
+@rule(*(getattr(nn, f"{name}{d}d") for d in (1, 2, 3) for name in (*SPATIAL, "ConstantPad")))
 @rule(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 @rule(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.max_pool2d, torch.avg_pool1d)
 def _spatial(t: _Tracer, node: fx.Node, module) -> Layout:
@@ -673,7 +723,14 @@ def _reshape(t: _Tracer, node: fx.Node, module) -> Layout:
             if size_a <= size_b and a < len(before) and (size_a < size_b or (a == i)):
                 size_a *= before[a]
                 a += 1
-            elif size_b < size_a and b < len(after) or b == j and b < len(after) and size_a == size_b == 1 and a == len(before):
+            elif (
+                size_b < size_a
+                and b < len(after)
+                or b == j
+                and b < len(after)
+                and size_a == size_b == 1
+                and a == len(before)
+            ):
                 size_b *= after[b]
                 b += 1
             else:
@@ -746,7 +803,9 @@ def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
     gone = range(rank) if gone is None else [d % rank for d in (gone if isinstance(gone, Sequence) else [gone])]
     keep = _argument(node, 2, "keepdim", False)
     return {
-        axis if keep else axis - sum(d < axis for d in gone): segments for axis, segments in layout.items() if axis not in gone
+        axis if keep else axis - sum(d < axis for d in gone): segments
+        for axis, segments in layout.items()
+        if axis not in gone
     }
 
 

@@ -117,7 +117,14 @@ def trained(
     model = spec.build()
     resume = paths.CHECKPOINTS / "local" / f"{stem}.resume"
     losses = train(
-        model, batches, spec.recipe, generator=generator, device=device, resume=resume, label=label, progress=progress
+        model,
+        batches,
+        spec.recipe,
+        generator=generator,
+        device=device,
+        resume=resume,
+        label=label,
+        progress=progress,
     )
     state = state_of(model)
     if half:
@@ -126,9 +133,18 @@ def trained(
     test = loaders.make_loader(dataset, "test", 1000, **options)
     accuracy, loss = evaluate(model, test, device=device)
     save_checkpoint(
-        path, state, made | {"test_accuracy": accuracy, "test_loss": loss, "final_train_loss": losses[-1], "torch": torch.__version__}
+        path,
+        state,
+        made
+        | {
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "final_train_loss": losses[-1],
+            "torch": torch.__version__,
+        },
     )
-    resume.unlink(missing_ok=True)
+    for spent in (resume, *resume.parent.glob(f".{resume.stem}.*")):  # with what a kill left half-written
+        spent.unlink(missing_ok=True)
     return path
 
 
@@ -160,12 +176,14 @@ def train(
     model.to(device, memory_format=torch.channels_last).train()
     steps = len(loader)
     if steps == 0:
-        raise InputError(f"no full batch of {recipe.batch_size} images to train on; accepted: a smaller batch_size or more images")
+        raise InputError(
+            f"no full batch of {recipe.batch_size} images to train on; accepted: a smaller batch_size or more images"
+        )
     optimiser = torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     knots = [0, recipe.warmup * recipe.epochs * steps, recipe.epochs * steps]
-    factors = np.interp(np.arange(1 + knots[-1]), knots, [0, 1, 0])
+    factors = np.interp(np.arange(1 + knots[-1]), knots, [0, 1, 0]).tolist()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: factors[step])
     # Mixed precision pays on CUDA only: bfloat16 on a CPU without AMX was far slower than float32.
     mixed = device.type == "cuda"
@@ -180,7 +198,14 @@ def train(
             part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         losses = saved["losses"]
-    bar = tqdm(total=recipe.epochs, initial=len(losses), desc=label, unit="epoch", disable=not progress, mininterval=1)
+    bar = tqdm(
+        total=recipe.epochs,
+        initial=len(losses),
+        desc=label,
+        unit="epoch",
+        disable=not progress,
+        mininterval=1,
+    )
     for _ in range(len(losses), recipe.epochs):
         total = torch.zeros((), dtype=torch.float64, device=device)
         for images, labels in loader:
@@ -194,7 +219,9 @@ def train(
             total += loss.detach()
         losses.append(total.item() / steps)
         if not math.isfinite(losses[-1]):
-            raise InputError(f"the training loss is {losses[-1]} after epoch {len(losses)}; a smaller lr than {recipe.lr} may help")
+            raise InputError(
+                f"the training loss is {losses[-1]} after epoch {len(losses)}; a smaller lr than {recipe.lr} may help"
+            )
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
         bar.update()
         if resume is not None:
@@ -249,7 +276,10 @@ def file_sha256(path: Path) -> str:
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """A contiguous CPU copy of a model's state dict, detached from the model."""
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def find_checkpoint(name: str) -> Path:
@@ -278,13 +308,18 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     if len(head) == 9 and head[8:] == b"{":
         return load_file(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # given a path, torch would look at its suffix
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds code ({culprit[1]}), which is never executed" if culprit else "it cannot be read"
-        raise InputError(f"checkpoint {path} is refused: {reason}; accepted: safetensors or a torch file of tensors only") from None
+        raise InputError(
+            f"checkpoint {path} is refused: {reason}; accepted: safetensors or a torch file of tensors only"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f"checkpoint {path} is refused: it is no state dict; accepted: a mapping from names to tensors")
+        raise InputError(
+            f"checkpoint {path} is refused: it is no state dict; accepted: a mapping from names to tensors"
+        )
     return dict(state)
 
 
@@ -295,9 +330,7 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], origin: str = "
         InputError: naming what is missing, unexpected or of another shape. A missing num_batches_tracked is no misfit.
     """
     own = model.state_dict()
-    problems = [
-        f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")
-    ]
+    problems = [f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
     for name, tensor in state.items():
         if name not in own:
             problems.append(f"{name} is unexpected")

@@ -35,9 +35,15 @@ def _specs() -> dict[str, tuple[str, Spec]]:
                 specs[f"vgg11-w0.25-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.25))
             for seed in seeds:
                 residual = Recipe(epochs=8, batch_size=250, lr=0.1)
-                specs[f"resnet20-w0.5-s{seed}"] = (cifar, Spec("resnet20", seed, residual, width=0.5, norm="batch"))
+                specs[f"resnet20-w0.5-s{seed}"] = (
+                    cifar,
+                    Spec("resnet20", seed, residual, width=0.5, norm="batch"),
+                )
     for seed in (0, 1):
-        specs[f"vgg11bn-w0.5-s{seed}"] = (cifar, Spec("vgg11", seed, Recipe(epochs=10), width=0.5, norm="batch"))
+        specs[f"vgg11bn-w0.5-s{seed}"] = (
+            cifar,
+            Spec("vgg11", seed, Recipe(epochs=10), width=0.5, norm="batch"),
+        )
     return specs
 
 

@@ -483,9 +483,7 @@ def test_a_batch_may_be_changed_without_changing_the_data():
 @pytest.mark.parametrize("augment", [False, True])
 def test_shuffled_epochs_cover_every_image_once_and_differ(augment):
     split = numbered(50)
-    loader = loaders.MemoryLoader(
-        split, 8, normalise=EXACT, shuffle=True, augment=augment, generator=seeded()
-    )
+    loader = loaders.MemoryLoader(split, 8, normalise=EXACT, shuffle=True, augment=augment, generator=seeded())
     epochs = [torch.cat([y for _, y in loader]) for _ in range(2)]
     for order in epochs:
         assert sorted(order.tolist()) == list(range(50))
@@ -496,9 +494,7 @@ def test_shuffled_epochs_cover_every_image_once_and_differ(augment):
 
 
 def test_drop_last_leaves_only_whole_batches():
-    loader = loaders.MemoryLoader(
-        numbered(23), 5, normalise=EXACT, shuffle=True, drop_last=True, generator=seeded()
-    )
+    loader = loaders.MemoryLoader(numbered(23), 5, normalise=EXACT, shuffle=True, drop_last=True, generator=seeded())
     sizes = [len(y) for _, y in loader]
     assert sizes == [5, 5, 5, 5] and len(loader) == 4
 
@@ -513,9 +509,7 @@ def test_the_generators_state_determines_the_epoch():
     assert not torch.equal(first[0][0], second[0][0])
     resumed = seeded(99)
     resumed.set_state(state)
-    for (x, y), (x2, y2) in zip(
-        second, loaders.MemoryLoader(split, 7, generator=resumed, **options), strict=True
-    ):
+    for (x, y), (x2, y2) in zip(second, loaders.MemoryLoader(split, 7, generator=resumed, **options), strict=True):
         assert torch.equal(x, x2) and torch.equal(y, y2)
     # and a broken-off epoch leaves the generator where a whole one does
     generator.set_state(state)
@@ -553,9 +547,7 @@ def test_fill_is_black_before_normalisation():
 
 
 def test_single_channel_images_are_augmented_too():
-    loader = loaders.MemoryLoader(
-        marked(500, channels=1), 500, normalise=EXACT, augment=True, generator=seeded()
-    )
+    loader = loaders.MemoryLoader(marked(500, channels=1), 500, normalise=EXACT, augment=True, generator=seeded())
     assert moves(next(iter(loader))[0]).sum() == 500
 
 

@@ -67,9 +67,7 @@ def test_a_planted_permutation_comes_back_through_every_tap_and_similarity(tap, 
     planted = groups.random(torch.Generator().manual_seed(3))
     b = copy.deepcopy(a)
     b.load_state_dict(symmetry.permute(a.state_dict(), groups, symmetry.inverse(planted)))
-    found = matching.match(
-        a, b, groups, "activation", batches=images(), similarity=similarity, tap=tap, progress=False
-    )
+    found = matching.match(a, b, groups, "activation", batches=images(), similarity=similarity, tap=tap, progress=False)
     right = sum(int((found[name] == perm).sum()) for name, perm in planted.items())
     total = sum(len(perm) for perm in planted.values())
     # Only the correlation singles each unit out: a louder one may be worth more than a unit's own product.

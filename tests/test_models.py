@@ -24,7 +24,9 @@ def test_simplenet_has_no_relu_between_its_linear_layers():
     assert torch.allclose(net(x), hidden @ net.fc2.weight.T, atol=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "first", "last"), [("batch", "features.4", "features.25"), (None, "features.3", "features.18")])
+@pytest.mark.parametrize(
+    ("norm", "first", "last"), [("batch", "features.4", "features.25"), (None, "features.3", "features.18")]
+)
 def test_vgg11_is_numbered_like_the_published_code(norm, first, last):
     state = models.build("vgg11", width=0.125, norm=norm).state_dict()
     assert state["features.0.weight"].shape == (8, 3, 3, 3)

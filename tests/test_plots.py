@@ -218,11 +218,7 @@ def test_an_unknown_solver_always_looks_the_same():
 
 def test_network_graph_averages_to_a_network_that_keeps_its_weights_only_when_matched():
     figure = plots.network_graph()
-    widths = {
-        axes.get_title(): sum(line.get_linewidth() for line in axes.lines)
-        for axes in figure.axes
-        if axes.lines
-    }
+    widths = {axes.get_title(): sum(line.get_linewidth() for line in axes.lines) for axes in figure.axes if axes.lines}
     a, unmatched, matched = (
         next(width for title, width in widths.items() if part in title)
         for part in ("network A", "as they are", "after matching")

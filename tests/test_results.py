@@ -31,9 +31,7 @@ def curve(matcher, accuracies, alphas=(0.0, 0.5, 1.0), correction="none", **extr
     points = [{"alpha": a} | metrics(value, 1 - value) for a, value in zip(alphas, accuracies, strict=True)]
     barrier = metrics((accuracies[0] + accuracies[-1]) / 2 - min(accuracies), 0.4)
     seconds = {"match_seconds": 0.5, "correct_seconds": 1.5}
-    return (
-        {"matcher": matcher, "correction": correction, "points": points, "barrier": barrier} | seconds | extra
-    )
+    return {"matcher": matcher, "correction": correction, "points": points, "barrier": barrier} | seconds | extra
 
 
 def pair(*curves, **changes):
@@ -277,9 +275,7 @@ class Matching(dict):
 def test_curve_entry_takes_what_a_matching_says():
     matching = Matching("graph", {})
     points = [{"alpha": 0.5} | metrics(0.9)]
-    entry = results.curve_entry(
-        matching, "repair", points, metrics(0.1), options={"images": 5}, variant="merged"
-    )
+    entry = results.curve_entry(matching, "repair", points, metrics(0.1), options={"images": 5}, variant="merged")
     record = pair(entry)
     assert record["curves"][0]["options"] == {"solver": "sweep", "images": 5}
     assert record["curves"][0]["match_seconds"] == 0.25
@@ -338,9 +334,7 @@ def test_a_curve_that_not_every_pair_has_keeps_its_own_n():
     assert "graph (n = 1)" in results.table([both, one])
 
 
-@pytest.mark.parametrize(
-    "change", [{"dataset": "mnist"}, {"model": {"name": "mlp", "width": 1.0, "norm": None}}]
-)
+@pytest.mark.parametrize("change", [{"dataset": "mnist"}, {"model": {"name": "mlp", "width": 1.0, "norm": None}}])
 def test_pairs_of_different_kinds_are_not_averaged(change):
     with pytest.raises(ValueError, match="can not be averaged"):
         results.aggregate([pair(), pair(**change)])

@@ -83,7 +83,12 @@ def test_torchvision_models_trace_and_prove(make, count):
 def test_residual_stages_are_tied_and_named_after_the_stage():
     groups = symmetry.trace(models.build("resnet20", width=0.5, norm="batch"), models.example("resnet20"))
     tied = {m.tensor for m in groups["layer1"].members}
-    assert {"conv1.weight", "layer1.0.conv2.weight", "layer1.2.conv2.weight", "layer2.0.shortcut.0.weight"} <= tied
+    assert {
+        "conv1.weight",
+        "layer1.0.conv2.weight",
+        "layer1.2.conv2.weight",
+        "layer2.0.shortcut.0.weight",
+    } <= tied
     assert "layer2" in groups
     assert "layer3" in groups
     assert "layer1.0.conv1" in str(groups)
@@ -206,9 +211,26 @@ def test_small_cases_trace_prove_and_have_no_more_symmetry_than_they_have(model,
 @pytest.mark.parametrize(
     ("model", "shape", "named"),
     [
-        (Forward(lambda m, x: m.b(torch.cumsum(m.a(x), 1)), a=nn.Linear(3, 4), b=nn.Linear(4, 2)), (3,), "cumsum"),
-        (Forward(lambda m, x: m.b(m.a(x).view(-1, 2, 2).sum(1)), a=nn.Linear(3, 4), b=nn.Linear(2, 2)), (3,), "view"),
-        (Forward(lambda m, x: m.b(m.rnn(m.a(x))), a=nn.Linear(3, 4), rnn=nn.Bilinear(4, 4, 4), b=nn.Linear(4, 2)), (3,), "rnn"),
+        (
+            Forward(lambda m, x: m.b(torch.cumsum(m.a(x), 1)), a=nn.Linear(3, 4), b=nn.Linear(4, 2)),
+            (3,),
+            "cumsum",
+        ),
+        (
+            Forward(lambda m, x: m.b(m.a(x).view(-1, 2, 2).sum(1)), a=nn.Linear(3, 4), b=nn.Linear(2, 2)),
+            (3,),
+            "view",
+        ),
+        (
+            Forward(
+                lambda m, x: m.b(m.rnn(m.a(x))),
+                a=nn.Linear(3, 4),
+                rnn=nn.Bilinear(4, 4, 4),
+                b=nn.Linear(4, 2),
+            ),
+            (3,),
+            "rnn",
+        ),
     ],
 )
 def test_an_operation_without_a_rule_is_named(model, shape, named, monkeypatch):

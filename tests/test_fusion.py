@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from lib import fusion, loaders, models, symmetry
+
+
+def parents_of(a=(0.9, 0.3), b=(0.8, 0.5)):
+    return {
+        side: {"test_accuracy": accuracy, "test_loss": loss, "train_accuracy": None, "train_loss": None}
+        for side, (accuracy, loss) in (("a", a), ("b", b))
+    }
+
+
+def test_barrier_is_measured_from_the_line_between_the_parents():
+    points = [
+        {
+            "alpha": alpha,
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "train_accuracy": None,
+            "train_loss": None,
+        }
+        for alpha, accuracy, loss in ((0.0, 0.9, 0.3), (0.25, 0.6, 1.0), (0.5, 0.5, 0.9), (1.0, 0.8, 0.5))
+    ]
+    found = fusion.barrier(points, parents_of())
+    assert found["test_accuracy"] == pytest.approx(0.85 - 0.5)
+    assert found["test_loss"] == pytest.approx(1.0 - (0.75 * 0.3 + 0.25 * 0.5))
+    assert found["train_accuracy"] is None
+
+
+def test_the_published_width_2_barrier_is_1_22_points():
+    curve = (
+        (0.0, 0.9173, 0.295),
+        (0.25, 0.9164, 0.296),
+        (0.5, 0.9074, 0.331),
+        (0.75, 0.9174, 0.301),
+        (1.0, 0.9221, 0.301),
+    )
+    points = [{"alpha": a, "test_accuracy": acc, "test_loss": loss} for a, acc, loss in curve]
+    found = fusion.barrier(points, parents_of((0.9172, 0.295), (0.9220, 0.301)))
+    assert found["test_accuracy"] == pytest.approx(0.0122)
+    assert found["test_loss"] == pytest.approx(0.033)
+
+
+def test_interpolation_mixes_floats_statistics_included_and_keeps_integers_of_a():
+    a = {"w": torch.zeros(2), "running_var": torch.ones(2), "num_batches_tracked": torch.tensor(3)}
+    b = {"w": torch.ones(2), "running_var": 3 * torch.ones(2), "num_batches_tracked": torch.tensor(9)}
+    fused = fusion.interpolate(a, b, 0.25)
+    assert fused["w"].tolist() == [0.25, 0.25]
+    assert fused["running_var"].tolist() == [1.5, 1.5]
+    assert fused["num_batches_tracked"] == 3
+
+
+def test_curve_of_a_network_with_its_own_permutation_is_flat():
+    model = models.build("vgg11", width=0.0625, norm="batch", seed=0)
+    groups = symmetry.trace(model, models.example("vgg11"))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    perms = groups.random(torch.Generator().manual_seed(0))
+    moved = symmetry.permute(state, groups, perms)
+    aligned = symmetry.permute(moved, groups, symmetry.inverse(perms))
+    g = torch.Generator().manual_seed(0)
+    split = loaders.Split(
+        torch.randint(0, 256, (64, 3, 32, 32), generator=g, dtype=torch.uint8),
+        torch.randint(10, (64,), generator=g),
+    )
+    test = list(loaders.MemoryLoader(split, 32, normalise=loaders.CIFAR))
+    end = fusion.measure(model, state, test)
+    options = {"parents": {"a": end, "b": end}, "groups": groups, "test": test, "progress": False}
+    flat = fusion.curve(model, state, aligned, [1.0, 0.5, 0.0], **options, keep=[0.5])
+    assert [point["alpha"] for point in flat.points] == [0.0, 0.5, 1.0]
+    assert all(point["test_loss"] == pytest.approx(end["test_loss"], rel=1e-4) for point in flat.points)
+    assert flat.barrier["test_loss"] == pytest.approx(0, abs=1e-4)
+    assert torch.allclose(flat.states[0.5]["features.0.weight"], state["features.0.weight"], atol=1e-6)
+    bent = fusion.curve(model, state, moved, [0.0, 0.5, 1.0], **options)
+    assert abs(bent.points[1]["test_loss"] - end["test_loss"]) > 1e-3
+
+
+def test_train_metrics_are_null_unless_asked_for():
+    model = models.build("simplenet", seed=0)
+    x, y = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+    assert fusion.measure(model, model.state_dict(), [(x, y)])["train_loss"] is None
+    found = fusion.measure(model, model.state_dict(), [(x, y)], [(x, y)])
+    assert found["train_loss"] == found["test_loss"]

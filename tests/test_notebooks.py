@@ -1,0 +1,199 @@
+"""The notebooks, executed for real with tiny parameters, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbclient
+import nbformat
+import papermill
+import pytest
+import torch
+from papermill.parameterize import parameterize_notebook
+
+from lib import batch, models, paths, results, symmetry, training
+
+NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+TINY = {
+    "simplenet_mnist": {"epochs": 1, "limit_train": 400, "limit_test": 200, "match_images": 100},
+    "vgg11_cifar10": {
+        "epochs": 1,
+        "width": 0.0625,
+        "limit_train": 1000,
+        "limit_test": 200,
+        "match_images": 100,
+        "correct_images": 100,
+        "bn_study_images": [20, 50],
+        "alphas": [1.0, 0.5, 0.0],
+        "evaluate_train": True,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """Nothing that a test run leaves behind reaches the repo, and nothing trained before is found."""
+    monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("FUSEBOOK_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("FUSEBOOK_FIGURES", str(tmp_path / "figures"))
+
+
+def run(name, tmp_path, **parameters):
+    chosen = {"dataset": "mnist-5k", "device": "cpu"} | TINY[name] | parameters
+    batch.execute(paths.NOTEBOOKS / f"{name}.ipynb", chosen, tmp_path / "executed.ipynb")
+    return results.read_record(tmp_path / "results" / "local" / f"{name}.json")
+
+
+def test_simplenet_leaves_a_record_figures_and_an_executed_copy(tmp_path):
+    record = run("simplenet_mnist", tmp_path, alphas=[1.0, 0.0, 0.5])
+    assert record == json.loads((tmp_path / "results" / "local" / "simplenet_mnist.json").read_text())
+    assert record["dataset"] == "mnist-5k"
+    assert [curve["matcher"] for curve in record["curves"]] == [
+        "graph_reference",
+        "graph_sm",
+        "activation",
+        "none",
+    ]
+    for curve in record["curves"]:
+        assert [point["alpha"] for point in curve["points"]] == [0.0, 0.5, 1.0]
+        assert curve["points"][0]["test_accuracy"] == record["parents"]["a"]["test_accuracy"]
+        assert curve["points"][2]["test_accuracy"] == record["parents"]["b"]["test_accuracy"]
+        assert curve["points"][1]["train_accuracy"] is None
+    assert record["images"] == {"train": 400, "test": 200, "match": 100, "correct": 0}
+    assert record["seeds"] == {"a": 0, "b": 1, "match": 0}
+    assert record["provenance"]["parameters"]["limit_train"] == 400
+    arrays = results.read_arrays(tmp_path / "results" / "local" / "simplenet_mnist.json")
+    assert sorted(arrays["perm/graph_sm/conv2"]) == list(range(64))
+    drawn = {path.name for path in (tmp_path / "figures" / "local").iterdir()}
+    assert {
+        "simplenet_mnist_curves.png",
+        "simplenet_mnist_curves.pdf",
+        "simplenet_mnist_matching_graph_sm.png",
+    } <= drawn
+    text = "".join(
+        output.get("text", "")
+        for cell in nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
+        for output in cell.get("outputs", [])
+    )
+    assert "SimpleNet on mnist-5k, one pair (n = 1)" in text
+
+
+def test_vgg_trains_matches_resets_and_saves_the_aligned_network(tmp_path):
+    aligned = tmp_path / "aligned.safetensors"
+    record = run("vgg11_cifar10", tmp_path, save_aligned=str(aligned))
+    assert record["dataset"] == "mnist-5k"
+    assert record["model"] == {"name": "vgg11", "width": 0.0625, "norm": "batch"}
+    curves = {(curve["matcher"], curve["correction"]): curve for curve in record["curves"]}
+    assert set(curves) == {(m, c) for m in ("none", "activation") for c in ("none", "bn_reset")}
+    assert all(point["train_loss"] > 0 for curve in curves.values() for point in curve["points"])
+    assert record["parents"]["a"]["train_accuracy"] is not None
+    assert [row["images"] for row in record["studies"]["bn_images"]] == [0, 20, 50] * 2
+    # The saved network computes what B computes, and its units stand elsewhere.
+    b = next((tmp_path / "checkpoints" / "local").glob("*-s1-*.safetensors"))
+    original, moved = training.read_state(b), training.read_state(aligned)
+    nets = [training.load_state(models.build("vgg11", width=0.0625, norm="batch"), s) for s in (original, moved)]
+    x = models.example("vgg11")
+    assert torch.allclose(nets[0](x), nets[1](x), atol=1e-4)
+    assert not torch.equal(original["features.25.weight"], moved["features.25.weight"])
+
+
+def test_a_second_run_finds_the_networks_trained_and_the_numbers_equal(tmp_path):
+    first = run("vgg11_cifar10", tmp_path, corrections=["none"], matchers=["activation"])
+    second = run("vgg11_cifar10", tmp_path, corrections=["none"], matchers=["activation"])
+    assert first["checkpoints"] == second["checkpoints"]
+    assert first["curves"][0]["points"] == second["curves"][0]["points"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cell_by_cell_from_the_folder_of_notebooks(notebook, tmp_path):
+    """As JupyterLab runs it: kernel python3 of this environment, working directory notebooks/."""
+    if notebook.stem not in TINY:
+        pytest.skip("no tiny parameters")
+    parameters = {"dataset": "mnist-5k", "device": "cpu", "alphas": [0.5], "matchers": ["none"]} | TINY[notebook.stem]
+    parameters |= {"corrections": ["none"], "alphas": [0.5]}
+    copy = parameterize_notebook(papermill.iorw.load_notebook_node(str(notebook)), parameters)
+    nbclient.NotebookClient(
+        copy, kernel_name="python3", kernel_manager_class=batch.OwnKernel, timeout=600,
+        resources={"metadata": {"path": str(paths.NOTEBOOKS)}},
+    ).execute()  # fmt: skip
+    assert (tmp_path / "results" / "local" / f"{notebook.stem}.json").exists()
+
+
+def test_the_published_experiment_on_foreign_checkpoints_without_sidecars(tmp_path):
+    """Two torch files from elsewhere: nothing is trained, no seed is invented."""
+    for seed, side in enumerate("ab"):
+        torch.save(models.build("simplenet", seed=seed).state_dict(), tmp_path / f"{side}.dat")
+    parameters = {f"checkpoint_{side}": str(tmp_path / f"{side}.dat") for side in "ab"}
+    record = run("simplenet_mnist", tmp_path, **parameters, matchers=["graph_sm"], alphas=[0.0, 0.5, 1.0])
+    assert record["seeds"] == {"a": None, "b": None, "match": 0}
+    assert record["checkpoints"]["a"]["file"] == "a.dat"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def refused(capsys, tmp_path, notebook, *arguments):
+    """What a run that refuses its input says: one line, exit status 2, nothing written."""
+    before = set(tmp_path.rglob("*"))
+    status = batch.main([f"{notebook}.ipynb", *arguments, "--output", str(tmp_path / "executed.ipynb")])
+    said = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert status == 2
+    assert len(said) == 1
+    assert set(tmp_path.rglob("*")) == before
+    return said[0]
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(capsys, tmp_path):
+    """Three of the many, through a real kernel; tests/test_experiment.py has them all."""
+    torch.save({"w": Evil()}, tmp_path / "evil.pt")
+    cases = {
+        "-p alphas [0,1.5]": "alpha 1.5 is not accepted; accepted: a number within [0, 1]",
+        f"-p checkpoint_a {tmp_path}/evil.pt -p dataset mnist-5k": "it holds code",
+        "-p epoch 3": "has no parameter epoch (did you mean epochs?)",
+    }
+    for arguments, said in cases.items():
+        assert said in refused(capsys, tmp_path, "simplenet_mnist", *arguments.split()), arguments
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_tracked_notebooks_are_clean_and_their_parameters_documented(notebook):
+    node = nbformat.read(notebook, as_version=4)
+    assert "papermill" not in node.metadata
+    code = [cell for cell in node.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    known = papermill.inspect_notebook(str(notebook))
+    assert len(known) == len(tagged[0].source.splitlines())
+    assert all(parameter["help"] and parameter["inferred_type_name"] != "None" for parameter in known.values())
+
+
+def test_help_notebook_is_the_manual():
+    notebook = str(paths.NOTEBOOKS / "simplenet_mnist.ipynb")
+    manual = subprocess.run(
+        [sys.executable, "-m", "papermill", "--help-notebook", notebook],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    assert "matchers" in manual
+    assert "epochs" in manual
+
+
+def test_the_moved_network_is_proved_before_anything_is_averaged():
+    """A wrong permutation cannot reach fusion: prove stands between."""
+    net = models.build("simplenet", seed=0)
+    groups = symmetry.trace(net, models.example("simplenet"))
+    group = groups["conv2"]
+    broken = symmetry.Groups(
+        {**groups.groups, "conv2": symmetry.Group(group.size, group.members[:1])}, groups.layers, groups.graph
+    )
+    perms = {"conv2": torch.arange(64).roll(1)}
+    with pytest.raises(symmetry.SymmetryError, match="conv2"):
+        symmetry.prove(net, broken, models.example("simplenet"), perms)
+    symmetry.prove(net, groups, models.example("simplenet"), perms)

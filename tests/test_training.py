@@ -1,0 +1,245 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib import loaders, models, paths, training
+from lib.checks import InputError
+from lib.training import Recipe, Spec
+
+RECIPE = Recipe(epochs=3, batch_size=50, lr=0.05)
+
+
+def tiny_dataset(count=200, classes=10):
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % classes
+    images = torch.randint(0, 60, (count, 3, 32, 32), generator=g, dtype=torch.uint8)
+    images[torch.arange(count), :, labels] += 150  # a bright row tells the class
+    split = loaders.Split(images, labels)
+    return loaders.Dataset("tiny", split, split, "0" * 64)
+
+
+def loader_of(dataset, generator, augment=True):
+    return loaders.MemoryLoader(
+        dataset.train,
+        50,
+        normalise=loaders.CIFAR,
+        shuffle=True,
+        augment=augment,
+        drop_last=True,
+        generator=generator,
+    )
+
+
+def small(seed=0):
+    return models.build("vgg11", width=0.0625, norm="batch", seed=seed)
+
+
+def test_training_learns():
+    dataset, generator = tiny_dataset(), torch.Generator().manual_seed(0)
+    model, recipe = small(), Recipe(epochs=12, batch_size=50, lr=0.05, augment=False)
+    losses = training.train(model, loader_of(dataset, generator, False), recipe, generator=generator, progress=False)
+    accuracy, loss = training.evaluate(model, loaders.MemoryLoader(dataset.test, 50, normalise=loaders.CIFAR))
+    assert losses[-1] < 0.5 * losses[0]
+    assert accuracy > 0.5
+    assert not model.training
+
+
+def test_the_schedule_rises_for_five_per_cent_and_falls_to_zero(monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+
+    def spy(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    generator = torch.Generator().manual_seed(0)
+    recipe = Recipe(epochs=10, batch_size=50, lr=0.08)
+    training.train(small(), loader_of(tiny_dataset(), generator), recipe, generator=generator, progress=False)
+    assert len(rates) == 40
+    assert rates[0] == 0
+    assert max(rates) == rates[2] == pytest.approx(0.08)
+    assert rates[-1] == pytest.approx(0.08 / 38)
+
+
+class Interrupt(Exception):
+    pass
+
+
+def test_resumed_training_ends_in_the_same_weights(tmp_path):
+    dataset, resume = tiny_dataset(), tmp_path / "state.resume"
+
+    def run(resume=None, stop_after=None):
+        generator = torch.Generator().manual_seed(5)
+        model, loader = small(3), loader_of(dataset, generator)
+        if stop_after is not None:
+            original, epochs = type(loader).__iter__, []
+
+            class Stopping(loaders.MemoryLoader):
+                def __iter__(self):
+                    epochs.append(1)
+                    if len(epochs) > stop_after:
+                        raise Interrupt
+                    return original(self)
+
+            loader.__class__ = Stopping
+        losses = training.train(model, loader, RECIPE, generator=generator, resume=resume, progress=False)
+        return model.state_dict(), losses
+
+    undisturbed, losses = run()
+    with pytest.raises(Interrupt):
+        run(resume, stop_after=2)
+    assert resume.exists()
+    resumed, again = run(resume)
+    assert again == losses
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_training import tiny_dataset
+from lib import training
+from lib.training import Recipe, Spec
+spec = Spec("vgg11", 0, Recipe(epochs=6, batch_size=50, lr=0.05), width=0.0625, norm="batch")
+print(training.trained(spec, tiny_dataset(2000), path=Path({path!r}), progress=False), flush=True)
+"""
+
+
+def test_kill_minus_nine_then_rerun_gives_the_same_checkpoint_hash(tmp_path):
+    """The whole way: a process killed in the middle of training, and one that was left alone."""
+
+    def start(name):
+        environment = os.environ | {"FUSEBOOK_CHECKPOINTS": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+        script = KILLED.format(tests=os.path.dirname(__file__), path=str(tmp_path / name / "net.safetensors"))
+        return subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=paths.ROOT)
+
+    left_alone = start("left-alone")
+    killed = start("killed")
+    while not list((tmp_path / "killed").glob("local/[!.]*.resume")):
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "net.safetensors").exists()
+    assert start("killed").wait() == left_alone.wait() == 0
+    hashes = [training.file_sha256(tmp_path / name / "net.safetensors") for name in ("killed", "left-alone")]
+    assert hashes[0] == hashes[1]
+    assert not list((tmp_path / "killed").glob("local/*.resume"))
+
+
+def test_a_foreign_resume_file_is_refused(tmp_path):
+    generator, resume = torch.Generator().manual_seed(0), tmp_path / "x.resume"
+    loader = loader_of(tiny_dataset(), generator)
+    training.train(small(), loader, Recipe(epochs=1, batch_size=50), generator=generator, resume=resume, progress=False)
+    with pytest.raises(InputError, match="another training"):
+        training.train(small(), loader, RECIPE, generator=generator, resume=resume, progress=False)
+
+
+def test_trained_saves_once_with_a_sidecar_and_then_reuses(tmp_path, capsys):
+    dataset, spec = tiny_dataset(), Spec("vgg11", 1, RECIPE, width=0.0625, norm="batch")
+    path = training.trained(spec, dataset, path=tmp_path / "net.safetensors", half=True, progress=False)
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert sidecar["spec"]["seed"] == 1
+    assert sidecar["spec"]["recipe"]["lr"] == 0.05
+    assert sidecar["dataset"] == "tiny"
+    assert sidecar["sha256"] == training.file_sha256(path)
+    state = load_file(path)
+    assert state["features.0.weight"].dtype == torch.float16
+    model = training.load_state(spec.build(), state)
+    accuracy, _ = training.evaluate(model, loaders.MemoryLoader(dataset.test, 1000, normalise=loaders.CIFAR))
+    assert accuracy == sidecar["test_accuracy"]
+    before = path.stat().st_mtime_ns
+    training.trained(spec, dataset, path=path, progress=False)
+    assert path.stat().st_mtime_ns == before
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_skewed_indices_keep_all_of_some_classes_and_a_share_of_the_others():
+    labels = torch.arange(1000) % 10
+    chosen = labels[training.skewed_indices(labels, (0, 1, 2, 3, 4), 0.1, seed=0)]
+    assert [int((chosen == c).sum()) for c in range(10)] == [100] * 5 + [10] * 5
+    again = labels[training.skewed_indices(labels, (0, 1, 2, 3, 4), 0.1, seed=0)]
+    assert torch.equal(chosen, again)
+
+
+def test_evaluate_weighs_images_and_not_batches():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    x, y = (
+        torch.randn(7, 1, 2, 2, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 0, 1, 2, 0]),
+    )
+    whole = training.evaluate(model, [(x, y)])
+    uneven = training.evaluate(model, [(x[:6], y[:6]), (x[6:], y[6:])])
+    assert uneven == pytest.approx(whole)
+    assert whole[1] == pytest.approx(torch.nn.functional.cross_entropy(model(x), y).item())
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"w": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="never executed") as error:
+        training.read_state(tmp_path / "evil.pt")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_checkpoints_are_told_by_content_and_not_by_suffix(tmp_path):
+    state = {"w": torch.arange(6.0).reshape(2, 3)}
+    training.save_checkpoint(tmp_path / "a.safetensors", state, {})
+    (tmp_path / "a.safetensors").rename(tmp_path / "a.dat")
+    torch.save(state, tmp_path / "b.safetensors")
+    for name in ("a.dat", "b.safetensors"):
+        assert torch.equal(training.read_state(tmp_path / name)["w"], state["w"])
+    (tmp_path / "c.pt").write_bytes(b"neither of the two")
+    with pytest.raises(InputError, match="cannot be read"):
+        training.read_state(tmp_path / "c.pt")
+
+
+def test_a_state_that_does_not_fit_is_refused_with_the_names_that_differ():
+    model = small()
+    state = model.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    training.load_state(model, state)
+    state["classifier.weight"] = torch.zeros(10, 3)
+    state["extra"] = state.pop("features.0.bias")
+    with pytest.raises(InputError) as error:
+        training.load_state(model, state, "net.pt")
+    for told in (
+        "net.pt",
+        "features.0.bias is missing",
+        "extra is unexpected",
+        "classifier.weight is (10, 3), not (10, 32)",
+    ):
+        assert told in str(error.value)
+
+
+def test_a_missing_checkpoint_lists_the_shipped_ones():
+    with pytest.raises(InputError, match="does not exist; accepted: a path, or a shipped one"):
+        training.find_checkpoint("no-such-net")
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"epochs": 1, "batch_size": 0}, {"epochs": 1, "lr": -1}])
+def test_a_recipe_refuses_nonsense(bad):
+    with pytest.raises(InputError, match="is not positive"):
+        Recipe(**bad)
+
+
+def test_a_loss_that_explodes_is_one_line():
+    generator = torch.Generator().manual_seed(0)
+    recipe = Recipe(epochs=3, batch_size=50, lr=1e30)
+    with pytest.raises(InputError, match="smaller lr"):
+        training.train(small(), loader_of(tiny_dataset(), generator), recipe, generator=generator, progress=False)
