@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lib.checks import InputError
-from lib.graph_problem import GIB, Problem, assign, check_dense, choose
+from lib.graph_problem import GIB, Problem, Workers, assign, check_dense, choose
 from lib.graph_solvers import SOLVERS, Solution, coordinate_descent, softassign, solve
 
 __all__ = [
@@ -156,14 +156,15 @@ def sweep(c1: Sequence[Tensor], c2: Sequence[Tensor], *, rows: int = 8) -> list[
     sequence.
     """
     X, found = torch.eye(c1[-1].shape[0]), []
-    for A, B in zip(c1[:0:-1], c2[:0:-1], strict=True):
-        o, i, d = A.shape
-        Y = torch.zeros(i, i)
-        for s in range(0, o, rows):
-            E = torch.cdist(A[s : s + rows].reshape(-1, d), B.reshape(-1, d)).neg_().exp_()
-            Y += torch.einsum("baBA,bB->aA", E.view(-1, i, o, i), X[s : s + rows])
-        X = Y / Y.norm()
-        found.insert(0, X)
+    with Workers(torch.device("cpu"), threads=1).session():  # many short operations: see Workers
+        for A, B in zip(c1[:0:-1], c2[:0:-1], strict=True):
+            o, i, d = A.shape
+            Y = torch.zeros(i, i)
+            for s in range(0, o, rows):
+                E = torch.cdist(A[s : s + rows].reshape(-1, d), B.reshape(-1, d)).neg_().exp_()
+                Y += torch.einsum("baBA,bB->aA", E.view(-1, i, o, i), X[s : s + rows])
+            X = Y / Y.norm()
+            found.insert(0, X)
     return found
 
 

@@ -200,8 +200,7 @@ class Problem:
             n = self.sizes.get(name)
             if n is None or tuple(S.shape) != (n, n):
                 raise InputError(
-                    f"similarity of {name!r} has shape {tuple(S.shape)}; "
-                    f"accepted: (n, n) for groups {self.sizes}"
+                    f"similarity of {name!r} has shape {tuple(S.shape)}; accepted: (n, n) for groups {self.sizes}"
                 )
             S = S.detach().to(self.device, torch.float64)
             self.similarity[name] = S - S.mean()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib import graph_matching, symmetry
+from lib import graph_matching, graph_solvers, symmetry
 from lib.checks import InputError, check_choice
-from lib.graph_matching import assign
+from lib.graph_problem import GIB, Problem, assign
 from lib.symmetry import Group, Groups, Tap
 
 
@@ -187,13 +187,48 @@ def _activation(pair: _Pair, similarity: str = "correlation", tap: str = "post_r
 
 
 def _spectral(orientation: str) -> Callable[..., _Found]:
-    def run(pair: _Pair, solver: str = "sweep", memory: float = 4 * graph_matching.GIB) -> _Found:
+    def run(pair: _Pair, solver: str = "sweep", memory: float = 4 * GIB) -> _Found:
         perms, info = graph_matching.spectral(
             *pair.states, pair.groups, solver=solver, orientation=orientation, memory=memory
         )
         similarity = info.pop("similarity")
         objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in similarity.items())
         return perms, objective, similarity, info
+
+    return run
+
+
+def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _Found]:
+    """A matcher on the quadratic objective of lib.graph_problem; `fixed` is its solver, None leaves it an option."""
+
+    def solve(pair: _Pair, solver: str, memory: float, activations: float, restarts: int, **options) -> _Found:
+        similarity = None
+        if activations:
+            if pair.batches is None:
+                raise InputError("option activations looks at images; give the matcher batches")
+            similarity = activation_similarity(
+                pair.model_a, pair.model_b, pair.groups, pair.batches, device=pair.device, progress=pair.progress
+            )
+        problem = Problem(
+            *pair.states, pair.groups, similarity=similarity, similarity_weight=activations, device=pair.device,
+            memory=memory,
+        )  # fmt: skip
+        found = graph_solvers.solve(
+            problem, solver=solver, restarts=restarts, generator=pair.generator, progress=pair.progress, **options
+        )
+        info = {"solver": found.solver, "iterations": found.iterations, "converged": found.converged}
+        return found.perms, found.objective, found.soft, info
+
+    if fixed is None:
+
+        def run(
+            pair: _Pair, solver: str = "graph", memory: float = GIB, activations: float = 0.0, restarts: int = 0
+        ) -> _Found:
+            return solve(pair, solver, memory, activations, restarts)
+    else:
+
+        def run(pair: _Pair, memory: float = GIB, activations: float = 0.0, restarts: int = 0) -> _Found:
+            return solve(pair, fixed, memory, activations, restarts, **({"kernel": kernel} if kernel else {}))
 
     return run
 
@@ -211,6 +246,12 @@ class Matcher:
 MATCHERS = {
     "none": Matcher(_none, False, "leaves B as it is"),
     "activation": Matcher(_activation, True, "assignment on the correlation of activations (Li et al. 2015)"),
+    "weight": Matcher(
+        _quadratic("coordinate_descent", "inner"),
+        False,
+        "coordinate descent on weights (Git Re-Basin, Ainsworth et al. 2023)",
+    ),
+    "sinkhorn": Matcher(_quadratic("softassign"), False, "annealed soft assignment (Gold & Rangarajan 1996)"),
     "graph_reference": Matcher(
         _spectral("reference"),
         False,
@@ -219,6 +260,11 @@ MATCHERS = {
     ),
     "graph_sm": Matcher(
         _spectral("correct"), False, "the same spectral matching, the permutation the right way round", True
+    ),
+    "graph": Matcher(
+        _quadratic(None),
+        False,
+        "two-sided graph matching: soft assignment, then coordinate descent on the exact kernel",
     ),
 }
 
@@ -229,7 +275,7 @@ def check_network(matcher: str, model: nn.Module, groups: Groups) -> None:
         graph_matching.chain(model.state_dict(), model.state_dict(), groups)
 
 
-class _Peak:
+class Peak:
     """Extra memory that a block of code took at its peak, in bytes: on CUDA torch's allocations, on Linux the
     process's resident set; None elsewhere, where no system counter can be reset."""
 
@@ -237,7 +283,7 @@ class _Peak:
         self.cuda = torch.device(device).type == "cuda"
         self.bytes: int | None = None
 
-    def __enter__(self) -> "_Peak":
+    def __enter__(self) -> "Peak":
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             self.start: int | None = torch.cuda.memory_allocated()
@@ -299,7 +345,7 @@ def match(
         raise InputError(f"matcher '{matcher}' looks at images; give it batches")
     generator = generator or torch.Generator().manual_seed(0)
     pair = _Pair(model_a.eval(), model_b.eval(), groups, batches, device, generator, progress)
-    with _Peak(device) as peak:
+    with Peak(device) as peak:
         start = time.perf_counter()
         perms, objective, similarity, info = MATCHERS[matcher].run(pair, **options)
         seconds = time.perf_counter() - start

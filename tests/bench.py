@@ -1,0 +1,127 @@
+"""`make bench`: every performance claim as a ratio against the published procedure or a peer, in one process.
+
+Each section runs the same work both ways, asserts that the results agree, and prints medians. Machines are noisy:
+read ratios, not seconds. Data where it is at hand (FUSEBOOK_DATA), else random images.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from lib import graph_matching, loaders, matching, models, paths, symmetry, training
+from lib.checks import InputError
+from tests.oracles import layer_by_layer
+
+
+def timed(work: Callable, repeats: int = 3) -> tuple[object, float, int]:
+    """(result, median seconds, extra peak bytes of the first run)."""
+    seconds, peak = [], 0
+    for run in range(repeats):
+        with matching.Peak("cpu") as memory:
+            start = time.perf_counter()
+            result = work()
+            seconds.append(time.perf_counter() - start)
+        peak = max(peak, memory.bytes or 0) if run == 0 else peak
+    return result, statistics.median(seconds), peak
+
+
+def row(name: str, seconds: float, peak: int, base: tuple[float, int] | None = None) -> None:
+    ratios = f"   {base[0] / seconds:6.1f} × faster, {base[1] / max(peak, 1):6.1f} × less memory" if base else ""
+    print(f"  {name:<46} {seconds:9.3f} s  {peak / 1e6:8.1f} MB{ratios}", flush=True)
+
+
+def spectral() -> None:
+    """SimpleNet's spectral matching: dense K and pygmtools.sm against the matrix-free sweep."""
+    pair = [models.build("simplenet", seed=seed) for seed in (0, 1)]
+    groups = symmetry.trace(pair[0], models.example("simplenet"))
+    states = [model.state_dict() for model in pair]
+
+    def solve(solver: str) -> Callable:
+        return lambda: graph_matching.spectral(*states, groups, solver=solver)[0]
+
+    solve("sweep")()
+    lean, quick, small = timed(solve("sweep"))
+    dense, slow, large = timed(solve("pygmtools"), repeats=1)
+    assert all(torch.equal(dense[name], lean[name]) for name in groups), "the permutations differ"
+    print("SimpleNet, spectral graph matching (same permutations)")
+    row("dense K + pygmtools.sm + pygmtools.hungarian", slow, large)
+    row("matrix-free sweep", quick, small, (slow, large))
+
+
+def images(count: int) -> list[torch.Tensor]:
+    try:
+        dataset = training.open_dataset("cifar10-jpeg", "vgg11")
+        batches = loaders.MemoryLoader(dataset.train.head(count), 500, normalise=loaders.CIFAR)
+        return [x for x, _ in batches]
+    except InputError:
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(500, 3, 32, 32, generator=generator) for _ in range(count // 500)]
+
+
+def activation() -> None:
+    """VGG11-BN's activation matching: layer by layer, as published, against one pass."""
+    names = [f"vgg11bn-w0.25-s{seed}" for seed in (0, 1)]
+    pair = [models.build("vgg11", width=0.25, norm="batch", seed=seed) for seed in (0, 1)]
+    what = "untrained"
+    if all((paths.CHECKPOINTS / f"{name}.safetensors").is_file() for name in names):
+        pair = [
+            training.load_state(model, training.read_state(training.find_checkpoint(name)))
+            for model, name in zip(pair, names, strict=True)
+        ]
+        what = "the shipped pair"
+    groups = symmetry.trace(pair[0], models.example("vgg11"))
+    batches = images(2000)
+    matching.match(*pair, groups, "activation", batches=batches[:1], progress=False)
+    found, quick, small = timed(lambda: matching.match(*pair, groups, "activation", batches=batches, progress=False))
+    expected, slow, large = timed(lambda: layer_by_layer(*pair, batches), repeats=1)
+    differing = sum(int((found[name] != perm).sum()) for name, perm in expected.items())
+    assert differing == 0, f"{differing} units are matched differently"
+    print(f"VGG11-BN ×1/4 ({what}), activation matching on 2,000 images (same permutations)")
+    row("layer by layer, as published", slow, large)
+    row("all layers in one pass", quick, small, (slow, large))
+
+
+def layout() -> None:
+    """Training throughput on the CPU: channels_last against the default layout."""
+    batch = images(500)[0]
+    labels = torch.arange(len(batch)) % 10
+    print("VGG11-BN, one training step of 500 images, by memory layout")
+    for width in (0.125, 0.25):
+        results = {}
+        for name, form in (("default", torch.contiguous_format), ("channels_last", torch.channels_last)):
+            model = models.build("vgg11", width=width, norm="batch", seed=0).to(memory_format=form).train()
+            x = batch.to(memory_format=form)
+
+            def step(model=model, x=x) -> None:
+                model.zero_grad()
+                torch.nn.functional.cross_entropy(model(x), labels).backward()
+
+            step()
+            _, results[name], _ = timed(step)
+        ratio = results["default"] / results["channels_last"]
+        told = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in results.items())
+        print(f"  width {width:<6} {told}: {ratio:.1f} × faster", flush=True)
+
+
+SECTIONS = {"spectral": spectral, "activation": activation, "layout": layout}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m tests.bench")
+    parser.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)}; default: all")
+    chosen = parser.parse_args().sections
+    if unknown := set(chosen) - set(SECTIONS):
+        print(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(SECTIONS)}", file=sys.stderr)
+        return 2
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name in chosen or SECTIONS:
+        SECTIONS[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
