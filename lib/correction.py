@@ -349,8 +349,9 @@ def _closed_form(task: _Task) -> _Found:
 def _least_squares(
     task: _Task,
     ridge: float = 1e-3,
-    rounds: int = 2,
+    rounds: int = 4,
     through_relu: bool = True,
+    select: bool = True,
     memory: float = 2 * least_squares.GIB,
 ) -> _Found:
     for name, value in (("ridge", ridge), ("rounds", rounds), ("memory", memory)):
@@ -366,7 +367,7 @@ def _least_squares(
     images = torch.cat(batches)
     info = least_squares.fit(
         *parents, fused, task.groups, images, task.alpha,
-        ridge=ridge, rounds=rounds, through_relu=through_relu, memory=memory, progress=task.progress,
+        ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, memory=memory, progress=task.progress,
     )  # fmt: skip
     return fused.state_dict(), info
 

@@ -109,6 +109,11 @@ class Run:
             return settings[name]
         raise AttributeError(name)
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The record's "model"."""
+        return {"name": self.model, "width": float(self.width), "norm": self.norm}
+
     # Networks ---------------------------------------------------------------------------------------------------------
 
     def build(self) -> nn.Module:
@@ -122,7 +127,7 @@ class Run:
         symmetry.prove(self.build(), groups, models.example(self.model))
         return groups
 
-    def open_pair(self, recipe: training.Recipe, **skew) -> tuple[nn.Module, nn.Module]:
+    def open_pair(self, recipe: training.Recipe | None = None, **skew) -> tuple[nn.Module, nn.Module]:
         """Networks A and B: from checkpoints where given, else trained by `recipe` (or found already trained).
 
         Args:
@@ -238,14 +243,58 @@ class Run:
             for side, model in (("a", model_a), ("b", model_b))
         }
 
+    def check_matcher(self, name: str) -> None:
+        """Raises InputError when the architecture cannot take the matcher."""
+        matching.check_network(name, self.build(), self.groups)
+
+    def check_correction(self, name: str) -> None:
+        """Raises InputError when the architecture cannot take the correction."""
+        if name == "bn_reset":  # the only one that some architectures cannot take: rehearsed on two images
+            state, images = self.build().state_dict(), [models.example(self.model)]
+            correction.correct(
+                self.build(), state, state, 0.5, name, groups=self.groups, batches=images, progress=False
+            )
+
+    def applicable(self) -> tuple[list[str], list[str]]:
+        """The matchers and corrections asked for that this architecture can take; says which it cannot."""
+        found: tuple[list[str], list[str]] = ([], [])
+        checks = ((self.matchers, self.check_matcher), (self.corrections, self.check_correction))
+        for (names, check_one), taken in zip(checks, found, strict=True):
+            for name in names:
+                try:
+                    check_one(name)
+                    taken.append(name)
+                except InputError as error:
+                    print(f"left out: {error}")
+        return found
+
+    def held_out(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The last `count` training images, for choices that must not see the test set.
+
+        Raises:
+            InputError: matching or correcting uses them, too.
+        """
+        split = self.dataset.train
+        if count + max(self.match_images, self.correct_images) > len(split):
+            raise InputError(
+                f"held_out_images {count} of {len(split)} training images overlap those used to match or correct"
+            )
+        split = split.subset(range(len(split) - count, len(split)))
+        return list(loaders.MemoryLoader(split, 500, normalise=training.normalisation(self.model), device=self.device))
+
     def curves(
         self,
         model_a: nn.Module,
         model_b: nn.Module,
         matchings: Mapping[str, Matching],
         parents: Mapping[str, Mapping],
+        held_out: list[tuple[Tensor, Tensor]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Every matcher with every correction along the alphas, as the record's "curves"."""
+        """Every matcher with every correction along the alphas, as the record's "curves".
+
+        Args:
+            held_out: training images on which each curve's best alpha is chosen, if given.
+        """
         entries = []
         for found in matchings.values():
             aligned = symmetry.permute(model_b.state_dict(), self.groups, found)
@@ -255,11 +304,45 @@ class Run:
                     self.build().to(self.device), model_a.state_dict(), aligned, self.alphas, parents=parents,
                     groups=self.groups, test=self.test, train=self.train, correction=name, device=self.device,
                     batches=self.correct_batches() if looks else None, label=f"{found.matcher} + {name}",
+                    keep=self.alphas if held_out else (),
                 )  # fmt: skip
+                extra: dict[str, Any] = {}
+                if held_out:
+                    extra["best"] = self._best(curve, held_out)
+                    used = {"match": matching.MATCHERS[found.matcher].images, "correct": looks}
+                    extra["images"] = {key: self.settings[f"{key}_images"] * flag for key, flag in used.items()}
                 entries.append(
-                    results.curve_entry(found, name, curve.points, curve.barrier, correct_seconds=curve.correct_seconds)
+                    results.curve_entry(
+                        found, name, curve.points, curve.barrier, correct_seconds=curve.correct_seconds, **extra
+                    )
                 )
         return entries
+
+    def _best(self, curve: fusion.Curve, held_out: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        model = self.build()
+        scores = {
+            alpha: fusion.measure(model, state, held_out, device=self.device)["test_accuracy"]
+            for alpha, state in curve.states.items()
+        }
+        alpha = max(scores, key=scores.__getitem__)
+        point = next(point for point in curve.points if point["alpha"] == alpha)
+        chosen = {key: point[key] for key in ("test_accuracy", "test_loss")}
+        return {"alpha": alpha, "held_out_accuracy": scores[alpha], **chosen}
+
+    def references(
+        self, model_a: nn.Module, model_b: nn.Module, parents: Mapping, held_out: list[tuple[Tensor, Tensor]]
+    ) -> dict[str, dict[str, float]]:
+        """What a fused network is compared with: the ensemble of both (not one network), and the control that fuses
+        nothing, the parent that is better on the held-out images."""
+        scores = {
+            side: training.evaluate(model, held_out, device=self.device)[0]
+            for side, model in (("a", model_a), ("b", model_b))
+        }
+        better = parents[max(scores, key=scores.__getitem__)]
+        return {
+            "ensemble": fusion.ensemble(model_a, model_b, self.test, device=self.device),
+            "one_parent": {key: better[key] for key in ("test_accuracy", "test_loss")},
+        }
 
     def bn_study(
         self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching], counts: Iterable[int]
@@ -297,7 +380,7 @@ class Run:
             experiment=self.experiment,
             preset=self.preset,
             dataset=self.dataset.name,
-            model={"name": self.model, "width": float(self.width), "norm": self.norm},
+            model=self.architecture,
             seeds=seeds,
             checkpoints=checkpoints,
             parents=parents,
@@ -316,12 +399,14 @@ def begin(
     presets: Mapping[str, Mapping[str, Any]],
     norm: str | None = None,
     extra: Iterable[str] = (),
+    lenient: bool = False,
 ) -> Run:
     """Checks a notebook's parameters, fills in its preset, opens the data set and any checkpoints.
 
     Args:
         parameters: at least `PARAMETERS` by name (a notebook passes globals()); None is filled from the preset.
         extra: names of further parameters, to be checked by the notebook, filled and recorded like the others.
+        lenient: accept matchers and corrections that the architecture cannot take; see `Run.applicable`.
         presets: {"quick": {parameter: value}, "paper": …}; a value may be {data set: value}.
 
     Raises:
@@ -360,10 +445,9 @@ def begin(
     fresh = run.build()
     for path in checkpoints.values():
         training.load_state(fresh, training.read_state(path), str(path))
-    for name in given["matchers"]:
-        matching.check_network(name, fresh, run.groups)
-    for name in given["corrections"]:
-        if name == "bn_reset":  # rehearsed on two images: a network without BatchNorm is refused before training
-            state = fresh.state_dict()
-            correction.correct(fresh, state, state, 0.5, name, groups=run.groups, batches=[models.example(model)])
+    if not lenient:
+        for name in given["matchers"]:
+            run.check_matcher(name)
+        for name in given["corrections"]:
+            run.check_correction(name)
     return run

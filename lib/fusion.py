@@ -3,6 +3,7 @@
 alpha is the share of network B everywhere: fused = (1 − alpha)·A + alpha·B.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib import training
-from lib.correction import correct, interpolate
+from lib.correction import correct, interpolate, moments
 from lib.symmetry import Groups
 
-__all__ = ["Curve", "barrier", "curve", "interpolate", "measure"]
+__all__ = ["Curve", "barrier", "curve", "ensemble", "interpolate", "measure"]
 
 
 @dataclass
@@ -69,6 +70,24 @@ def barrier(points: Sequence[Mapping], parents: Mapping[str, Mapping]) -> dict[s
     return found
 
 
+def ensemble(
+    model_a: nn.Module, model_b: nn.Module, test: Iterable, *, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Accuracy and loss of the mean of two networks' probabilities: what a fused network hopes to reach, at twice its
+    cost."""
+
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([model_a, model_b])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([part(x).softmax(dim=1) for part in self.parts]).mean(dim=0).log()
+
+    accuracy, loss = training.evaluate(Mean(), test, device=device)
+    return {"test_accuracy": accuracy, "test_loss": loss}
+
+
 def curve(
     model: nn.Module,
     state_a: Mapping[str, Tensor],
@@ -99,6 +118,12 @@ def curve(
         options: the correction's own.
     """
     points, states, seconds, keep, info = [], {}, 0.0, set(keep), {}
+    if correction in ("repair", "rescale", "closed_form") and batches is not None:
+        start = time.perf_counter()
+        options["moments"] = moments(
+            model, state_a, state_b, groups, batches, device=device, progress=False
+        )  # the same for every alpha
+        seconds = time.perf_counter() - start
     for alpha in tqdm(sorted(alphas), desc=label, unit="alpha", disable=not progress, mininterval=1):
         fused = correct(
             model, state_a, state_b, alpha, correction,

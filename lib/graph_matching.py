@@ -54,12 +54,7 @@ def chain(
             side = {0: out_of, 1: into}.get(member.axis)
             if len(shape) < 2 or side is None:
                 raise refuse(f"{tensor} {shape} belongs to group {name}")
-            if (
-                member.offset
-                or member.rows
-                or member.block * group.size != shape[member.axis]
-                or tensor in side
-            ):
+            if member.offset or member.rows or member.block * group.size != shape[member.axis] or tensor in side:
                 raise refuse(f"{tensor} {shape} is shared by several groups or several parts of one")
             if member.axis == 0 and member.block != 1:
                 raise refuse(f"{tensor} {shape} has {member.block} rows a unit")
@@ -69,9 +64,7 @@ def chain(
         for axis, what in ((0, "written"), (1, "read")):
             tensors = [tensor for tensor, _ in sides.get(axis, [])]
             if len(tensors) != 1:
-                raise refuse(
-                    f"group {name} is {what} by {len(tensors)} tensors ({', '.join(tensors) or 'none'})"
-                )
+                raise refuse(f"group {name} is {what} by {len(tensors)} tensors ({', '.join(tensors) or 'none'})")
 
     first = [tensor for tensor in out_of if tensor not in into]
     if len(first) != 1:
@@ -83,9 +76,7 @@ def chain(
         layers.append(tensor)
         blocks.append(block)
     stray = sorted(
-        key
-        for key, value in state_a.items()
-        if value.dim() > 1 and value.is_floating_point() and key not in layers
+        key for key, value in state_a.items() if value.dim() > 1 and value.is_floating_point() and key not in layers
     )
     if len(names) != len(groups) or stray:
         left = stray or [name for name in groups if name not in names]

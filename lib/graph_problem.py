@@ -98,9 +98,7 @@ class Workers:
             if self.threads == 1:
                 yield
                 return
-            with ThreadPoolExecutor(
-                self.threads, initializer=torch.set_num_threads, initargs=(1,)
-            ) as self._pool:
+            with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as self._pool:
                 yield
         finally:
             self._pool = None
@@ -441,9 +439,7 @@ class Problem:
         """
         n = sum(self.sizes.values())
         check_dense(n, memory, "the solvers of lib.graph_matching")
-        start = dict(
-            zip(self.sizes, torch.tensor([0, *self.sizes.values()]).cumsum(0).tolist(), strict=False)
-        )
+        start = dict(zip(self.sizes, torch.tensor([0, *self.sizes.values()]).cumsum(0).tolist(), strict=False))
         K = torch.zeros(n, n, n, n)
         for name, L in self.linear(kernel).items():
             units = torch.arange(start[name], start[name] + self.sizes[name])
@@ -483,9 +479,7 @@ class Cache:
             moved = (before != perm).nonzero()[:, 0]
             if 2 * len(moved) < len(perm):
                 if len(moved):
-                    value += at(edge, side, perm, self.kernel, moved) - at(
-                        edge, side, before, self.kernel, moved
-                    )
+                    value += at(edge, side, perm, self.kernel, moved) - at(edge, side, before, self.kernel, moved)
                     self._held[index, side] = (perm.clone(), value)
                 return value
         value = at(edge, side, perm, self.kernel)
@@ -619,9 +613,7 @@ def _pieces(
     for row, top, n_row, row_block in _cut(owners, 0, None, sizes, a.shape[0], tensor, limits):
         bottom = top + n_row * row_block
         if row is not None and any(top < limit < bottom for limit in limits):
-            raise InputError(
-                f"graph matching cannot read {tensor}: group {row} spans parts with other columns"
-            )
+            raise InputError(f"graph matching cannot read {tensor}: group {row} spans parts with other columns")
         for col, left, n_col, col_block in _cut(owners, 1, (top, bottom), sizes, a.shape[1], tensor, ()):
             if row is None and col is None:
                 continue
@@ -656,8 +648,7 @@ def _cut(
     spans = sorted(
         (m.offset, name, m.block)
         for name, m in owners
-        if m.axis == axis
-        and (m.rows is None or rows is None or (m.rows[0] < rows[1] and rows[0] < m.rows[1]))
+        if m.axis == axis and (m.rows is None or rows is None or (m.rows[0] < rows[1] and rows[0] < m.rows[1]))
     )
     cut, at = [], 0
     for offset, name, block in [*spans, (length, None, 1)]:

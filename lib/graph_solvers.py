@@ -143,9 +143,7 @@ def coordinate_descent(
             if not any(stale.values()):
                 break
         final = history[-1] if kernel == "exp" and history else problem.objective(perms)
-    return Solution(
-        perms, "coordinate_descent", kernel, final, len(history), not any(stale.values()), history
-    )
+    return Solution(perms, "coordinate_descent", kernel, final, len(history), not any(stale.values()), history)
 
 
 def _improve(problem: Problem, name: str, perms: dict[str, Tensor], kernel: str, cache: Cache) -> bool:
@@ -460,9 +458,7 @@ def solve(
                 # Hot enough, annealing forgets where it started: so these start cold.
                 again = {"noise": 1.0, "start": 3.0, "stop": max(5.0, options.get("stop", 5.0))}
             else:
-                again = {
-                    "start": {n: torch.randperm(s, generator=generator) for n, s in problem.sizes.items()}
-                }
+                again = {"start": {n: torch.randperm(s, generator=generator) for n, s in problem.sizes.items()}}
             run = SOLVERS[solver](problem, progress=False, **(options | again))
             if run.objective > best.objective:
                 best = run

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from lib import selection
 from lib.checks import InputError
 from lib.symmetry import Groups
 
@@ -32,12 +33,13 @@ Values = dict[fx.Node, object]
 class _Stepper(fx.Interpreter):
     """Runs stretches of a network's graph on a bag of values, dropping each after its last use."""
 
-    def go(self, values: Values, nodes: Sequence[fx.Node]) -> None:
+    def go(self, values: Values, nodes: Sequence[fx.Node], keep: fx.Node | None = None) -> None:
         self.env = values
         for node in nodes:
             values[node] = self.run_node(node)
             for spent in self.user_to_last_uses.get(node, []):
-                values.pop(spent, None)
+                if spent is not keep:
+                    values.pop(spent, None)
 
 
 def _bytes(bags: Sequence[Values]) -> int:
@@ -97,11 +99,12 @@ class _Lockstep:
         stretch = self.nodes[index : end + 1]
         copied = any(map(self._overwrites, stretch))
         bag = {n: v.clone() if copied and isinstance(v, Tensor) else v for n, v in bags[which].items()}
-        wanted = self.nodes[end]
-        self.steppers[which].go(bag, [n for n in stretch if n is not wanted])
-        self.steppers[which].env = bag
-        bag[wanted] = self.steppers[which].run_node(wanted)
+        self.steppers[which].go(bag, stretch, self.nodes[end])
         return bag
+
+    def room(self) -> int:
+        """Bytes of `memory` that are not taken."""
+        return int(self.memory - _bytes([bag for bags in self.kept for bag in bags]))
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class _Site:
     """One affine map to fit: a layer with the BatchNorm behind it, or a BatchNorm that stands alone.
 
     `end` is the node whose value is fitted: the norm or, where the layer completes a residual sum, that sum, of which
-    `other` is the part already there. `relu` says that a ReLU alone follows.
+    `other` is the part already there. `relu` says that a ReLU alone follows, `pool` the window of a max-pooling that
+    alone follows that.
     """
 
     name: str
@@ -119,6 +123,7 @@ class _Site:
     end: fx.Node
     other: fx.Node | None
     relu: bool
+    pool: tuple[int, int] | None
 
 
 def _only_user(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
@@ -136,6 +141,20 @@ def _is_relu(node: fx.Node | None, modules: dict[str, nn.Module]) -> bool:
     if node is None:
         return False
     return isinstance(modules[node.target], nn.ReLU) if node.op == "call_module" else node.target in RELU
+
+
+def _pool(relu: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, int] | None:
+    """The window of a plain max-pooling that alone uses a ReLU's output."""
+    user = _only_user(relu, modules)
+    module = modules.get(user.target) if user is not None and user.op == "call_module" else None
+    if not isinstance(module, nn.MaxPool2d):
+        return None
+    kernel, stride, padding, dilation = (
+        v if isinstance(v, tuple) else (v, v)
+        for v in (module.kernel_size, module.stride, module.padding, module.dilation)
+    )
+    plain = stride == kernel and padding == (0, 0) and dilation == (1, 1) and not module.ceil_mode
+    return kernel if plain else None
 
 
 def _foldable(norm: nn.Module) -> bool:
@@ -186,7 +205,8 @@ def _sites(model: nn.Module, groups: Groups) -> tuple[list[_Site], dict[str, str
             ):
                 other, end = others[0], user
                 user = _only_user(end, modules)
-        sites.append(_Site(node.target, node, module, norm, end, other, _is_relu(user, modules)))
+        relu = _is_relu(user, modules)
+        sites.append(_Site(node.target, node, module, norm, end, other, relu, _pool(user, modules) if relu else None))
     return sites, left
 
 
@@ -234,7 +254,14 @@ class _Affine:
             return x.reshape(-1, x.shape[-1], 1, 1)
         return x[:, :, None, None] if x.dim() == 2 else x.unsqueeze(2) if x.dim() == 3 else x
 
+    def lower(self, y: Tensor, x: Tensor) -> Tensor:
+        """Lifted outputs (N, C, H, W) in the form that the layer gives them for unlifted inputs `x`."""
+        if isinstance(self.layer, nn.Linear):
+            return y.reshape(*x.shape[:-1], -1)
+        return y.squeeze(2) if x.dim() == 3 else y
+
     def inputs(self, x: Tensor) -> Tensor:
+        """Lifted and padded."""
         x = self.lift(x)
         return F.pad(x, self.padding, self.mode) if any(self.padding) else x
 
@@ -343,14 +370,145 @@ def _write(site: _Site, affine: _Affine, rows: Tensor, gram: Tensor) -> None:
 
 def _solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float) -> Tensor:
     """(G + R)⁻¹ (cross − R·pull) with R = ridge · mean diag(G) · I, by Cholesky; R grows tenfold until it exists."""
-    size = gram.shape[-1]
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None].clamp(min=torch.finfo(torch.float64).tiny)
-    identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None].clamp(min=torch.finfo(gram.dtype).tiny)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     while True:
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * mean * identity)
         if not failed.any():
             return torch.cholesky_solve(cross - ridge * mean * pull, factor)
         ridge = max(10 * ridge, 1e-12)
+
+
+def _below(goal: Tensor, predicted: Tensor) -> Tensor:
+    """What is missing to a goal ≥ 0 behind a ReLU: where the goal is 0, any prediction ≤ 0 is right."""
+    return torch.where(goal > 0, goal - predicted, -F.relu(predicted))
+
+
+def _below_pooled(goal: Tensor, predicted: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """The same behind ReLU and max-pooling: the largest prediction of each window is held against its goal, the others
+    need only not exceed it."""
+    top, where = F.max_pool2d(predicted, kernel, return_indices=True)
+    wide = goal.repeat_interleave(kernel[0], 2).repeat_interleave(kernel[1], 3)
+    height, width = wide.shape[2:]
+    missing = torch.zeros(predicted.shape, dtype=predicted.dtype, device=predicted.device)
+    missing[:, :, :height, :width] = -F.relu(predicted[:, :, :height, :width] - wide)
+    flat = missing.flatten(2).scatter_(2, where.flatten(2), _below(goal, top).flatten(2))
+    return flat.view(predicted.shape)
+
+
+@dataclass
+class _Problem:
+    """One site, ready to be solved for several targets: its Gram matrix is made once."""
+
+    lockstep: _Lockstep
+    site: _Site
+    affine: _Affine
+    own: list[Tensor]
+    ridge: float
+    rounds: int
+    gram: Tensor | None = None
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        self.index, self.end = self.lockstep.index[self.site.node], self.lockstep.index[self.site.end]
+
+    def _goal(self, bags: list[Values], share: float, bent: bool) -> Tensor:
+        """(1 − share)·A + share·B: of pre-activations or, `bent`, of what the ReLU (and the pooling) makes of them."""
+        goal = 0
+        for which, weight in ((0, 1 - share), (1, share)):
+            if weight:
+                z = self.affine.lift(self.lockstep.target(bags, self.index, self.end, which)[self.site.end])
+                if bent:
+                    z = F.relu(F.max_pool2d(z, self.site.pool) if self.site.pool else z)
+                goal = goal + weight * z
+        return goal
+
+    def solve(self, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows (G, p, o), squared error (out,), squared target (out,)) of the fit to that share of B."""
+        affine, site = self.affine, self.site
+        rows = start = (1 - share) * self.own[0] + share * self.own[1]
+        kept: list[Tensor] = []
+        room = self.lockstep.room()
+        for turn in range(1 + self.rounds):
+            cross, error, power = torch.zeros_like(start), 0, 0
+            fresh = turn == 0 and not self.complete
+            for i, bags in enumerate(self.lockstep.at(self.index)):
+                x = affine.inputs(bags[2][site.node.args[0]])
+                if fresh:
+                    gram = affine.gram(x)
+                    self.gram = gram if self.gram is None else self.gram + gram
+                goal = kept[i] if i < len(kept) else self._goal(bags, share, bent=turn > 0)
+                if turn > 0 and i == len(kept) and (room := room - goal.nbytes) >= 0:
+                    kept.append(goal)
+                predicted = affine.predict(rows, x)
+                if site.other is not None:
+                    predicted = predicted + affine.lift(bags[2][site.other])
+                if turn == 0:
+                    missing = goal - predicted
+                elif site.pool:
+                    missing = _below_pooled(goal, predicted, site.pool)
+                else:
+                    missing = _below(goal, predicted)
+                cross += affine.cross(x, missing)
+                error = error + missing.square().sum(dim=(0, 2, 3), dtype=torch.float64)
+                power = power + goal.square().sum(dim=(0, 2, 3), dtype=torch.float64)
+            self.complete = True
+            step = _solve(self.gram, cross, rows - start, self.ridge)
+            rows = rows + step
+            error = error + (step * (self.gram @ step - 2 * cross)).sum(dim=1).reshape(-1)
+        return rows, error, power
+
+    def choose(self, reader: "_Site", block: int, readers: Tensor, fits: Sequence[Tensor], alpha: float):
+        """`selection.choose` among `fits` (rows fitted to A, to B, to both), by moments at the reader's input."""
+        size, stop = fits[0].shape[-1], self.lockstep.index[reader.node]
+        after = self.lockstep.nodes[self.end + 1 : stop]
+
+        def units(value: Tensor) -> Tensor:
+            if isinstance(reader.layer, nn.Linear):
+                value = value.unflatten(-1, (size, block)).movedim(-2, -1)
+            else:
+                value = value.movedim(1, -1)
+            return value.reshape(-1, size)
+
+        moments = torch.zeros(5 * size + 1, 5 * size + 1).to(fits[0])
+        for bags in self.lockstep.at(self.index):
+            source = reader.node.args[0]
+            values = [units(self.lockstep.target(bags, self.index, stop - 1, which)[source]) for which in (0, 1)]
+            given = bags[2][self.site.node.args[0]]
+            x = self.affine.inputs(given)
+            for rows in fits:
+                bag = {self.site.end: self.affine.lower(self.affine.predict(rows, x), given)}
+                self.lockstep.steppers[2].go(bag, after, source)
+                values.append(units(bag[source]))
+            columns = torch.cat([*values, torch.ones_like(values[0][:, :1])], dim=1)
+            moments += columns.mT @ columns
+        mean = moments[-1, :-1] / moments[-1, -1]
+        covariance = moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
+        return selection.choose(covariance, readers, alpha)
+
+
+def _reader(site: _Site, sites: Sequence[_Site], groups: Groups, lockstep: _Lockstep) -> tuple[_Site, int] | None:
+    """(the one layer that reads a site's units, entries per unit there), if only activations, pools and the like
+    stand between the two; else None: there units are not chosen."""
+    weights = {layer.name: layer.weight for layer in groups.layers}
+    if site.other is not None or not site.relu or getattr(site.layer, "groups", 1) != 1 or site.name not in weights:
+        return None
+    owned = {weight: name for name, weight in weights.items()}
+    for group in groups.values():
+        made = [m for m in group.members if m.axis == 0 and m.tensor in owned]
+        read = [m for m in group.members if m.axis == 1 and m.tensor in owned]
+        if [m.tensor for m in made] != [weights[site.name]] or len(read) != 1 or read[0].rows or read[0].offset:
+            continue
+        reader = next((other for other in sites if weights.get(other.name) == read[0].tensor), None)
+        if reader is None or group.size * read[0].block != reader.layer.weight.shape[1] or group.size < 4:
+            return None
+        between = lockstep.nodes[lockstep.index[site.end] + 1 : lockstep.index[reader.node]]
+        before = [site.end, *between]
+        straight = all(
+            node.all_input_nodes == [last] for last, node in zip(before, [*between, reader.node], strict=True)
+        )
+        return (reader, read[0].block) if straight else None
+    return None
 
 
 @torch.inference_mode()
@@ -363,8 +521,9 @@ def fit(
     alpha: float,
     *,
     ridge: float = 1e-3,
-    rounds: int = 2,
+    rounds: int = 4,
     through_relu: bool = True,
+    select: bool = True,
     memory: float = 2 * GIB,
     progress: bool = True,
 ) -> dict:
@@ -372,13 +531,18 @@ def fit(
 
     For each layer with inputs h (im2col with a column of ones, if it has a bias or a BatchNorm), Gram matrix G = Σ h·hᵀ
     and interpolated weights W₀ (BatchNorm folded in): (G + R)·W = Σ h·tᵀ + R·W₀, R = ridge · mean diag(G) · I, in
-    float64, t = (1 − alpha)·z_A + alpha·z_B. Through the ReLU the target is t⁺ = (1 − alpha)·relu(z_A) +
-    alpha·relu(z_B); where it is zero any output ≤ 0 is right, so there min(prediction, 0) takes its place and the
-    layer is solved again, `rounds` times (this majorises a convex loss: each round lowers it). A layer that completes
-    a residual sum is fitted to the parents' sums less what the fused network already carries.
+    float64, t = (1 − alpha)·z_A + alpha·z_B. Through the ReLU, and the max-pooling behind it, the target is
+    t⁺ = (1 − alpha)·relu(z_A) + alpha·relu(z_B); where it is zero any output ≤ 0 is right, so there min(prediction, 0)
+    takes its place (behind a pool: only the largest of each window has to reach t⁺) and the layer is solved again,
+    `rounds` times. A layer that completes a residual sum is fitted to the parents' sums less what the fused network
+    already carries.
 
-    Layer-wise regression of merged networks is known from RegMean (Jin et al. 2023) and PLeaS (Nasery et al. 2024);
-    new here are the fused network's own inputs and the fit through the ReLU.
+    With `select` each layer is fitted to A, to B and to both, and each of its units stands for one of A, one of B or
+    the mean of the two, whichever serves the next layer (`lib.selection`), in the parents' shares. This is done where
+    one layer alone reads the units.
+
+    Layer-wise regression of merged networks is known from RegMean (Jin et al. 2023) and PLeaS (Nasery et al. 2024), the
+    choice of units from ZipIt (Stoica et al. 2024); the fused network's own inputs and the fit through the ReLU are ours.
 
     Args:
         model_a, model_b, fused: the parents and the interpolated network, in evaluation mode, on one device.
@@ -388,47 +552,43 @@ def fit(
 
     Returns:
         {"images": N, "layers": {layer: share of the target's mean square that is not reached},
+         "units": {layer: {"both", "a", "b": how many of its units stand for what}} where they are chosen,
          "left": {module: why it keeps its interpolated weights}}
     """
     lockstep = _Lockstep((model_a, model_b, fused), groups.graph, images.split(CHUNK), memory)
     sites, left = _sites(fused, groups)
     parents = [dict(model.named_modules()) for model in (model_a, model_b)]
     names = {module: name for name, module in fused.named_modules()}
-    shares = (1 - alpha, alpha)
-    layers = {}
+
+    def own(site: _Site, affine: _Affine) -> list[Tensor]:
+        return [affine.of(modules[site.name], modules.get(names.get(site.norm))) for modules in parents]
+
+    layers, units = {}, {}
     for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
         affine = _Affine(site)
-        norm = names.get(site.norm)
-        own = [affine.of(modules[site.name], modules.get(norm)) for modules in parents]
-        start = shares[0] * own[0] + shares[1] * own[1]
-        rows, gram, goals = start, 0, []
-        relu = through_relu and site.relu
-        index, end = lockstep.index[site.node], lockstep.index[site.end]
-        lockstep.move(index)
-        room = memory - _bytes([bag for bags in lockstep.kept for bag in bags])
-        for turn in range(1 + rounds * relu):
-            cross, error, power = torch.zeros_like(start), 0.0, 0.0
-            for i, bags in enumerate(lockstep.at(index)):
-                x = affine.inputs(bags[2][site.node.args[0]])
-                if i < len(goals):
-                    goal = goals[i]
-                else:
-                    z = [affine.lift(lockstep.target(bags, index, end, which)[site.end]) for which in (0, 1)]
-                    after = shares[0] * F.relu(z[0]) + shares[1] * F.relu(z[1]) if relu else None
-                    goal = shares[0] * z[0] + shares[1] * z[1] if turn == 0 else after
-                    if relu and after.nbytes * (i + 1) <= room and len(goals) == i:
-                        goals.append(after)
-                predicted = affine.predict(rows, x)
-                if site.other is not None:
-                    predicted = predicted + affine.lift(bags[2][site.other])
-                residual = goal - (predicted if turn == 0 else torch.where(goal > 0, predicted, F.relu(predicted)))
-                cross += affine.cross(x, residual)
-                error, power = error + residual.double().square().sum(), power + goal.double().square().sum()
-                if turn == 0:
-                    gram = gram + affine.gram(x)
-            step = _solve(gram, cross, rows - start, ridge)
-            rows = rows + step
-            error = error - 2 * (step * cross).sum() + (step * (gram @ step)).sum()
-            layers[site.name] = float(error / power) if power else 0.0
-        _write(site, affine, rows, gram)
-    return {"images": len(images), "layers": layers, "left": left}
+        lockstep.move(lockstep.index[site.node])
+        problem = _Problem(
+            lockstep, site, affine, own(site, affine), ridge, rounds if through_relu and site.relu else 0
+        )
+        reader = _reader(site, sites, groups, lockstep) if select and 0 < alpha < 1 else None
+        rows, error, power = problem.solve(alpha)
+        if reader is not None:
+            fits = [problem.solve(0), problem.solve(1), (rows, error, power)]
+            reading, (_, size) = _Affine(reader[0]), rows.shape[1:]
+            readers = []
+            for share, weight in zip((1 - alpha, alpha), own(reader[0], reading), strict=True):
+                weight = reading.split(weight)[0].unflatten(1, (size, -1))
+                readers.append(share * weight.movedim(1, -1).reshape(-1, size))
+            choice, _, _ = problem.choose(*reader, torch.cat(readers, dim=1), [f[0] for f in fits], alpha)
+            units[site.name] = {
+                name: int((choice == kind).sum())
+                for name, kind in (("both", selection.BOTH), ("a", selection.A), ("b", selection.B))
+            }
+            for kind, (other, its_error, its_power) in ((selection.A, fits[0]), (selection.B, fits[1])):
+                mask = (choice == kind).to(rows.device)
+                rows = torch.where(mask, other, rows)
+                error, power = torch.where(mask, its_error, error), torch.where(mask, its_power, power)
+        total = float(power.sum())
+        layers[site.name] = max(0.0, float(error.sum())) / total if total else 0.0
+        _write(site, affine, rows, problem.gram)
+    return {"images": len(images), "layers": layers, "units": units, "left": left}

@@ -811,7 +811,7 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
         for name, figure in drawn.items():
             written += save_figure(figure, f"{path.stem}_{name}", figures)
         if drawn and "curves" in record:
-            written.append(_write_text(results.latex(record), Path(figures) / f"{path.stem}.tex"))
+            written.append(write_text(results.latex(record), Path(figures) / f"{path.stem}.tex"))
         elif not drawn and record["experiment"] != "leaderboard":
             skipped.append(f"{path.name}: experiment {record['experiment']!r} has no figures")
 
@@ -819,18 +819,18 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     if board:
         rows = results.leaderboard_rows(board)
         written += save_figure(leaderboard(rows), "leaderboard", figures)
-        written.append(_write_text(results.leaderboard_latex(rows), Path(figures) / "leaderboard.tex"))
+        written.append(write_text(results.leaderboard_latex(rows), Path(figures) / "leaderboard.tex"))
     vgg = [record for record in records.values() if record["experiment"] == "vgg11_cifar10"]
     for dataset in sorted({record["dataset"] for record in vgg}):
         here = [record for record in vgg if record["dataset"] == dataset]
         if len({record["model"]["width"] for record in here}) > 1:
             stem = f"vgg11_cifar10_{re.sub(r'[^a-z0-9]+', '_', dataset.lower())}_widths"
             written += save_figure(width_barrier(here), stem, figures)
-            written.append(_write_text(results.widths_latex(here), Path(figures) / f"{stem}.tex"))
+            written.append(write_text(results.widths_latex(here), Path(figures) / f"{stem}.tex"))
     return written, skipped
 
 
-def _write_text(text: str, path: Path) -> Path:
+def write_text(text: str, path: Path) -> Path:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -19,7 +19,7 @@ def _specs() -> dict[str, tuple[str, Spec]]:
     skewed = Recipe(epochs=1, batch_size=100, lr=0.02, weight_decay=0.0, augment=False)
     for seed in range(6):
         classes = FIRST_HALF if seed % 2 == 0 else SECOND_HALF
-        specs[f"simplenet-s{seed}"] = ("mnist", Spec("simplenet", seed, skewed, classes=classes, share=0.04))
+        specs[f"simplenet-s{seed}"] = ("mnist", Spec("simplenet", seed, skewed, classes=classes, share=0.05))
     for seed in range(2):
         recipe = Recipe(epochs=5, batch_size=100, lr=0.05, augment=False)
         specs[f"mlp-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5))

@@ -1,0 +1,84 @@
+"""The leaderboard: which pairs meet, and one record for each (notebooks/leaderboard.ipynb drives it)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib import experiment, paths, results, training
+from lib.checks import InputError
+from lib.experiment import Run
+
+# What a leaderboard leaves to the checkpoints or does not vary.
+FIXED = {
+    "preset": "quick", "seed_a": 0, "seed_b": 1, "epochs": None, "width": None, "loader": "memory", "limit_train": 0,
+    "evaluate_train": False, "results_path": "", "figures_dir": "",
+}  # fmt: skip
+SHARED = ("matchers", "corrections", "alphas", "device", "limit_test", "match_images", "correct_images")
+
+
+def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
+    """The runs of all pairs asked for, by the stem of their record, everything checked and opened.
+
+    Args:
+        parameters: those of the notebook's parameters cell, by name.
+
+    Raises:
+        InputError: in one line, before anything is measured.
+    """
+    runs: dict[str, Run] = {}
+    folder = _folder(parameters["results_dir"], paths.LOCAL)
+    for kind in parameters["pairs"]:
+        for seed in parameters["seeds"]:
+            names = [f"{kind}-s{seed + i}" for i in (0, 1)]
+            if not all((paths.CHECKPOINTS / f"{name}.safetensors").is_file() for name in names):
+                continue
+            said = training.read_sidecar(paths.CHECKPOINTS / f"{names[0]}.safetensors")
+            given = {name: parameters[name] for name in SHARED} | FIXED
+            given |= dict(zip(("checkpoint_a", "checkpoint_b"), names, strict=True))
+            given["dataset"] = said["dataset"] if parameters["dataset"] == "auto" else parameters["dataset"]
+            given["results_path"] = str(folder / f"leaderboard_{kind}-s{seed}.json")
+            presets = {"quick": {"width": said["spec"]["width"]}}
+            run = experiment.begin(
+                "leaderboard", said["spec"]["model"], given, presets=presets, norm=said["spec"]["norm"], lenient=True
+            )
+            run.held_out(parameters["held_out_images"])
+            runs[run.results_path.stem] = run
+        if not any(stem.startswith(f"leaderboard_{kind}-s") for stem in runs):
+            kinds = sorted({path.stem.rpartition("-s")[0] for path in paths.CHECKPOINTS.glob("*-s*.safetensors")})
+            raise InputError(f"no shipped pair '{kind}' with these seeds; accepted: {', '.join(kinds) or 'none'}")
+    return runs
+
+
+def measured(stem: str, run: Run, held_out_images: int) -> dict[str, Any]:
+    """The record of one pair: every applicable matcher with every applicable correction. Written when it is new; one
+    that is there, of the same checkpoints and parameters, is read instead."""
+    if run.results_path.is_file():
+        old = results.read_record(run.results_path)
+        same = (
+            old["provenance"]["parameters"]
+            == results.provenance(run.given, None, run.device, run.started)["parameters"]
+        )
+        if same and all(
+            old["checkpoints"][side]["sha256"] == training.file_sha256(path) for side, path in run.checkpoints.items()
+        ):
+            print(f"{stem}: measured already")
+            return old
+    print(f"{stem}", flush=True)
+    run.settings["matchers"], run.settings["corrections"] = run.applicable()
+    model_a, model_b = run.open_pair()
+    parents, held_out = run.parents(model_a, model_b), run.held_out(held_out_images)
+    matchings = run.match(model_a, model_b)
+    curves = run.curves(model_a, model_b, matchings, parents, held_out)
+    record = run.record(parents, curves, references=run.references(model_a, model_b, parents, held_out))
+    results.write_record(run.results_path, record, results.matching_arrays(*matchings.values()))
+    return record
+
+
+def figures_path(typed: str) -> Path:
+    """Where the notebook's figures go."""
+    return _folder(typed, paths.FIGURES / "local")
+
+
+def _folder(typed: str, default: Path) -> Path:
+    path = Path(typed) if typed else default
+    return path if path.is_absolute() else paths.ROOT / path
