@@ -4,7 +4,7 @@
 # Works with GNU make from 3.81 (macOS) on.
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce simplenet vgg11 figures lab test lint bench ffcv own-environment FORCE
+.PHONY: help reproduce simplenet vgg11 leaderboard zoo figures lab test lint bench ffcv own-environment FORCE
 
 # The experiments that `reproduce` runs, in this order.
 EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
@@ -36,6 +36,12 @@ simplenet: $(READY)  ## only SimpleNet on MNIST
 
 vgg11: $(READY)  ## only VGG11 on CIFAR-10
 	@$(BATCH) notebooks/vgg11_cifar10.ipynb $(ARGS)
+
+leaderboard: $(READY)  ## every matcher with every correction on the shipped pairs (long)
+	@$(BATCH) notebooks/leaderboard.ipynb $(ARGS)
+
+zoo: $(READY)  ## train the shipped checkpoints that are missing
+	@$(PY) -m lib.zoo $(ARGS)
 
 figures: $(READY)  ## the paper's figures and tables again, from the records in data/results
 	@$(PY) -m lib.plots

@@ -354,9 +354,12 @@ def _least_squares(
     select: bool = True,
     memory: float = 2 * least_squares.GIB,
 ) -> _Found:
+    """`least_squares.fit` on the interpolated network; it says what the options mean."""
     for name, value in (("ridge", ridge), ("rounds", rounds), ("memory", memory)):
         if value < 0:
             raise InputError(f"{name} {value} is negative; accepted: {name} ≥ 0")
+    if rounds != int(rounds):
+        raise InputError(f"rounds {rounds} is no whole number; accepted: 0, 1, 2 …")
     # float64 does not exist on MPS
     task = dataclasses.replace(task, device=torch.device("cpu")) if task.device.type == "mps" else task
     parents = [task.network(state) for state in (task.state_a, task.state_b)]
@@ -367,7 +370,7 @@ def _least_squares(
     images = torch.cat(batches)
     info = least_squares.fit(
         *parents, fused, task.groups, images, task.alpha,
-        ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, memory=memory, progress=task.progress,
+        ridge=ridge, rounds=int(rounds), through_relu=through_relu, select=select, memory=memory, progress=task.progress,
     )  # fmt: skip
     return fused.state_dict(), info
 

@@ -541,8 +541,8 @@ def fit(
     the mean of the two, whichever serves the next layer (`lib.selection`), in the parents' shares. This is done where
     one layer alone reads the units.
 
-    Layer-wise regression of merged networks is known from RegMean (Jin et al. 2023) and PLeaS (Nasery et al. 2024), the
-    choice of units from ZipIt (Stoica et al. 2024); the fused network's own inputs and the fit through the ReLU are ours.
+    Layer-wise regression of merged networks is known from RegMean (Jin et al. 2023) and PLeaS (Nasery et al. 2024);
+    that a unit need not mix both parents, from ZipIt (Stoica et al. 2024).
 
     Args:
         model_a, model_b, fused: the parents and the interpolated network, in evaluation mode, on one device.

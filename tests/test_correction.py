@@ -1,5 +1,5 @@
-"""lib.correction and what it stands on (lib.least_squares, lib.merging): statistics by hand, exact folds, planted
-solutions."""
+"""lib.correction and what it stands on (lib.least_squares, lib.selection, lib.merging): statistics by hand, exact
+folds, planted solutions."""
 
 import copy
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib import correction, merging, models, symmetry
+from lib import correction, merging, models, selection, symmetry
 from lib.checks import InputError
 from lib.correction import CORRECTIONS, correct
 
@@ -86,7 +86,7 @@ def randomise(model, seed):
 def pair(name, images=64):
     """Two random networks of a kind, their groups and batches of unequal size."""
     a, b = (randomise(NETWORKS[name](), seed) for seed in (1, 2))
-    shape = (3, 32, 32) if name == "resnet20" else IMAGES
+    shape = (3, 16, 16) if name == "resnet20" else IMAGES
     groups = symmetry.trace(a, torch.zeros(2, *shape))
     x = draw(images, *shape)
     return a, b, groups, [(x[: images // 4 * 3], None), (x[images // 4 * 3 :], None)], x
@@ -150,7 +150,7 @@ def test_correct_refuses_alpha_missing_images_and_a_network_without_norm():
     for name in set(CORRECTIONS) - {"none", "bn_reset"}:
         with pytest.raises(InputError, match="without images|correct_images"):
             correct(a, *states, 0.5, name, groups=groups, batches=[], **QUIET)
-    for option in ({"ridge": -1.0}, {"rounds": -1}):
+    for option in ({"ridge": -1.0}, {"rounds": -1}, {"rounds": 1.5}):
         with pytest.raises(InputError, match="accepted"):
             correct(a, *states, 0.5, "least_squares", groups=groups, batches=batches, **option, **QUIET)
 
@@ -336,12 +336,11 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_least_squares_recovers_a_planted_network(kind, norm):
-    """Parents of one function but other scales: their average computes something else, the solution the function."""
+    """Parents of one function but other scales: their average computes something else, the solution does not."""
     norms = [nn.BatchNorm2d(6)] if norm else []
     middle = nn.Conv2d(6, 6, **({"kernel_size": 3} | CONVOLUTIONS[kind]))
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.ReLU(), middle, *norms, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5)
-    )  # fmt: skip
+    end = nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), middle, *norms, *end)
     a = randomise(model, 1)
     b = rescaled(a)
     x = draw(60, *IMAGES)
@@ -401,28 +400,99 @@ def test_least_squares_comes_closer_to_the_parents_than_any_other_correction(nam
     assert error["least_squares"] < 0.9 * min(error[kind] for kind in error if kind != "least_squares"), error
 
 
-def test_each_round_through_the_relu_lowers_the_first_layers_loss():
-    a, b, groups, _, x = pair("plain")
-    z_a, z_b = (preactivations(m, x)[0] for m in (a, b))
-    goal = (z_a.relu() + z_b.relu()) / 2
-    losses = []
-    for options in ({"through_relu": False}, {"rounds": 1}, {"rounds": 2}, {"rounds": 6}):
-        found = correct(
-            a,
-            a.state_dict(),
-            b.state_dict(),
-            0.5,
-            "least_squares",
-            groups=groups,
-            batches=[x],
-            **options,
-            **QUIET,
-        )
-        losses.append(float((preactivations(load(a, found), x)[0].relu() - goal).square().mean()))
-    averaged = load(a, correction.interpolate(a.state_dict(), b.state_dict(), 0.5))
+def first_layer_losses(pool, options):
+    """Mean squared error of the first hidden layer, behind ReLU and pool, against the mean of two parents."""
+    window = [nn.MaxPool2d((3, 2))] * pool
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), *window, nn.Conv2d(6, 4, 1), nn.Flatten(), nn.LazyLinear(3))
+    x = draw(100, *IMAGES)
+    model(x)
+    a, b = (randomise(copy.deepcopy(model), seed) for seed in (1, 2))
+    groups = symmetry.trace(a, x)
+    states = a.state_dict(), b.state_dict()
+    stop = 2 + pool
+    with torch.no_grad():
+        goal = (a[:stop](x) + b[:stop](x)) / 2
+        runs = [correction.interpolate(*states, 0.5)]
+        for option in options:
+            option = {"select": False, "ridge": 1e-6} | option
+            runs.append(correct(a, *states, 0.5, "least_squares", groups=groups, batches=[x], **option, **QUIET))
+        return [float((load(a, run)[:stop](x) - goal).square().mean()) for run in runs]
+
+
+def test_each_round_through_the_relu_lowers_the_loss():
+    averaged, *losses = first_layer_losses(False, [{"through_relu": False}, *({"rounds": n} for n in (0, 1, 2, 6))])
     # All networks share the inputs of the first layer: there the linear solution is the average.
-    assert losses[0] == pytest.approx(float((preactivations(averaged, x)[0].relu() - goal).square().mean()), rel=1e-4)
-    assert losses[0] > losses[1] > losses[2] > losses[3]
+    assert losses[0] == pytest.approx(averaged, rel=1e-3) and losses[1] == pytest.approx(averaged, rel=1e-3)
+    assert losses[1] > losses[2] > losses[3] > losses[4]
+
+
+def test_rounds_behind_a_pool_lower_the_loss_behind_it():
+    averaged, *losses = first_layer_losses(True, [{"rounds": n} for n in (0, 2, 8)])
+    assert losses[0] == pytest.approx(averaged, rel=1e-3)
+    assert losses[1] < 0.8 * losses[0] and losses[2] < losses[1]
+
+
+@pytest.mark.parametrize(("alpha", "name"), [(0.5, "norm"), (0.25, "norm"), (0.5, "resnet20")])
+def test_units_are_chosen_in_the_parents_shares(alpha, name):
+    a, b, groups, batches, _ = pair(name)
+    states = a.state_dict(), b.state_dict()
+    units = correct(a, *states, alpha, "least_squares", groups=groups, batches=batches, **QUIET).info["units"]
+    inner = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)]
+    assert list(units) == (inner if name == "resnet20" else ["0", "3", "8"])  # not where a residual sum ties units
+    assert any(counts["a"] for counts in units.values())
+    for counts in units.values():
+        assert abs(counts["b"] - alpha * (counts["a"] + counts["b"])) <= 0.5
+    off = correct(a, *states, alpha, "least_squares", groups=groups, batches=batches, select=False, **QUIET)
+    assert off.info["units"] == {}
+
+
+def fitted(n, seed, noise=0.1):
+    """Covariance (5n, 5n) of units of A and of B and of what a network fitted to them has, and readers (m, 2n)."""
+    samples = draw(400, 2 * n, seed=seed).double() @ draw(2 * n, 2 * n, seed=seed + 1).double()
+    a, b = samples.split(n, dim=1)
+    made = torch.cat([a, b, (a + b) / 2], dim=1)
+    columns = torch.cat([samples, made + noise * draw(*made.shape, seed=seed + 2)], dim=1)
+    columns = columns - columns.mean(0)
+    return columns, columns.mT @ columns / len(columns), draw(3 * n, 2 * n, seed=seed + 3).double()
+
+
+def test_gains_are_those_of_a_regression_with_the_unit_exchanged():
+    n = 5
+    columns, covariance, readers = fitted(n, 0)
+    targets = covariance[:, : 2 * n] @ readers.mT
+    chosen, others = torch.arange(4 * n, 5 * n), torch.arange(2 * n, 3 * n)
+
+    def explained(places):
+        made, wanted = columns[:, places], columns[:, : 2 * n] @ readers.mT
+        predicted = made @ torch.linalg.lstsq(made, wanted).solution
+        return predicted.square().sum() / len(columns)
+
+    gains = selection._gains(covariance, targets, chosen, others, 0.0)
+    for i in range(n):
+        exchanged = chosen.clone()
+        exchanged[i] = others[i]
+        assert float(gains[i]) == pytest.approx(float(explained(exchanged) - explained(chosen)), rel=1e-6, abs=1e-9)
+
+
+def test_choose_finds_the_units_that_are_read():
+    """The next layer reads units 0 … 3 of A and 4 … 7 of B, and units 8 … 11 of both alike."""
+    _, covariance, _ = fitted(12, 3, noise=0.01)
+    readers = torch.zeros(12, 24, dtype=torch.float64)
+    for i in range(12):
+        readers[i, i], readers[i, 12 + i] = float(i < 4 or i > 7), float(i > 3)
+    choice, before, after = selection.choose(covariance, readers, 0.5)
+    assert choice.tolist() == [selection.A] * 4 + [selection.B] * 4 + [selection.BOTH] * 4
+    assert before > 0.1 and after < 0.01
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5, 0.8])
+def test_choose_never_explains_less_and_keeps_the_shares(alpha):
+    for seed in range(0, 40, 4):
+        _, covariance, readers = fitted(9, seed)
+        choice, before, after = selection.choose(covariance, readers, alpha)
+        single = int((choice != selection.BOTH).sum())
+        assert -1e-6 <= after <= before <= 1
+        assert int((choice == selection.B).sum()) == round(alpha * single)
 
 
 @pytest.mark.parametrize("name", ["norm", "residual"])

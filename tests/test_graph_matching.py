@@ -232,9 +232,7 @@ def test_objective_at_permutations_is_the_objective_of_the_permuted_network(kern
     a, b, perms = mixed(0), mixed(1), shuffle(MIXED, 2)
     problem = gm.Problem(a, b, MIXED, norms=NORMS, fold=fold)
     moved = gm.Problem(a, permute_rows(b, MIXED, perms), MIXED, norms=NORMS, fold=fold)
-    assert problem.objective(perms, kernel) == pytest.approx(
-        moved.objective(moved.identity(), kernel), rel=1e-6
-    )
+    assert problem.objective(perms, kernel) == pytest.approx(moved.objective(moved.identity(), kernel), rel=1e-6)
     assert problem.objective(perms, kernel) != pytest.approx(problem.objective(problem.identity(), kernel))
 
 
@@ -292,9 +290,7 @@ def test_soft_gradient_meets_the_exact_one_at_permutations_and_dense_k_elsewhere
     problem = gm.Problem(mixed(0), mixed(1), MIXED, norms=NORMS)
     perms = shuffle(MIXED, 3)
     at = {name: torch.eye(len(p))[p] for name, p in perms.items()}
-    soft = {
-        n: torch.rand(s, s, generator=generator(5), dtype=torch.float64) for n, s in problem.sizes.items()
-    }
+    soft = {n: torch.rand(s, s, generator=generator(5), dtype=torch.float64) for n, s in problem.sizes.items()}
     n = sum(problem.sizes.values())
     K = problem.affinity(kernel).double()
     x = torch.block_diag(*soft.values()).reshape(-1)
@@ -302,24 +298,17 @@ def test_soft_gradient_meets_the_exact_one_at_permutations_and_dense_k_elsewhere
     x_perm = torch.block_diag(*at.values()).double().reshape(-1)
     assert (x_perm @ K @ x_perm).item() == pytest.approx(problem.objective(perms, kernel), rel=1e-6)
     for name, size in problem.sizes.items():
-        assert torch.allclose(
-            problem.soft_gradient(name, at, kernel), problem.gradient(name, perms, kernel), atol=2e-5
-        )
+        assert torch.allclose(problem.soft_gradient(name, at, kernel), problem.gradient(name, perms, kernel), atol=2e-5)
         block = Kx[start : start + size, start : start + size]
         L = problem.linear(kernel)[name]
-        assert torch.allclose(
-            problem.soft_quadratic(name, soft, kernel) / 2 + L * soft[name], block, atol=1e-4
-        )
+        assert torch.allclose(problem.soft_quadratic(name, soft, kernel) / 2 + L * soft[name], block, atol=1e-4)
         start += size
 
 
 def wide(seed, sizes=(40, 70, 90)):
     shapes = {f"l{i}": (o, c, 3, 3) for i, (c, o) in enumerate(pairwise((2, *sizes)))}
     shapes["head"] = (5, sizes[-1])
-    groups = {
-        x: Group(shapes[x][0], (Member(f"{x}.weight", 0), Member(f"{y}.weight", 1)))
-        for x, y in pairwise(shapes)
-    }
+    groups = {x: Group(shapes[x][0], (Member(f"{x}.weight", 0), Member(f"{y}.weight", 1))) for x, y in pairwise(shapes)}
     return draw(shapes, seed), groups
 
 
@@ -397,9 +386,7 @@ def test_rrwm_is_pygmtools_rrwm(seed):
 def test_ipfp_is_pygmtools_ipfp(seed):
     problem = gm.Problem(mixed(seed), mixed(seed + 10), MIXED, norms=NORMS)
     K, n = dense(problem)
-    flat = torch.block_diag(
-        *problem.flat().values()
-    )  # theirs would spread over pairs of different groups too
+    flat = torch.block_diag(*problem.flat().values())  # theirs would spread over pairs of different groups too
 
     def theirs(iterations):
         size = torch.tensor([n])
