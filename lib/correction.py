@@ -370,7 +370,8 @@ def _least_squares(
     images = torch.cat(batches)
     info = least_squares.fit(
         *parents, fused, task.groups, images, task.alpha,
-        ridge=ridge, rounds=int(rounds), through_relu=through_relu, select=select, memory=memory, progress=task.progress,
+        ridge=ridge, rounds=int(rounds), through_relu=through_relu, select=select, memory=memory,
+        progress=task.progress,
     )  # fmt: skip
     return fused.state_dict(), info
 
