@@ -6,7 +6,9 @@ from typing import Any
 
 from lib import experiment, paths, results, training
 from lib.checks import InputError
+from lib.correction import CORRECTIONS
 from lib.experiment import Run
+from lib.matching import MATCHERS
 
 # What a leaderboard leaves to the checkpoints or does not vary.
 FIXED = {
@@ -26,7 +28,10 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
         InputError: in one line, before anything is measured.
     """
     runs: dict[str, Run] = {}
-    folder = _folder(parameters["results_dir"], paths.LOCAL)
+    place = folder(parameters["results_dir"], paths.LOCAL)
+    kinds = sorted({path.stem.rpartition("-s")[0] for path in paths.CHECKPOINTS.glob("*-s*.safetensors")})
+    every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS)}
+    parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
     for kind in parameters["pairs"]:
         for seed in parameters["seeds"]:
             names = [f"{kind}-s{seed + i}" for i in (0, 1)]
@@ -36,7 +41,7 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
             given = {name: parameters[name] for name in SHARED} | FIXED
             given |= dict(zip(("checkpoint_a", "checkpoint_b"), names, strict=True))
             given["dataset"] = said["dataset"] if parameters["dataset"] == "auto" else parameters["dataset"]
-            given["results_path"] = str(folder / f"leaderboard_{kind}-s{seed}.json")
+            given["results_path"] = str(place / f"leaderboard_{kind}-s{seed}.json")
             presets = {"quick": {"width": said["spec"]["width"]}}
             run = experiment.begin(
                 "leaderboard", said["spec"]["model"], given, presets=presets, norm=said["spec"]["norm"], lenient=True
@@ -44,7 +49,6 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
             run.held_out(parameters["held_out_images"])
             runs[run.results_path.stem] = run
         if not any(stem.startswith(f"leaderboard_{kind}-s") for stem in runs):
-            kinds = sorted({path.stem.rpartition("-s")[0] for path in paths.CHECKPOINTS.glob("*-s*.safetensors")})
             raise InputError(f"no shipped pair '{kind}' with these seeds; accepted: {', '.join(kinds) or 'none'}")
     return runs
 
@@ -76,9 +80,10 @@ def measured(stem: str, run: Run, held_out_images: int) -> dict[str, Any]:
 
 def figures_path(typed: str) -> Path:
     """Where the notebook's figures go."""
-    return _folder(typed, paths.FIGURES / "local")
+    return folder(typed, paths.FIGURES / "local")
 
 
-def _folder(typed: str, default: Path) -> Path:
+def folder(typed: str, default: Path) -> Path:
+    """The path that was typed, from the repo's root where it is relative; else the default."""
     path = Path(typed) if typed else default
     return path if path.is_absolute() else paths.ROOT / path

@@ -52,18 +52,20 @@ def scaled(channels: int, width: float) -> int:
 class SimpleNet(nn.Module):
     """The bias-free MNIST network of pygmtools' model-fusion example (Liu et al., ICML 2022).
 
-    Images (N, 1, 28, 28) → logits (N, 10). No ReLU stands between the two linear layers, as published.
+    Images (N, 1, 28, 28) → logits (N, 10). No ReLU stands between the two linear layers, as published; the published
+    width is 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 5, padding=1, padding_mode="replicate", bias=False)
-        self.conv2 = nn.Conv2d(32, 64, 5, padding=1, padding_mode="replicate", bias=False)
+        first, second, third = (scaled(units, width) for units in (32, 64, 32))
+        self.conv1 = nn.Conv2d(1, first, 5, padding=1, padding_mode="replicate", bias=False)
+        self.conv2 = nn.Conv2d(first, second, 5, padding=1, padding_mode="replicate", bias=False)
         self.relu = nn.ReLU()
         self.max_pool = nn.MaxPool2d(2, padding=1)
         self.flatten = nn.Flatten()
-        self.fc1 = nn.Linear(64 * 7 * 7, 32, bias=False)
-        self.fc2 = nn.Linear(32, 10, bias=False)
+        self.fc1 = nn.Linear(second * 7 * 7, third, bias=False)
+        self.fc2 = nn.Linear(third, 10, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.max_pool(self.relu(self.conv1(x)))
@@ -178,7 +180,7 @@ def build(name: str, *, width: float = 1.0, norm: str | None = None, seed: int |
 
     Args:
         name: one of `ARCHITECTURES`.
-        width: multiplier > 0 of every hidden layer's units; SimpleNet has only width 1.
+        width: multiplier > 0 of every hidden layer's units.
         norm: None or "batch", as far as the architecture has it.
         seed: of the initialisation (PyTorch's default one); the global generator is left as it was.
         options: further arguments of the constructor, such as the MLP's `depth`.
@@ -194,8 +196,6 @@ def build(name: str, *, width: float = 1.0, norm: str | None = None, seed: int |
     if norm not in norms:
         raise InputError(f"{name} has no norm '{norm}'; accepted: {', '.join(str(n) for n in norms)}")
     available = inspect.signature(constructor).parameters
-    if width != 1 and "width" not in available:
-        raise InputError(f"{name} is published at one size; width {width} is not accepted, 1 is")
     given = {"name": name, "width": width, "norm": norm}
     options |= {key: value for key, value in given.items() if key in available}
     if unknown := options.keys() - available.keys():

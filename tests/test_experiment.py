@@ -69,7 +69,7 @@ def files(tmp_path, monkeypatch):
         ({"alphas": []}, "alphas"),
         ({"epochs": 0}, "epochs 0 is not accepted; accepted: a whole number of at least 1"),
         ({"width": 0}, "width 0 is not accepted"),
-        ({"width": 2}, "published at one size"),
+        ({"width": 2, "checkpoint_a": "other.pt"}, "conv1.weight is"),
         ({"limit_test": -1}, "limit_test -1"),
         ({"match_images": 0}, "match_images 0"),
         ({"preset": "fast"}, "unknown preset 'fast'"),

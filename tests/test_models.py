@@ -67,7 +67,6 @@ def test_seed_decides_the_weights_and_leaves_the_global_generator_alone():
     [
         ({"name": "vgg12"}, "unknown model 'vgg12'"),
         ({"name": "vgg11", "width": 0}, "width 0"),
-        ({"name": "simplenet", "width": 2}, "one size"),
         ({"name": "simplenet", "norm": "batch"}, "no norm 'batch'"),
         ({"name": "mlp", "deep": 3}, "no option deep"),
     ],

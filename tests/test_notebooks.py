@@ -28,6 +28,24 @@ TINY = {
         "alphas": [1.0, 0.5, 0.0],
         "evaluate_train": True,
     },
+    "leaderboard": {
+        "pairs": ["simplenet"],
+        "seeds": [0],
+        "matchers": ["none", "weight"],
+        "corrections": ["none", "closed_form"],
+        "limit_test": 100,
+        "match_images": 50,
+        "correct_images": 50,
+        "held_out_images": 100,
+    },
+    "graph_matching_scaling": {
+        "widths": [0.0625],
+        "recovery_width": 0.0625,
+        "noises": [0.0],
+        "seeds": [0],
+        "restarts": 1,
+        "limit_test": 100,
+    },
 }
 
 
@@ -39,10 +57,10 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSEBOOK_FIGURES", str(tmp_path / "figures"))
 
 
-def run(name, tmp_path, **parameters):
-    chosen = {"dataset": "mnist-5k", "device": "cpu"} | TINY[name] | parameters
+def run(name, tmp_path, record=None, **parameters):
+    chosen = {"dataset": "mnist-5k"} | TINY[name] | parameters
     batch.execute(paths.NOTEBOOKS / f"{name}.ipynb", chosen, tmp_path / "executed.ipynb")
-    return results.read_record(tmp_path / "results" / "local" / f"{name}.json")
+    return results.read_record(tmp_path / "results" / "local" / f"{record or name}.json")
 
 
 def test_simplenet_leaves_a_record_figures_and_an_executed_copy(tmp_path):
@@ -105,19 +123,50 @@ def test_a_second_run_finds_the_networks_trained_and_the_numbers_equal(tmp_path)
     assert first["curves"][0]["points"] == second["curves"][0]["points"]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_controls(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(paths.ROOT / "checkpoints"))
+    record = run("leaderboard", tmp_path, "leaderboard_simplenet-s0")
+    curves = {(curve["matcher"], curve["correction"]): curve for curve in record["curves"]}
+    assert set(curves) == {(m, c) for m in ("none", "weight") for c in ("none", "closed_form")}
+    for (_, correction), curve in curves.items():
+        assert curve["best"]["alpha"] in (0.25, 0.5, 0.75)
+        assert curve["images"] == {"match": 0, "correct": 50 if correction == "closed_form" else 0}
+        assert curve["share"] == {"a": 0.5, "b": 0.5}
+    parents = [record["parents"][side]["test_accuracy"] for side in "ab"]
+    assert record["references"]["one_parent"]["test_accuracy"] in parents
+    assert 0 < record["references"]["ensemble"]["test_accuracy"] <= 1
+    assert (tmp_path / "figures" / "local" / "leaderboard.tex").exists()
+    written = (tmp_path / "results" / "local" / "leaderboard_simplenet-s0.json").stat().st_mtime_ns
+    run("leaderboard", tmp_path, "leaderboard_simplenet-s0")  # a second time it is read, not measured
+    assert (tmp_path / "results" / "local" / "leaderboard_simplenet-s0.json").stat().st_mtime_ns == written
+
+
+def test_graph_matching_finds_a_noiseless_plant_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(paths.ROOT / "checkpoints"))
+    record = run("graph_matching_scaling", tmp_path)
+    assert record["dataset"] is None
+    recovered = [r["recovered"] for r in record["rows"] if r["study"] == "recovery" and r["solver"] == "graph"]
+    assert recovered == [1.0, 1.0]
+    dense = {r["model"]: r["dense_bytes"] for r in record["rows"] if r["study"] == "scaling"}
+    assert dense["simplenet"] == 4 * (1 + 2 + 4 + 2 + 10) ** 4
+    objective = results.read_record(tmp_path / "results" / "local" / "graph_matching_scaling_objective.json")
+    assert objective["dataset"] == "mnist-5k"
+    assert len(objective["rows"]) == 3
+
+
+@pytest.mark.parametrize("notebook", ["simplenet_mnist", "vgg11_cifar10"])
 def test_cell_by_cell_from_the_folder_of_notebooks(notebook, tmp_path):
     """As JupyterLab runs it: kernel python3 of this environment, working directory notebooks/."""
-    if notebook.stem not in TINY:
-        pytest.skip("no tiny parameters")
-    parameters = {"dataset": "mnist-5k", "device": "cpu", "alphas": [0.5], "matchers": ["none"]} | TINY[notebook.stem]
-    parameters |= {"corrections": ["none"], "alphas": [0.5]}
-    copy = parameterize_notebook(papermill.iorw.load_notebook_node(str(notebook)), parameters)
+    parameters = {"dataset": "mnist-5k", "matchers": ["none"], "corrections": ["none"]}
+    parameters = TINY[notebook] | parameters | {"alphas": [0.5]}
+    copy = parameterize_notebook(
+        papermill.iorw.load_notebook_node(str(paths.NOTEBOOKS / f"{notebook}.ipynb")), parameters
+    )
     nbclient.NotebookClient(
         copy, kernel_name="python3", kernel_manager_class=batch.OwnKernel, timeout=600,
         resources={"metadata": {"path": str(paths.NOTEBOOKS)}},
     ).execute()  # fmt: skip
-    assert (tmp_path / "results" / "local" / f"{notebook.stem}.json").exists()
+    assert (tmp_path / "results" / "local" / f"{notebook}.json").exists()
 
 
 def test_the_published_experiment_on_foreign_checkpoints_without_sidecars(tmp_path):
