@@ -20,6 +20,7 @@ from tqdm import tqdm
 from lib import correction, fusion, loaders, matching, models, paths, results, symmetry, training
 from lib.checks import InputError, check_choice
 from lib.matching import Matching
+from lib.merging import merge_linear
 from lib.symmetry import Groups
 
 # The parameters that every experiment notebook has (see its parameters cell).
@@ -121,7 +122,11 @@ class Run:
     # Networks ---------------------------------------------------------------------------------------------------------
 
     def build(self) -> nn.Module:
-        """A fresh network of the run's architecture."""
+        """A fresh network of the run's architecture, its consecutive linear layers merged where the run asks for it."""
+        network = self._unmerged()
+        return merge_linear(network) if self.settings.get("merge_linear") else network
+
+    def _unmerged(self) -> nn.Module:
         return models.build(self.model, width=self.width, norm=self.norm, seed=0)
 
     @cached_property
@@ -151,7 +156,8 @@ class Run:
                     label=f"network {side.upper()}",
                 )
             path = self.checkpoints[side]
-            pair.append(training.load_state(self.build(), training.read_state(path), str(path)).to(self.device))
+            network = training.load_state(self._unmerged(), training.read_state(path), str(path))
+            pair.append((merge_linear(network) if self.settings.get("merge_linear") else network).to(self.device))
         return pair[0], pair[1]
 
     # Images -----------------------------------------------------------------------------------------------------------
@@ -449,9 +455,8 @@ def begin(
         *(path if path.is_absolute() else paths.ROOT / path for path in (results_path, figures_dir)),
         checkpoints,
     )  # fmt: skip
-    fresh = run.build()
     for path in checkpoints.values():
-        training.load_state(fresh, training.read_state(path), str(path))
+        training.load_state(run._unmerged(), training.read_state(path), str(path))
     if not lenient:
         for name in given["matchers"]:
             run.check_matcher(name)

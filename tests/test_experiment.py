@@ -111,3 +111,16 @@ def test_shares_are_checked():
     for bad in (-0.1, 2, "half", True):
         with pytest.raises(InputError, match="within"):
             experiment.check_share("share", bad)
+
+
+def test_merged_linear_layers_compute_the_same_and_leave_a_group_less(tmp_path):
+    files = {}
+    for seed, side in enumerate("ab"):
+        files[f"checkpoint_{side}"] = str(tmp_path / f"{side}.pt")
+        torch.save(models.build("simplenet", seed=seed).state_dict(), files[f"checkpoint_{side}"])
+    given = DEFAULTS | files | {"merge_linear": True}
+    run = experiment.begin("test", "simplenet", given, presets=PRESETS, extra=("merge_linear",))
+    merged, _ = run.open_pair()
+    assert list(run.groups) == ["conv1", "conv2"]
+    x = models.example("simplenet")
+    assert torch.allclose(merged(x), models.build("simplenet", seed=0)(x), atol=1e-5)
