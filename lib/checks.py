@@ -1,6 +1,8 @@
 """What a user may type: bad input is an InputError, told in one line."""
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -16,3 +18,13 @@ def check_choice(name: str, value: object, accepted: Iterable[str]) -> None:
     accepted = tuple(accepted)
     if value not in accepted:
         raise InputError(f"unknown {name} {value!r}; accepted: {', '.join(accepted)}")
+
+
+def check_options(kind: str, name: str, table: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raises InputError for a name that `table` does not have, or an option that its entry's `run` does not take (the
+    first argument of `run` is what it works on)."""
+    check_choice(kind, name, table)
+    accepted = list(inspect.signature(table[name].run).parameters)[1:]
+    if unknown := sorted(options.keys() - set(accepted)):
+        listed = ", ".join(accepted) or "none"
+        raise InputError(f"{kind} {name!r} takes no option {', '.join(unknown)}; accepted: {listed}")

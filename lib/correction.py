@@ -6,7 +6,6 @@ See `CORRECTIONS` for what each does and whether it looks at images.
 
 import copy
 import dataclasses
-import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from lib import least_squares, symmetry
+from lib import checks, least_squares, symmetry
 from lib.checks import InputError
 from lib.symmetry import Groups, Layer
 
@@ -407,13 +406,7 @@ CORRECTIONS = {
 
 def check_options(correction: str, options: Mapping) -> None:
     """Raises InputError, in one line, for an unknown correction or an option that it does not take."""
-    if correction not in CORRECTIONS:
-        raise InputError(f"unknown correction '{correction}'; accepted: {', '.join(CORRECTIONS)}")
-    accepted = list(inspect.signature(CORRECTIONS[correction].run).parameters)[1:]
-    if unknown := sorted(options.keys() - set(accepted)):
-        raise InputError(
-            f"correction '{correction}' takes no option {', '.join(unknown)}; accepted: {', '.join(accepted) or 'none'}"
-        )
+    checks.check_options("correction", correction, CORRECTIONS, options)
 
 
 def correct(

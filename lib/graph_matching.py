@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lib.checks import InputError
-from lib.graph_problem import GIB, Problem, Workers, assign, check_dense, choose
+from lib.checks import InputError, check_choice
+from lib.graph_problem import GIB, Problem, Workers, assign, check_dense
 from lib.graph_solvers import SOLVERS, Solution, coordinate_descent, softassign, solve
 
 __all__ = [
@@ -180,8 +180,8 @@ def spectral(
     info["similarity"]: X of each group, float32 (n, n), [a, a'] with a of A whatever the orientation.
     Raises InputError for an unknown option, a network that is no plain chain, a dense K above `memory`.
     """
-    choose("solver", solver, ("sweep", "pygmtools"))
-    choose("orientation", orientation, ("correct", "reference"))
+    check_choice("solver", solver, ("sweep", "pygmtools"))
+    check_choice("orientation", orientation, ("correct", "reference"))
     c1, c2, names = chain(state_a, state_b, groups)
     if solver == "sweep":
         found, solve_assignment = sweep(c1, c2), assign

@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lib.checks import InputError
+from lib.checks import InputError, check_choice
 from lib.symmetry import Member
 
 GIB = 1024**3
@@ -40,12 +40,6 @@ def assign(similarity: Tensor) -> Tensor:
     perm = torch.empty(len(rows), dtype=torch.long)
     perm[torch.from_numpy(rows)] = torch.from_numpy(columns)
     return perm
-
-
-def choose(what: str, value: str, accepted: Sequence[str]) -> None:
-    """Raises InputError unless `value` is one of `accepted`."""
-    if value not in accepted:
-        raise InputError(f"unknown {what} {value!r}; accepted: {', '.join(accepted)}")
 
 
 def check_dense(n: int, memory: float, way_out: str) -> None:
@@ -222,7 +216,7 @@ class Problem:
 
     def objective(self, perms: Mapping[str, Tensor], kernel: str = "exp") -> float:
         """F(perms), exact, accumulated in float64. O(n^2 d) time."""
-        choose("kernel", kernel, KERNELS)
+        check_choice("kernel", kernel, KERNELS)
         with self.workers.session():
             return self._objective({name: perm.to(self.device) for name, perm in perms.items()}, kernel)
 
@@ -255,7 +249,7 @@ class Problem:
         return self._linear[kernel]
 
     def _fixed_terms(self, kernel: str) -> dict[str, Tensor]:
-        choose("kernel", kernel, KERNELS)
+        check_choice("kernel", kernel, KERNELS)
         terms = {n: torch.zeros(s, s, dtype=torch.float64, device=self.device) for n, s in self.sizes.items()}
         for node in self.nodes:
             terms[node.group] += _pair(node.a[None, :, None], node.b[None, None, :], kernel)

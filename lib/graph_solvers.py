@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.checks import InputError
-from lib.graph_problem import KERNELS, Cache, Problem, assign, choose
+from lib.checks import InputError, check_choice
+from lib.graph_problem import KERNELS, Cache, Problem, assign
 
 # A soft exact gradient takes n^4 kernel values: at 4e9 of them, a minute an iteration.
 MOST_SOFT_WORK = 4e9
@@ -123,7 +123,7 @@ def coordinate_descent(
     without one, in their own. The objective never falls: where an edge joins a group to itself, a step is
     taken only if the objective itself rises. Solution.history: the climbed objective after each sweep.
     """
-    choose("kernel", kernel, KERNELS)
+    check_choice("kernel", kernel, KERNELS)
     perms = {name: perm.clone() for name, perm in (start or problem.identity()).items()}
     names, history = list(problem.sizes), []
     stale = dict.fromkeys(names, True)  # whose neighbours moved since its last look
@@ -211,8 +211,8 @@ def frank_wolfe(
     on the way;
     history: the relaxed objective.
     """
-    choose("kernel", kernel, KERNELS)
-    choose("unary", unary, ("linear", "diagonal"))
+    check_choice("kernel", kernel, KERNELS)
+    check_choice("unary", unary, ("linear", "diagonal"))
     names, history, converged = list(problem.sizes), [], False
     best, best_value = problem.identity(), -float("inf")
     with problem.workers.session():
@@ -381,7 +381,7 @@ def rrwm(
 
 
 def _check_soft_work(problem: Problem, kernel: str) -> None:
-    choose("kernel", kernel, KERNELS)
+    check_choice("kernel", kernel, KERNELS)
     if kernel == "exp" and problem.soft_work() > MOST_SOFT_WORK:
         raise InputError(
             f"this solver would take {problem.soft_work():.1e} exact kernel values an iteration; "
@@ -435,7 +435,7 @@ def solve(
     options: those of the solver's own function. Raises InputError for an unknown solver or option, and for
     restarts of a solver that has only one start (spectral, spectral_symmetric, rrwm).
     """
-    choose("solver", solver, tuple(SOLVERS))
+    check_choice("solver", solver, tuple(SOLVERS))
     known = [*inspect.signature(SOLVERS[solver]).parameters]
     if solver == "graph":
         known += inspect.signature(softassign).parameters
@@ -443,7 +443,7 @@ def solve(
         known += [name for name in inspect.signature(frank_wolfe).parameters if name != "unary"]
     accepted = sorted(set(known) - {"problem", "progress", "options", "annealing", "generator"})
     for option in options:
-        choose(f"option of solver {solver!r}:", option, accepted)
+        check_choice(f"option of solver {solver!r}:", option, accepted)
     if restarts and solver not in RESTARTABLE:
         raise InputError(f"solver {solver!r} has one start only; restarts: {', '.join(RESTARTABLE)}")
     if restarts and generator is None:

@@ -4,7 +4,6 @@
 needs. The quadratic objective and its solvers live in lib.graph_matching.
 """
 
-import inspect
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib import graph_matching, graph_solvers, symmetry
+from lib import checks, graph_matching, graph_solvers, symmetry
 from lib.checks import InputError, check_choice
 from lib.graph_problem import GIB, Problem, assign
 from lib.symmetry import Group, Groups, Tap
@@ -307,13 +306,7 @@ class Peak:
 
 def check_options(matcher: str, options: Mapping) -> None:
     """Raises InputError, in one line, for an unknown matcher or an option that it does not take."""
-    if matcher not in MATCHERS:
-        raise InputError(f"unknown matcher '{matcher}'; accepted: {', '.join(MATCHERS)}")
-    accepted = list(inspect.signature(MATCHERS[matcher].run).parameters)[1:]
-    if unknown := sorted(options.keys() - set(accepted)):
-        raise InputError(
-            f"matcher '{matcher}' takes no option {', '.join(unknown)}; accepted: {', '.join(accepted) or 'none'}"
-        )
+    checks.check_options("matcher", matcher, MATCHERS, options)
 
 
 def match(
