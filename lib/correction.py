@@ -382,6 +382,9 @@ class Correction:
     run: Callable[..., _Found]
     images: bool
     what: str
+    augmented: bool = (
+        True  # whether its images are augmented as in training, as published; a fit wants them as they are
+    )
 
 
 CORRECTIONS = {
@@ -399,7 +402,7 @@ CORRECTIONS = {
         _closed_form, True, "deviations predicted from the parents' moments (Jordan et al. 2023)"
     ),
     "least_squares": Correction(
-        _least_squares, True, "layers solved for on the fused network's own inputs, through the ReLU"
+        _least_squares, True, "layers solved for on the fused network's own inputs, through the ReLU", False
     ),
 }
 

@@ -186,9 +186,11 @@ class Run:
         """The first match_images training images, as they are."""
         return self._batches("train", self.match_images)
 
-    def correct_batches(self, count: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        """The first correct_images (or `count`) training images, augmented as in training where the model trains so."""
-        return self._batches("train", count or self.correct_images, augment=models.ARCHITECTURES[self.model][2][0] > 1)
+    def correct_batches(self, name: str = "bn_reset", count: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """The first correct_images (or `count`) training images for the correction `name`: augmented as in training
+        where the correction wants that and the model trains so."""
+        augment = correction.CORRECTIONS[name].augmented and models.ARCHITECTURES[self.model][2][0] > 1
+        return self._batches("train", count or self.correct_images, augment=augment)
 
     def rehearse(
         self,
@@ -315,7 +317,7 @@ class Run:
                 curve = fusion.curve(
                     self.build().to(self.device), model_a.state_dict(), aligned, self.alphas, parents=parents,
                     groups=self.groups, test=self.test, train=self.train, correction=name, device=self.device,
-                    batches=self.correct_batches() if looks else None, label=f"{found.matcher} + {name}",
+                    batches=self.correct_batches(name) if looks else None, label=f"{found.matcher} + {name}",
                     keep=self.alphas if held_out else (),
                 )  # fmt: skip
                 extra: dict[str, Any] = {}
@@ -371,7 +373,7 @@ class Run:
             for count in tqdm(counts, desc=f"reset after {found.matcher}", unit="count", mininterval=1):
                 fused = correction.correct(
                     model, model_a.state_dict(), aligned, 0.5, "bn_reset" if count else "none", groups=self.groups,
-                    batches=self.correct_batches(count) if count else None, device=self.device, progress=False,
+                    batches=self.correct_batches(count=count) if count else None, device=self.device, progress=False,
                 )  # fmt: skip
                 accuracy = fusion.measure(model, fused, self.test, device=self.device)["test_accuracy"]
                 rows.append({"matcher": found.matcher, "images": count, "test_accuracy": accuracy, "alpha": 0.5})

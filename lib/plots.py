@@ -27,9 +27,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lib import results
 from lib.checks import InputError
-from lib.paths import FIGURES, RESULTS, atomic
+from lib.paths import FIGURES, RESULTS, ROOT, atomic
 from lib.results import CORRECTION_LABELS, MATCHER_LABELS, REFERENCE_LABELS, Records
 
+README_MARKERS = ("<!-- results: make figures writes this table -->", "<!-- end of results -->")
 STYLE = Path(__file__).with_name("fusebook.mplstyle")
 COLUMN, PAGE = 3.4, 7.0  # inches: one and two columns of a paper
 
@@ -836,6 +837,17 @@ def write_text(text: str, path: Path) -> Path:
     return path
 
 
+def write_readme(readme: Path = ROOT / "README.md", folder: str | Path = RESULTS) -> None:
+    """Puts the results table, made from the records in `folder`, between the README's two markers."""
+    text, (start, end) = readme.read_text(), README_MARKERS
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    if not after:
+        raise ValueError(f"{readme} lacks the markers {start} and {end}")
+    table = results.readme_table(results.read_records(folder))
+    write_text(f"{before}{start}\n{table}\n{end}{after}", readme)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command `python -m lib.plots`; 1 when a file in the results folder could not be read."""
     parser = argparse.ArgumentParser(prog="python -m lib.plots", description=__doc__.splitlines()[0])
@@ -843,6 +855,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder to write into")
     options = parser.parse_args(arguments)
     written, skipped = write_all(options.results, options.figures)
+    if (options.results, options.figures) == (RESULTS, FIGURES):
+        write_readme()
     for path in written:
         print(f"wrote {results.portable(path)}")
     for line in skipped:

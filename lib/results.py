@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -742,6 +743,29 @@ def latex(records: Records, split: str = "test") -> str:
             cells = [_latex_cell(_point(curve, alpha), metric) for alpha in alphas]
             lines.append(_latex_row([_escape(curve_label(curve)), *cells, _latex_cell(curve["barrier"], metric)]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def readme_table(records: Mapping[str, Mapping[str, Any]], alpha: float = 0.5) -> str:
+    """The README's results table (Markdown) from {stem: record}: each curve at the midpoint, mean ± standard deviation
+    over the pairs whose stems differ in their seed alone, with data set, hardware and n."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for stem, r in records.items():
+        if "curves" in r:
+            kinds.setdefault(re.sub(r"[-_]s\d+$", "", stem), []).append(r)
+    lines = [
+        "| record | networks | data set | matcher | correction | midpoint, % | barrier, points | parents, % | n |",
+        "|---|---|---|---|---|--:|--:|--:|--:|",
+    ]
+    for stem, alike in kinds.items():
+        summary = aggregate(alike)
+        parents = " / ".join(_cell(summary["parents"][side], "test_accuracy") for side in ("a", "b"))
+        for curve in summary["curves"]:
+            if point := _point(curve, alpha):
+                cells = [f"`{stem}`", model_label(summary["model"]), summary["dataset"], curve["matcher"]]
+                cells += [curve["correction"], _cell(point, "test_accuracy"), _cell(curve["barrier"], "test_accuracy")]
+                lines.append(f"| {' | '.join([*cells, parents, str(curve['n'])])} |")
+    devices = sorted({f"{r['provenance']['device']}, {r['provenance']['threads']} thread(s)" for r in records.values()})
+    return "\n".join([*lines, "", f"Measured on {'; '.join(devices)}; rebuilt from `data/results/` by `make figures`."])
 
 
 def leaderboard_table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -310,3 +310,10 @@ def test_command_skips_a_broken_record_with_a_line_and_says_so_in_its_exit_code(
 def test_rebuilding_figures_does_not_need_torch():
     code = "import sys; import lib.plots; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_readme_shows_what_the_tracked_records_hold():
+    text = (ROOT / "README.md").read_text()
+    start, end = plots.README_MARKERS
+    shown = text.split(start)[1].split(end)[0].strip()
+    assert shown == results.readme_table(results.read_records(ROOT / "data" / "results"))
