@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from lib import matching, models, symmetry
+from lib import loaders, matching, models, symmetry, training
 from lib.checks import InputError
 from tests.oracles import layer_by_layer
 
@@ -25,6 +25,19 @@ def test_one_pass_finds_the_permutations_of_the_published_layer_by_layer_procedu
     expected = layer_by_layer(a, b, images())
     assert found.keys() == expected.keys()
     for name, perm in expected.items():
+        assert torch.equal(found[name], perm), name
+
+
+def test_the_same_on_a_trained_pair_and_real_images():
+    pair_ = [
+        training.load_state(models.build("vgg11", width=0.125, norm="batch"), training.read_state(path))
+        for path in (training.find_checkpoint(f"vgg11bn-w0.125-s{seed}") for seed in (0, 1))
+    ]
+    groups = symmetry.trace(pair_[0], models.example("vgg11"))
+    split = training.open_dataset("auto", "vgg11").train.head(1000)
+    batches = [x for x, _ in loaders.MemoryLoader(split, 250, normalise=loaders.CIFAR)]
+    found = matching.match(*pair_, groups, "activation", batches=batches, progress=False)
+    for name, perm in layer_by_layer(*pair_, batches).items():
         assert torch.equal(found[name], perm), name
 
 
