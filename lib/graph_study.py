@@ -65,7 +65,8 @@ def dense_bytes(model: nn.Module, groups: Groups) -> int:
 def _plant(model: str, width: float, noise: float, seed: int):
     network = models.build(model, width=width, seed=seed)
     groups = symmetry.trace(network, models.example(model))
-    state, truth = planted(network, groups, noise, torch.Generator().manual_seed(seed))
+    # Not the seed itself: noise from the numbers that the weights were made of would be correlated with them.
+    state, truth = planted(network, groups, noise, torch.Generator().manual_seed(1_000_003 + seed))
     return network, groups, state, truth
 
 
