@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from lib import graph_study, models, symmetry
+from lib.checks import InputError
+
+
+def test_a_plant_is_lined_up_again_by_its_truth():
+    network = models.build("simplenet", width=0.25, seed=0)
+    groups = symmetry.trace(network, models.example("simplenet"))
+    state, truth = graph_study.planted(network, groups, 0.0, torch.Generator().manual_seed(5))
+    assert not torch.equal(state["conv2.weight"], network.state_dict()["conv2.weight"])
+    back = symmetry.permute(state, groups, truth)
+    assert all(torch.equal(back[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_noise_is_measured_in_standard_deviations_and_independent_of_the_weights():
+    network = models.build("simplenet", seed=0)
+    groups = symmetry.trace(network, models.example("simplenet"))
+    network, groups, state, truth = graph_study._plant("simplenet", 1.0, 2.0, seed=0)
+    weight = network.state_dict()["fc1.weight"].flatten()
+    noise = symmetry.permute(state, groups, truth)["fc1.weight"].flatten() - weight
+    assert noise.std() / weight.std() == pytest.approx(2, rel=0.02)
+    # Drawn from the seed of the weights it was not: that once cost half the recovery.
+    assert abs(torch.corrcoef(torch.stack([noise, weight]))[0, 1]) < 0.02
+
+
+def test_dense_bytes_of_simplenet_and_vgg11():
+    for name, norm, size in (("simplenet", None, 1.49e9), ("vgg11", None, 2.34e14)):
+        network = models.build(name, norm=norm)
+        groups = symmetry.trace(network, models.example(name))
+        assert graph_study.dense_bytes(network, groups) == pytest.approx(size, rel=0.01)
+
+
+def test_bad_input_is_one_line():
+    good = {"solvers": ["graph"], "widths": [1.0], "noises": [0.0], "seeds": [0]}
+    graph_study.check(**good)
+    for name, bad in (("solvers", ["sm"]), ("widths", [0]), ("noises", [-1]), ("seeds", [])):
+        with pytest.raises(InputError, match=name.rstrip("s")) as error:
+            graph_study.check(**good | {name: bad})
+        assert "\n" not in str(error.value)
