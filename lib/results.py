@@ -760,7 +760,12 @@ def readme_table(records: Mapping[str, Mapping[str, Any]], alpha: float = 0.5) -
         summary = aggregate(alike)
         parents = " / ".join(_cell(summary["parents"][side], "test_accuracy") for side in ("a", "b"))
         for curve in summary["curves"]:
-            if point := _point(curve, alpha):
+            # Of a leaderboard activation matching with the published and the strongest correction; its figure has all.
+            brief = summary["experiment"] != "leaderboard" or curve_key(curve)[:2] in (
+                ("activation", "bn_reset"),
+                ("activation", "least_squares"),
+            )
+            if brief and (point := _point(curve, alpha)):
                 cells = [f"`{stem}`", model_label(summary["model"]), summary["dataset"], curve["matcher"]]
                 cells += [curve["correction"], _cell(point, "test_accuracy"), _cell(curve["barrier"], "test_accuracy")]
                 lines.append(f"| {' | '.join([*cells, parents, str(curve['n'])])} |")
