@@ -55,8 +55,8 @@ CORRECTION_LINE: dict[str, Any] = {
     "least_squares": (0, (9, 1.5)),
 }
 SOLVER_LABELS = MATCHER_LABELS | {
-    "sm": "spectral",
-    "sm_symmetric": "spectral, symmetric",
+    "spectral": "spectral",
+    "spectral_symmetric": "spectral, symmetric",
     "rrwm": "RRWM",
     "ipfp": "IPFP",
     "frank_wolfe": "Frank–Wolfe",
@@ -66,8 +66,8 @@ SOLVER_LABELS = MATCHER_LABELS | {
     "weight": "weights (Git Re-Basin)",
 }
 SOLVER_STYLE = MATCHER_STYLE | {
-    "sm": (VERMILLION, "D"),
-    "sm_symmetric": ("#000000", "d"),
+    "spectral": (VERMILLION, "D"),
+    "spectral_symmetric": ("#000000", "d"),
     "rrwm": (PINK, "X"),
     "ipfp": (GREY, "<"),
     "frank_wolfe": (SKY, "v"),

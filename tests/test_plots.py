@@ -43,7 +43,7 @@ def study_rows():
         {"study": "scaling", "model": "vgg11", "width": w, "solver": s, "seconds": w, "peak_bytes": 1e6 * w}
         | {"dense_bytes": 1e12 * w**4}
         for w in (0.125, 0.25)
-        for s in ("graph", "sm")
+        for s in ("graph", "spectral")
     ]
     recovery = [
         {"study": "recovery", "model": "simplenet", "width": 1.0, "solver": s, "noise": noise, "seed": seed}
