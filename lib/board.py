@@ -28,7 +28,7 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
         InputError: in one line, before anything is measured.
     """
     runs: dict[str, Run] = {}
-    place = folder(parameters["results_dir"], paths.LOCAL)
+    place = paths.target(parameters["results_dir"], paths.LOCAL)
     kinds = sorted({path.stem.rpartition("-s")[0] for path in paths.CHECKPOINTS.glob("*-s*.safetensors")})
     every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS)}
     parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
@@ -80,10 +80,4 @@ def measured(stem: str, run: Run, held_out_images: int) -> dict[str, Any]:
 
 def figures_path(typed: str) -> Path:
     """Where the notebook's figures go."""
-    return folder(typed, paths.FIGURES / "local")
-
-
-def folder(typed: str, default: Path) -> Path:
-    """The path that was typed, from the repo's root where it is relative; else the default."""
-    path = Path(typed) if typed else default
-    return path if path.is_absolute() else paths.ROOT / path
+    return paths.target(typed, paths.FIGURES / "local")

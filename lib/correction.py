@@ -382,9 +382,9 @@ class Correction:
     run: Callable[..., _Found]
     images: bool
     what: str
-    augmented: bool = (
-        True  # whether its images are augmented as in training, as published; a fit wants them as they are
-    )
+    # Whether its images are augmented as in training, as published; a fit wants them as they are.
+    augmented: bool = True
+    moments: bool = False  # whether it works from the parents' `moments`, which are the same for every alpha
 
 
 CORRECTIONS = {
@@ -396,10 +396,16 @@ CORRECTIONS = {
         _tracked(shift=True),
         True,
         "means and deviations set to the parents' interpolated ones (Jordan et al. 2023)",
+        moments=True,
     ),
-    "rescale": Correction(_tracked(shift=False), True, "deviations alone set to them (Qu & Horváth 2024)"),
+    "rescale": Correction(
+        _tracked(shift=False), True, "deviations alone set to them (Qu & Horváth 2024)", moments=True
+    ),
     "closed_form": Correction(
-        _closed_form, True, "deviations predicted from the parents' moments (Jordan et al. 2023)"
+        _closed_form,
+        True,
+        "deviations predicted from the parents' moments (Jordan et al. 2023)",
+        moments=True,
     ),
     "least_squares": Correction(
         _least_squares, True, "layers solved for on the fused network's own inputs, through the ReLU", False

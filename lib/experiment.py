@@ -106,7 +106,6 @@ class Run:
     results_path: Path
     figures_dir: Path
     checkpoints: dict[str, Path] = dataclasses.field(default_factory=dict)
-    specs: dict[str, training.Spec] = dataclasses.field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         settings = self.__dict__.get("settings", {})
@@ -123,7 +122,9 @@ class Run:
 
     def build(self) -> nn.Module:
         """A fresh network of the run's architecture, its consecutive linear layers merged where the run asks for it."""
-        network = self._unmerged()
+        return self._merged(self._unmerged())
+
+    def _merged(self, network: nn.Module) -> nn.Module:
         return merge_linear(network) if self.settings.get("merge_linear") else network
 
     def _unmerged(self) -> nn.Module:
@@ -147,7 +148,6 @@ class Run:
             if side not in self.checkpoints:
                 seed = self.settings[f"seed_{side}"]
                 spec = training.Spec(self.model, seed, recipe, self.width, self.norm, **skew.get(side, {}))
-                self.specs[side] = spec
                 self.checkpoints[side] = training.trained(
                     spec,
                     self.dataset,
@@ -157,7 +157,7 @@ class Run:
                 )
             path = self.checkpoints[side]
             network = training.load_state(self._unmerged(), training.read_state(path), str(path))
-            pair.append((merge_linear(network) if self.settings.get("merge_linear") else network).to(self.device))
+            pair.append(self._merged(network).to(self.device))
         return pair[0], pair[1]
 
     # Images -----------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Run:
         """Saves B, permuted by the last of `matchings`, as a checkpoint; returns its path."""
         name, found = list(matchings.items())[-1]
         state = symmetry.permute(training.state_of(model_b), self.groups, found)
-        target = Path(path) if Path(path).is_absolute() else paths.ROOT / path
+        target = paths.target(path, "")
         sidecar = training.read_sidecar(self.checkpoints["b"]) | {
             "aligned_by": name,
             "dataset": self.dataset.name,
@@ -450,11 +450,10 @@ def begin(
     dataset = dataclasses.replace(
         dataset, train=dataset.train.head(given["limit_train"]), test=dataset.test.head(given["limit_test"])
     )
-    results_path = Path(given["results_path"] or paths.LOCAL / f"{experiment}.json")
-    figures_dir = Path(given["figures_dir"] or paths.FIGURES / "local")
     run = Run(
         experiment, model, norm, given, settings, preset, dataset, device, started,
-        *(path if path.is_absolute() else paths.ROOT / path for path in (results_path, figures_dir)),
+        paths.target(given["results_path"], paths.LOCAL / f"{experiment}.json"),
+        paths.target(given["figures_dir"], paths.FIGURES / "local"),
         checkpoints,
     )  # fmt: skip
     for path in checkpoints.values():

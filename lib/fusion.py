@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib import training
-from lib.correction import correct, interpolate, moments
+from lib.correction import CORRECTIONS, check_options, correct, interpolate, moments
 from lib.symmetry import Groups
 
 __all__ = ["Curve", "barrier", "curve", "ensemble", "interpolate", "measure"]
@@ -117,8 +117,9 @@ def curve(
         keep: alphas whose fused states the result holds.
         options: the correction's own.
     """
+    check_options(correction, options)
     points, states, seconds, keep, info = [], {}, 0.0, set(keep), {}
-    if correction in ("repair", "rescale", "closed_form") and batches is not None:
+    if CORRECTIONS[correction].moments and batches is not None:
         start = time.perf_counter()
         options["moments"] = moments(
             model, state_a, state_b, groups, batches, device=device, progress=False

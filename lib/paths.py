@@ -33,6 +33,12 @@ def resolve(path: str | os.PathLike, *folders: Path) -> Path:
     return next((c for c in candidates if c.exists()), candidates[-1])
 
 
+def target(typed: str | os.PathLike, default: str | os.PathLike) -> Path:
+    """Where to write what a user typed, `default` if that is empty; a relative path starts at the repo's root."""
+    path = Path(typed or default)
+    return path if path.is_absolute() else ROOT / path
+
+
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`; moves it into place on success and removes it on any error."""
