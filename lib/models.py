@@ -77,7 +77,9 @@ class VGG(nn.Module):
     """VGG for 32×32 images (Simonyan & Zisserman 2015; the CIFAR variant with one linear layer).
 
     Images (N, 3, 32, 32) → logits (N, 10). `norm` is None or "batch". Convolution, norm, ReLU and pool share
-    one Sequential, so keys read features.N.* and classifier.* as in the REPAIR notebooks.
+    one Sequential, so keys read features.N.* and classifier.* as in the REPAIR notebooks. Without norm convolutions
+    start from He et al. 2015 (fan in, normal): from PyTorch's default, whose variance is a sixth of that, the signal
+    dies on its way through eight layers and training does not start.
     """
 
     def __init__(self, name: str = "vgg11", width: float = 1.0, norm: str | None = "batch") -> None:
@@ -92,6 +94,8 @@ class VGG(nn.Module):
             layers.append(nn.Conv2d(channels, out, 3, padding=1))
             if norm == "batch":
                 layers.append(nn.BatchNorm2d(out))
+            else:
+                nn.init.kaiming_normal_(layers[-1].weight, nonlinearity="relu")
             layers.append(nn.ReLU(inplace=True))
             channels = out
         self.features = nn.Sequential(*layers)
