@@ -46,7 +46,7 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
             run = experiment.begin(
                 "leaderboard", said["spec"]["model"], given, presets=presets, norm=said["spec"]["norm"], lenient=True
             )
-            run.held_out(parameters["held_out_images"])
+            run.check_held_out(parameters["held_out_images"])
             runs[run.results_path.stem] = run
         if not any(stem.startswith(f"leaderboard_{kind}-s") for stem in runs):
             raise InputError(f"no shipped pair '{kind}' with these seeds; accepted: {', '.join(kinds) or 'none'}")

@@ -123,11 +123,6 @@ def _bn_reset(task: _Task) -> _Found:
     """Running statistics reset and re-estimated: the mean over batches, weighted by their images, of what BatchNorm
     measures in training mode."""
     model = task.fused()
-    if not _norms(model):
-        accepted = ", ".join(name for name in CORRECTIONS if name != "bn_reset")
-        raise InputError(
-            f"correction 'bn_reset' needs BatchNorm, {type(model).__name__} has none; accepted: {accepted}"
-        )
     images = reset(model, task.images("bn_reset"))
     return model.state_dict(), {"images": images}
 
@@ -385,12 +380,13 @@ class Correction:
     # Whether its images are augmented as in training, as published; a fit wants them as they are.
     augmented: bool = True
     moments: bool = False  # whether it works from the parents' `moments`, which are the same for every alpha
+    norm: bool = False  # whether the network must have BatchNorm
 
 
 CORRECTIONS = {
     "none": Correction(_none, False, "plain interpolation"),
     "bn_reset": Correction(
-        _bn_reset, True, "BatchNorm statistics re-estimated by simple averaging (Jordan et al. 2023)"
+        _bn_reset, True, "BatchNorm statistics re-estimated by simple averaging (Jordan et al. 2023)", norm=True
     ),
     "repair": Correction(
         _tracked(shift=True),
@@ -411,6 +407,15 @@ CORRECTIONS = {
         _least_squares, True, "layers solved for on the fused network's own inputs, through the ReLU", False
     ),
 }
+
+
+def check_network(correction: str, model: nn.Module) -> None:
+    """Raises InputError, in one line, when the correction cannot take this architecture."""
+    if CORRECTIONS[correction].norm and not _norms(model):
+        accepted = ", ".join(name for name, other in CORRECTIONS.items() if not other.norm)
+        raise InputError(
+            f"correction '{correction}' needs BatchNorm, {type(model).__name__} has none; accepted: {accepted}"
+        )
 
 
 def check_options(correction: str, options: Mapping) -> None:
@@ -453,6 +458,7 @@ def correct(
         raise InputError(f"alpha {alpha} is not within [0, 1]")
     if CORRECTIONS[correction].images and batches is None:
         raise InputError(f"correction '{correction}' looks at images; give it batches")
+    check_network(correction, model)
     start = time.perf_counter()
     task = _Task(model, state_a, state_b, float(alpha), groups, batches, torch.device(device), progress, moments)
     state, info = CORRECTIONS[correction].run(task, **options)

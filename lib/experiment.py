@@ -261,11 +261,7 @@ class Run:
 
     def check_correction(self, name: str) -> None:
         """Raises InputError when the architecture cannot take the correction."""
-        if name == "bn_reset":  # the only one that some architectures cannot take: rehearsed on two images
-            state, images = self.build().state_dict(), [models.example(self.model)]
-            correction.correct(
-                self.build(), state, state, 0.5, name, groups=self.groups, batches=images, progress=False
-            )
+        correction.check_network(name, self.build())
 
     def applicable(self) -> tuple[list[str], list[str]]:
         """The matchers and corrections asked for that this architecture can take; says which it cannot."""
@@ -280,17 +276,19 @@ class Run:
                     print(f"left out: {error}")
         return found
 
-    def held_out(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """The last `count` training images, for choices that must not see the test set.
-
-        Raises:
-            InputError: matching or correcting uses them, too.
-        """
-        split = self.dataset.train
-        if count + max(self.match_images, self.correct_images) > len(split):
+    def check_held_out(self, count: int) -> None:
+        """Raises InputError when matching or correcting uses some of the last `count` training images, too."""
+        _whole("held_out_images", count, 1)
+        images = len(self.dataset.train)
+        if count + max(self.match_images, self.correct_images) > images:
             raise InputError(
-                f"held_out_images {count} of {len(split)} training images overlap those used to match or correct"
+                f"held_out_images {count} of {images} training images overlap those used to match or correct"
             )
+
+    def held_out(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The last `count` training images, for choices that must not see the test set."""
+        self.check_held_out(count)
+        split = self.dataset.train
         split = split.subset(range(len(split) - count, len(split)))
         return list(
             loaders.MemoryLoader(split, BATCH, normalise=training.normalisation(self.model), device=self.device)
@@ -324,7 +322,7 @@ class Run:
                 if held_out:
                     extra["best"] = self._best(curve, held_out)
                     used = {"match": matching.MATCHERS[found.matcher].images, "correct": looks}
-                    extra["share"] = {"a": 0.5, "b": 0.5}  # of each parent at the midpoint, by construction
+                    extra["share"] = curve.share()
                     extra["images"] = {key: self.settings[f"{key}_images"] * flag for key, flag in used.items()}
                 entries.append(
                     results.curve_entry(

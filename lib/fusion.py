@@ -21,13 +21,23 @@ __all__ = ["Curve", "barrier", "curve", "ensemble", "interpolate", "measure"]
 @dataclass
 class Curve:
     """One matcher with one correction: its points by alpha, its barrier, the seconds its corrections took in all,
-    and the fused state of each alpha asked for in `keep`."""
+    the fused state of each alpha asked for in `keep`, and by alpha what the correction reports (`Corrected.info`)."""
 
     points: list[dict[str, float | None]]
     barrier: dict[str, float | None]
     correct_seconds: float
     states: dict[float, dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    info: dict = field(default_factory=dict)
+    info: dict[float, dict] = field(default_factory=dict)
+
+    def share(self) -> dict[str, float]:
+        """Each parent's part in the fused network at the alpha nearest the midpoint, {"a", "b"}, and how much of it
+        mixes "both": counted in units where the correction chooses what each stands for, else in weights."""
+        alpha = min((point["alpha"] for point in self.points), key=lambda alpha: abs(alpha - 0.5))
+        units = self.info.get(alpha, {}).get("units", {}).values()
+        total = sum(sum(layer.values()) for layer in units)
+        both = sum(layer["both"] for layer in units) / total if total else float(0 < alpha < 1)
+        b = sum(layer["b"] for layer in units) / total + alpha * both if total else alpha
+        return {"a": 1 - b, "b": b, "both": both}
 
 
 def measure(
@@ -131,7 +141,7 @@ def curve(
             groups=groups, batches=batches, device=device, progress=False, **options,
         )  # fmt: skip
         seconds += fused.seconds
-        info = fused.info or info
+        info[float(alpha)] = fused.info
         if correction == "none" and alpha in (0, 1):
             measured = {key: parents["b" if alpha else "a"].get(key) for key in parents["a"]}
         else:

@@ -62,7 +62,10 @@ def dense_bytes(model: nn.Module, groups: Groups) -> int:
     return 4 * n**4
 
 
-def _plant(model: str, width: float, noise: float, seed: int):
+def plant(
+    model: str, width: float, noise: float, seed: int
+) -> tuple[nn.Module, Groups, dict[str, Tensor], dict[str, Tensor]]:
+    """(network, its groups, state of its noisy permuted copy, the permutation that undoes it): see `planted`."""
     network = models.build(model, width=width, seed=seed)
     groups = symmetry.trace(network, models.example(model))
     # Not the seed itself: noise from the numbers that the weights were made of would be correlated with them.
@@ -76,7 +79,8 @@ def _solve(network: nn.Module, groups: Groups, state: Mapping[str, Tensor], solv
     return graph_matching.solve(problem, solver=solver, **options)
 
 
-def _recovered(truth: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+def recovered_share(truth: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+    """The share of units whose place was found again."""
     right = sum(int((found[name] == perm).sum()) for name, perm in truth.items())
     return right / sum(len(perm) for perm in truth.values())
 
@@ -89,9 +93,9 @@ def recovery_rows(
     cases = [(m, w, n, s) for m, w in networks for n in noises for s in seeds]
     rows: Rows = []
     for model, width, noise, seed in tqdm(cases, desc="recovery", unit="plant", mininterval=1):
-        network, groups, state, truth = _plant(model, width, noise, seed)
+        network, groups, state, truth = plant(model, width, noise, seed)
         for solver in solvers:
-            share = _recovered(truth, _solve(network, groups, state, solver).perms)
+            share = recovered_share(truth, _solve(network, groups, state, solver).perms)
             rows.append(
                 {
                     "study": "recovery", "model": model, "width": width, "solver": solver, "noise": noise,
@@ -108,7 +112,7 @@ def scaling_rows(
     cases = [(m, w, s) for m in names for w in widths for s in solvers]
     rows: Rows = []
     for model, width, solver in tqdm(cases, desc="scaling", unit="case", mininterval=1):
-        network, groups, state, truth = _plant(model, width, noise, seed)
+        network, groups, state, truth = plant(model, width, noise, seed)
         with Peak("cpu") as peak:
             start = time.perf_counter()
             found = _solve(network, groups, state, solver)
@@ -117,7 +121,7 @@ def scaling_rows(
             {
                 "study": "scaling", "model": model, "width": width, "solver": solver, "seconds": seconds,
                 "peak_bytes": peak.bytes, "dense_bytes": dense_bytes(network, groups), "seed": seed, "noise": noise,
-                "recovered": _recovered(truth, found.perms),
+                "recovered": recovered_share(truth, found.perms),
             }
         )  # fmt: skip
     return rows

@@ -5,15 +5,19 @@ read ratios, not seconds. Data where it is at hand (FUSEBOOK_DATA), else random 
 """
 
 import argparse
+import copy
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
+import pygmtools
 import torch
 
-from lib import graph_matching, graph_study, loaders, matching, models, paths, symmetry, training
+from lib import graph_matching, graph_solvers, graph_study, loaders, matching, models, symmetry, training
 from lib.checks import InputError
+from lib.graph_problem import Problem, assign
 from tests.oracles import layer_by_layer
 
 
@@ -31,7 +35,7 @@ def timed(work: Callable, repeats: int = 3) -> tuple[object, float, int]:
 
 def row(name: str, seconds: float, peak: int, base: tuple[float, int] | None = None) -> None:
     ratios = f"   {base[0] / seconds:6.1f} × faster, {base[1] / max(peak, 1):6.1f} × less memory" if base else ""
-    print(f"  {name:<46} {seconds:9.3f} s  {peak / 1e6:8.1f} MB{ratios}", flush=True)
+    print(f"  {name:<62} {seconds:9.3f} s  {peak / 1e6:8.1f} MB{ratios}", flush=True)
 
 
 def spectral() -> None:
@@ -62,17 +66,82 @@ def images(count: int) -> list[torch.Tensor]:
         return [torch.randn(500, 3, 32, 32, generator=generator) for _ in range(count // 500)]
 
 
+def solvers() -> None:
+    """pygmtools' general solvers on dense K against the same iterations without it."""
+    print("SimpleNet ×1/2, planted permutation with noise of 2 standard deviations, two-sided objective")
+    network, groups, state, truth = graph_study.plant("simplenet", 0.5, 2.0, 0)
+    problem = Problem(network.state_dict(), state, groups)
+    starts = dict(zip(problem.sizes, [0, *itertools.accumulate(problem.sizes.values())], strict=False))
+    n = sum(problem.sizes.values())
+    flat = torch.block_diag(*problem.flat().values())[None]
+    peers = {
+        "spectral_symmetric": lambda K: pygmtools.sm(K, n, n, backend="pytorch"),
+        "rrwm": lambda K: pygmtools.rrwm(K, n, n, max_iter=50, backend="pytorch"),
+        "ipfp": lambda K: pygmtools.ipfp(K[None], torch.tensor([n]), torch.tensor([n]), x0=flat, backend="pytorch")[0],
+    }
+    for name, peer in peers.items():
+        X, slow, large = timed(lambda peer=peer: peer(problem.affinity()).T, repeats=1)
+        theirs = {
+            group: assign(X[start : start + size, start : start + size])
+            for (group, size), start in zip(problem.sizes.items(), starts.values(), strict=True)
+        }
+        ours, quick, small = timed(lambda name=name: graph_solvers.solve(problem, solver=name))
+        told = [
+            f"objective {problem.objective(perms):.1f}, finds {graph_study.recovered_share(truth, perms):.2f}"
+            for perms in (theirs, ours.perms)
+        ]
+        row(f"{name}, pygmtools: {told[0]}", slow, large)
+        row(f"{name}: {told[1]}", quick, small, (slow, large))
+
+
+def shipped(name: str) -> torch.nn.Module:
+    """A shipped network by name."""
+    path = training.find_checkpoint(name)
+    spec = training.read_sidecar(path)["spec"]
+    model = models.build(spec["model"], width=spec["width"], norm=spec["norm"])
+    return training.load_state(model, training.read_state(path), name)
+
+
+def rebasin() -> None:
+    """Weight matching against the package `rebasin` (PyPI) on shipped pairs: squared distance that is left between
+    the weights of A and B, and whether B still computes what it did."""
+    try:
+        from rebasin import PermutationCoordinateDescent
+    except ImportError:
+        print("rebasin is not installed: pip install -e '.[bench]'")
+        return
+    print("weight matching against rebasin, shipped pairs: ‖A − B‖², largest change of B's outputs")
+    for kind, architecture in (("mlp-w0.5", "mlp"), ("simplenet", "simplenet"), ("vgg11bn-w0.125", "vgg11")):
+        a, b = shipped(f"{kind}-s0"), shipped(f"{kind}-s1")
+        groups, x = symmetry.trace(a, models.example(architecture)), models.example(architecture)
+
+        def peer(a=a, b=b, x=x) -> torch.nn.Module:
+            moved = copy.deepcopy(b)
+            descent = PermutationCoordinateDescent(a, moved, x)
+            descent.calculate_permutations()
+            descent.apply_permutations()
+            return moved.eval()
+
+        def own(a=a, b=b, groups=groups) -> torch.nn.Module:
+            perms = matching.match(a, b, groups, "weight", progress=False)
+            return training.load_state(copy.deepcopy(b), symmetry.permute(b.state_dict(), groups, perms))
+
+        own()
+        theirs, slow, large = timed(peer, repeats=1)
+        ours, quick, small = timed(own)
+        told = []
+        for moved in (theirs, ours):
+            with torch.inference_mode():
+                pairs = zip(a.parameters(), moved.parameters(), strict=True)
+                left = sum(float((p - q).square().sum()) for p, q in pairs)
+                told.append(f"{left:.1f}, outputs change by {float((moved(x) - b(x)).abs().max()):.1e}")
+        row(f"{kind}, rebasin: {told[0]}", slow, large)
+        row(f"{kind}, weight: {told[1]}", quick, small, (slow, large))
+
+
 def activation() -> None:
     """VGG11-BN's activation matching: layer by layer, as published, against one pass."""
-    names = [f"vgg11bn-w0.25-s{seed}" for seed in (0, 1)]
-    pair = [models.build("vgg11", width=0.25, norm="batch", seed=seed) for seed in (0, 1)]
-    what = "untrained"
-    if all((paths.CHECKPOINTS / f"{name}.safetensors").is_file() for name in names):
-        pair = [
-            training.load_state(model, training.read_state(training.find_checkpoint(name)))
-            for model, name in zip(pair, names, strict=True)
-        ]
-        what = "the shipped pair"
+    pair = [shipped(f"vgg11bn-w0.25-s{seed}") for seed in (0, 1)]
     groups = symmetry.trace(pair[0], models.example("vgg11"))
     batches = images(2000)
     matching.match(*pair, groups, "activation", batches=batches[:1], progress=False)
@@ -80,7 +149,7 @@ def activation() -> None:
     expected, slow, large = timed(lambda: layer_by_layer(*pair, batches), repeats=1)
     differing = sum(int((found[name] != perm).sum()) for name, perm in expected.items())
     assert differing == 0, f"{differing} units are matched differently"
-    print(f"VGG11-BN ×1/4 ({what}), activation matching on 2,000 images (same permutations)")
+    print("VGG11-BN ×1/4 (shipped pair), activation matching on 2,000 images (same permutations)")
     row("layer by layer, as published", slow, large)
     row("all layers in one pass", quick, small, (slow, large))
 
@@ -120,7 +189,7 @@ def graph() -> None:
         print(f"  width {width:<6} {told}: {ratio:.1f} × the time; dense K is {dense:.1e} × the memory", flush=True)
 
 
-SECTIONS = {"spectral": spectral, "activation": activation, "layout": layout, "graph": graph}
+SECTIONS = {function.__name__: function for function in (spectral, solvers, rebasin, activation, layout, graph)}
 
 
 def main() -> int:

@@ -81,3 +81,13 @@ def test_train_metrics_are_null_unless_asked_for():
     assert fusion.measure(model, model.state_dict(), [(x, y)])["train_loss"] is None
     found = fusion.measure(model, model.state_dict(), [(x, y)], [(x, y)])
     assert found["train_loss"] == found["test_loss"]
+
+
+def test_share_counts_units_where_a_correction_chooses_them_and_weights_elsewhere():
+    points = [{"alpha": alpha} for alpha in (0.25, 0.5, 0.75)]
+    plain = fusion.Curve(points, {}, 0.0)
+    assert plain.share() == {"a": 0.5, "b": 0.5, "both": 1.0}
+    units = {"conv1": {"both": 2, "a": 4, "b": 2}, "conv2": {"both": 0, "a": 2, "b": 0}}
+    chosen = fusion.Curve(points, {}, 0.0, info={0.5: {"units": units}})
+    assert chosen.share() == pytest.approx({"a": 0.7, "b": 0.3, "both": 0.2})
+    assert fusion.Curve(points[:1], {}, 0.0).share()["b"] == 0.25

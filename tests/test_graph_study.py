@@ -17,7 +17,7 @@ def test_a_plant_is_lined_up_again_by_its_truth():
 def test_noise_is_measured_in_standard_deviations_and_independent_of_the_weights():
     network = models.build("simplenet", seed=0)
     groups = symmetry.trace(network, models.example("simplenet"))
-    network, groups, state, truth = graph_study._plant("simplenet", 1.0, 2.0, seed=0)
+    network, groups, state, truth = graph_study.plant("simplenet", 1.0, 2.0, seed=0)
     weight = network.state_dict()["fc1.weight"].flatten()
     noise = symmetry.permute(state, groups, truth)["fc1.weight"].flatten() - weight
     assert noise.std() / weight.std() == pytest.approx(2, rel=0.02)

@@ -131,7 +131,7 @@ def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_co
     for (_, correction), curve in curves.items():
         assert curve["best"]["alpha"] in (0.25, 0.5, 0.75)
         assert curve["images"] == {"match": 0, "correct": 50 if correction == "closed_form" else 0}
-        assert curve["share"] == {"a": 0.5, "b": 0.5}
+        assert curve["share"] == {"a": 0.5, "b": 0.5, "both": 1.0}
     parents = [record["parents"][side]["test_accuracy"] for side in "ab"]
     assert record["references"]["one_parent"]["test_accuracy"] in parents
     assert 0 < record["references"]["ensemble"]["test_accuracy"] <= 1
