@@ -1,15 +1,12 @@
 """Every figure, in one style sheet (fusebook.mplstyle), each from a run record or plain rows.
 
-Functions return a Figure and name the data set and n in it; `save_figure` writes PNG and PDF.
-`python -m lib.plots` rebuilds all figures and LaTeX tables from the tracked records alone.
+Functions return a Figure that is one or two columns of a paper wide and names the data set and n;
+`save_figure` writes PNG and PDF. lib.paper rebuilds all of them from the tracked records.
 """
 
-import argparse
 import functools
 import io
 import math
-import re
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -26,13 +23,13 @@ from matplotlib.patches import Circle, ConnectionPatch, Rectangle, Wedge
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lib import results
-from lib.checks import InputError
-from lib.paths import FIGURES, RESULTS, ROOT, atomic
-from lib.results import CORRECTION_LABELS, MATCHER_LABELS, REFERENCE_LABELS, Records
+from lib.checks import check_choice
+from lib.paths import FIGURES, atomic
+from lib.results import CORRECTION_LABELS, MATCHER_LABELS, Records
 
-README_MARKERS = ("<!-- results: make figures writes this table -->", "<!-- end of results -->")
 STYLE = Path(__file__).with_name("fusebook.mplstyle")
 COLUMN, PAGE = 3.4, 7.0  # inches: one and two columns of a paper
+SIZES = {1: COLUMN, 2: PAGE}
 
 # Okabe-Ito, so that colour-blind readers tell them apart; markers and dashes say the same without colour.
 BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -113,6 +110,9 @@ def save_figure(figure: Figure, stem: str, folder: str | Path = FIGURES) -> tupl
     png, pdf = Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.pdf"
     bare = {"CreationDate": None, "Creator": None, "Producer": None}
     with _style(), atomic(png) as png_new, atomic(pdf) as pdf_new:
+        if figure.get_layout_engine() is not None:  # laid out once for both files: the same picture, in half the time
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         figure.savefig(png_new, format="png", dpi=200, metadata={"Software": None})
         figure.savefig(pdf_new, format="pdf", metadata=bare)
     return png, pdf
@@ -122,24 +122,31 @@ def save_figure(figure: Figure, stem: str, folder: str | Path = FIGURES) -> tupl
 
 
 @_styled
-def curve(records: Records, metric: str = "test_accuracy", reference: Mapping[str, Any] | None = None) -> Figure:
+def curve(
+    records: Records,
+    metric: str = "test_accuracy",
+    reference: Mapping[str, Any] | None = None,
+    columns: int = 1,
+) -> Figure:
     """One metric against alpha, a line per curve, the end points as dashed horizontal lines.
 
-    Several records of one kind: the mean over pairs and a band of ± one standard deviation. `reference` (an
-    entry of lib.results.REFERENCE) adds the published points as hollow markers. More than eight curves are
-    spread over a panel per correction.
+    Several records of one kind: the mean over independent pairs, and from three pairs on a band that is its 95 %
+    interval. `reference` (an entry of lib.results.REFERENCE) adds the published points as hollow markers. More than
+    eight curves are spread over a panel per correction. `columns`: 1 or 2, those of a paper that the figure is wide.
     """
-    return _curve_panels(records, [metric], reference)
+    return _curve_panels(records, [metric], reference, columns)
 
 
 @_styled
-def curves(records: Records, split: str = "test", reference: Mapping[str, Any] | None = None) -> Figure:
-    """`curve` for accuracy and loss of one split, side by side."""
-    return _curve_panels(records, [f"{split}_accuracy", f"{split}_loss"], reference)
+def curves(
+    records: Records, split: str = "test", reference: Mapping[str, Any] | None = None, columns: int = 2
+) -> Figure:
+    """`curve` for accuracy and loss of one split: side by side over two columns, stacked in one."""
+    return _curve_panels(records, [f"{split}_accuracy", f"{split}_loss"], reference, columns)
 
 
-def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, Any] | None) -> Figure:
-    """A panel per metric; with too many curves for that, a row per metric and a panel per correction."""
+def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, Any] | None, columns: int) -> Figure:
+    """A panel per metric; with too many curves for that, a panel per metric and correction."""
     summary = results.aggregate(records)
     by_correction: dict[str, list[Mapping[str, Any]]] = {}
     for entry in summary["curves"]:
@@ -147,13 +154,19 @@ def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, 
     crowded = len(summary["curves"]) > 8 and len(by_correction) > 1
     panels = list(by_correction.items()) if crowded else [("", summary["curves"])]
 
-    figure = PaperFigure()
-    shape = (len(metrics), len(panels)) if crowded else (1, len(metrics))
-    grid = figure.subplots(*shape, squeeze=False, sharex=True, sharey="row" if crowded else False)
+    # Metric after metric, each a block of panels; a block never shares a row with another, but for lone panels.
+    wide = min(len(panels), 3 * columns) if crowded else min(len(metrics), columns)
+    block = wide * math.ceil(len(panels) / wide) if crowded else 1
+    rows = len(metrics) * block // wide
+    figure = PaperFigure(figsize=(_width(columns), 1.0))
+    grid = figure.subplots(rows, wide, squeeze=False, sharex=True, sharey="row" if crowded else False)
     handles: dict[str, Any] = {}
     for index, axes in enumerate(grid.flat):
-        metric = metrics[index // len(panels)]
-        correction, entries = panels[index % len(panels)]
+        metric, place = metrics[index // block], index % block
+        if place >= len(panels):
+            axes.set_visible(False)
+            continue
+        correction, entries = panels[place]
         scale = 100 if metric.endswith("accuracy") else 1
         ends = [summary["parents"][side][metric] for side in ("a", "b")]
         for end, shade in zip(ends, ("#444444", "#8C8C8C"), strict=True):
@@ -166,21 +179,20 @@ def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, 
         if not axes.lines:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_xlim(-0.04, 1.04)
-        if axes.get_subplotspec().is_last_row():
+        if index + wide >= len(grid.flat):
             axes.set_xlabel("α" if crowded else "share of network B, α")
-        if not crowded or axes.get_subplotspec().is_first_col():
+        if not crowded or not index % wide:
             axes.set_ylabel(METRIC_LABELS[metric])
         if crowded:
             axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
-            if axes.get_subplotspec().is_first_row():
+            if index < block:
                 axes.set_title(CORRECTION_LABELS.get(correction, correction))
         if scale == 1:
             axes.set_ylim(bottom=0)
-    wide = len(grid.flat) > 1
-    figure.set_figwidth(PAGE if wide else COLUMN)
-    rows = _legend(figure, handles)
-    figure.set_figheight(0.3 + 2.2 * len(grid) + 0.17 * rows)
-    _title(figure, results.headline(records))
+    lines = _legend(figure, handles)
+    figure.set_figheight(0.3 + (2.2 if columns == 2 or not crowded else 1.7) * rows + 0.17 * lines)
+    band = any(point[f"{metrics[0]}_low"] is not None for entry in summary["curves"] for point in entry["points"])
+    _title(figure, results.headline(records) + (", mean and 95 % interval" if band else ""))
     return figure
 
 
@@ -204,9 +216,9 @@ def _draw_curve(
     look = {"color": colour, "linestyle": line, "alpha": fade, "zorder": 3} | _mark(marker)
     (handle,) = axes.plot(alphas, values, **look)
     handles.setdefault(label, handle)
-    if entry["n"] > 1:
-        spread = scale * np.array([point[f"{metric}_std"] for point in points])
-        axes.fill_between(alphas, values - spread, values + spread, color=colour, alpha=0.18, linewidth=0)
+    if points[0][f"{metric}_low"] is not None:
+        low, high = (scale * np.array([point[f"{metric}_{end}"] for point in points]) for end in ("low", "high"))
+        axes.fill_between(alphas, low, high, color=colour, alpha=0.18, linewidth=0)
     published = (reference or {}).get("curves", {}).get((entry["matcher"], entry["correction"]), {}).get(metric)
     if published and not entry["variant"]:
         hollow = {"marker": marker, "markerfacecolor": "none", "markersize": 7.5, "linestyle": "none"}
@@ -233,7 +245,7 @@ def matching_matrix(
     spans = [size if to_scale else 1 for size in sizes.values()]
     edges = np.concatenate([[0.0], np.cumsum(spans)])
     panels = 2 if similarity else 1
-    figure = PaperFigure(figsize=(COLUMN * panels + 0.1, COLUMN + 0.2 * panels), layout="compressed")
+    figure = PaperFigure(figsize=(_width(panels), 3.9 if similarity else 3.5), layout="compressed")
     for index, axes in enumerate(np.atleast_1d(figure.subplots(1, panels))):
         for (group, perm), start, span in zip(perms.items(), edges[:-1], spans, strict=True):
             perm = np.asarray(perm)
@@ -254,8 +266,7 @@ def matching_matrix(
         axes.set(xlim=(0, edges[-1]), ylim=(edges[-1], 0), xlabel="units of network B", aspect="equal")
         centres = (edges[:-1] + edges[1:]) / 2
         axes.set_yticks(centres, [f"{group} ({size})" for group, size in sizes.items()] if not index else [])
-        upright = {} if len(sizes) < 5 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(centres, list(sizes), **upright)
+        axes.set_xticks(centres, list(sizes), rotation=0 if len(sizes) < 5 else 90)
         axes.tick_params(length=0)
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -269,7 +280,7 @@ def matching_matrix(
 
 
 @_styled
-def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any]) -> Figure:
+def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any], columns: int = 2) -> Figure:
     """How alike matched units are: the distribution of their correlation in each layer, a violin per matcher.
 
     `arrays` holds "corr/<matcher>/<group>" (n,); others are ignored.
@@ -281,7 +292,8 @@ def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any]) -> Figure
             values = np.asarray(values, dtype=float)
             found.setdefault(matcher, {})[group] = values[np.isfinite(values)]
     groups = list(dict.fromkeys(group for by_group in found.values() for group in by_group))
-    figure = PaperFigure(figsize=(min(PAGE, max(COLUMN, 1.0 + 0.6 * len(groups))), 2.9))
+    upright = len(groups) > 4 * columns
+    figure = PaperFigure(figsize=(_width(columns), 3.5 if upright else 2.9))
     axes = figure.subplots()
     width = 0.8 / len(found)
     handles: dict[str, Any] = {}
@@ -303,7 +315,7 @@ def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any]) -> Figure
         handle = Line2D([], [], color=colour, linewidth=2, **_mark(marker, 5))
         handles[MATCHER_LABELS.get(matcher, matcher)] = handle
     axes.axhline(0, color="#333333", linewidth=0.7)
-    axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(len(groups)), groups, rotation=90 if upright else 0)
     axes.set(ylabel="correlation of matched units", xlim=(-0.6, len(groups) - 0.4))
     axes.grid(False, axis="x")
     _title(figure, results.headline(record))
@@ -353,92 +365,109 @@ def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]
 
 
 @_styled
-def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy") -> Figure:
-    """A heat map of matcher × correction for each architecture, with the reference rows under it.
+def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy", columns: int = 2) -> Figure:
+    """A heat map of matcher × correction for each kind of pair, all on one grid; over it what it is compared with.
 
-    `rows` as `lib.results.leaderboard_rows` makes them; curves with a "variant" are rows of their own. The
-    best fused network of a panel is framed. `metric`: test_accuracy, barrier_accuracy, best_accuracy …
+    `rows` as `lib.results.leaderboard_rows` makes them; curves with a "variant" are lines of their own. The best
+    fused network of a panel is framed; an empty cell is a method that the network can not take or that was not
+    measured. `metric`: test_accuracy, barrier_accuracy, or best_accuracy, which also prints each cell's best alpha.
     """
     panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         panels.setdefault((row["architecture"], row["dataset"]), []).append(row)
-    columns = min(2, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    heights = [_heat_rows(found) for found in panels.values()]
-    height = sum(max(heights[i : i + columns]) * 0.21 + 1.05 for i in range(0, len(heights), columns))
-    figure = PaperFigure(figsize=(3.9 if columns == 1 else PAGE + 0.4, height))
-    grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    for axes, ((architecture, dataset), found) in zip(grid, panels.items(), strict=False):
-        _heat_map(axes, found, metric)
-        n = max(row["n"] for row in found)
-        axes.set_title(f"{architecture} on {dataset}, n = {n}")
-    at = sorted({row["alpha"] for panel in panels.values() for row in panel if "alpha" in row})
-    what = {"test_accuracy": "test accuracy (%)", "barrier_accuracy": "accuracy barrier (points)"}.get(metric, metric)
-    where = f" at α = {at[0]:g}" if len(at) == 1 and metric.startswith("test") else ""
-    _title(figure, f"{what}{where}: matching × correction, the best fused network framed")
+    fused = [row for found in panels.values() for row in found if "reference" not in row]
+    lines = _ranked(((row["matcher"], row["variant"]) for row in fused), MATCHER_LABELS, lambda line: line[0])
+    across = _ranked((row["correction"] for row in fused), CORRECTION_LABELS, lambda name: name)
+    wide = min(len(panels), 3 if columns == 2 else 1)
+    deep = math.ceil(len(panels) / wide)
+    tall = 0.27 if metric.startswith("best_") else 0.19
+    figure = PaperFigure(figsize=(_width(columns), 1.05 + deep * (0.62 + tall * len(lines))))
+    grid = figure.subplots(deep, wide, squeeze=False)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(panels):
+            axes.set_visible(False)
+            continue
+        (architecture, dataset), found = list(panels.items())[index]
+        _heat_map(axes, found, metric, lines, across)
+        counts = sorted({row["n"] for row in found if "reference" not in row})
+        n = "–".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
+        axes.set_title(f"{architecture} on {dataset}, n = {n}\n{_references(found)}", fontsize=6.5)
+        names = [MATCHER_LABELS.get(name, name) + (f" ({variant})" if variant else "") for name, variant in lines]
+        places = np.arange(len(lines)) + 0.5
+        axes.set_yticks(places, names if not index % wide else [""] * len(names))
+        labels = [CORRECTION_LABELS.get(name, name) for name in across]
+        last = index + wide >= len(panels)
+        axes.set_xticks(np.arange(len(across)) + 0.5, labels if last else [""] * len(labels), rotation=90)
+    at = sorted({row["alpha"] for row in fused})
+    what = {
+        "test_accuracy": "test accuracy (%)" + (f" at α = {at[0]:g}" if len(at) == 1 else ""),
+        "barrier_accuracy": "accuracy barrier (points)",
+        "best_accuracy": "test accuracy (%) at the best α on held-out training images (below it)",
+    }.get(metric, metric)
+    _title(figure, f"{what}: matching × correction, the best framed")
     return figure
 
 
-def _heat_rows(rows: list[Mapping[str, Any]]) -> int:
-    curves = {(row["matcher"], row["variant"]) for row in rows if "reference" not in row}
-    return len(curves) + sum("reference" in row for row in rows)
+def _ranked(names: Iterable[Any], order: Iterable[str], key: Callable[[Any], str]) -> list[Any]:
+    """The distinct names, in `order` where it knows them, else as they come, behind."""
+    known, found = list(order), list(dict.fromkeys(names))
+    return sorted(found, key=lambda name: known.index(key(name)) if key(name) in known else len(known))
 
 
-def _heat_map(axes: Axes, rows: list[Mapping[str, Any]], metric: str) -> None:
+def _references(rows: list[Mapping[str, Any]]) -> str:
+    """What a panel is compared with, on two lines: test accuracies in per cent, whatever the panel shows."""
+    value = {row["reference"]: f"{100 * row['test_accuracy']:.1f}" for row in rows if "reference" in row}
+    lines = [f"parents {value.get('parent_a', '—')}, {value.get('parent_b', '—')}", ""]
+    lines[1] = f"ensemble {value['ensemble']}" if "ensemble" in value else ""
+    lines[0] += f"; better one {value['one_parent']}" if "one_parent" in value else ""
+    return "\n".join(line for line in lines if line)
+
+
+def _heat_map(
+    axes: Axes, rows: list[Mapping[str, Any]], metric: str, lines: list[tuple[str, str]], across: list[str]
+) -> None:
     scale = 100 if "accuracy" in metric else 1
     fused = [row for row in rows if "reference" not in row and row.get(metric) is not None]
-    references = [row for row in rows if "reference" in row and row.get(metric) is not None]
-    lines = list(dict.fromkeys((row["matcher"], row["variant"]) for row in fused))
-    known = [name for name in CORRECTION_LABELS if any(row["correction"] == name for row in fused)]
-    columns = list(dict.fromkeys(known + [row["correction"] for row in fused]))
     lower_is_better = "barrier" in metric or "loss" in metric
-    values = [row[metric] for row in fused + references]
-    low, high = min(values), max(values)
+    values = [row[metric] for row in fused]
+    values += [] if lower_is_better else [row["test_accuracy"] for row in rows if "reference" in row]
+    low, high = min(values, default=0), max(values, default=1)
     colours = matplotlib.colormaps["cividis_r" if lower_is_better else "cividis"]
-
-    def cell(x: float, y: float, width: float, value: float, text: str) -> None:
-        colour = colours((value - low) / (high - low or 1))
-        dark = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5
-        axes.add_patch(Rectangle((x, y), width, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
-        axes.text(x + width / 2, y + 0.5, text, ha="center", va="center", color="w" if dark else "k", fontsize=6.5)
-
     digits = 1 if scale == 100 else 2
     for row in fused:
-        x, y = columns.index(row["correction"]), lines.index((row["matcher"], row["variant"]))
-        cell(x, y, 1, row[metric], f"{scale * row[metric]:.{digits}f}")
-    best = (min if lower_is_better else max)(fused, key=lambda row: row[metric])
-    corner = columns.index(best["correction"]), lines.index((best["matcher"], best["variant"]))
-    axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor=VERMILLION, linewidth=1.6, zorder=3))
-    start = len(lines) + 0.35
-    for index, row in enumerate(references):
-        cell(0, start + index, len(columns), row[metric], f"{scale * row[metric]:.{digits}f}")
-    names = [MATCHER_LABELS.get(name, name) + (f" ({variant})" if variant else "") for name, variant in lines]
-    names += [REFERENCE_LABELS.get(row["reference"], row["reference"]) for row in references]
-    places = [y + 0.5 for y in range(len(lines))] + [start + y + 0.5 for y in range(len(references))]
-    axes.set_yticks(places, names)
-    labels = [CORRECTION_LABELS.get(name, name) for name in columns]
-    axes.set_xticks(np.arange(len(columns)) + 0.5, labels, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set(xlim=(0, len(columns)), ylim=(places[-1] + 0.5, 0))
-    axes.tick_params(length=0)
+        x, y = across.index(row["correction"]), lines.index((row["matcher"], row["variant"]))
+        colour = colours((row[metric] - low) / (high - low or 1))
+        dark = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5
+        axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
+        below = f"\nα {row['best_alpha']:.2g}" if metric.startswith("best_") else ""
+        look = {"ha": "center", "va": "center", "color": "w" if dark else "k", "linespacing": 1.1}
+        axes.text(x + 0.5, y + 0.5, f"{scale * row[metric]:.{digits}f}{below}", fontsize=6, **look)
+    if fused:
+        best = (min if lower_is_better else max)(fused, key=lambda row: row[metric])
+        corner = across.index(best["correction"]), lines.index((best["matcher"], best["variant"]))
+        axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor=VERMILLION, linewidth=1.6, zorder=3))
+    axes.set(xlim=(0, len(across)), ylim=(len(lines), 0), facecolor="#F2F2F2")
+    axes.tick_params(length=0, labelsize=6.5)
     axes.grid(False)
     axes.spines[:].set_visible(False)
 
 
 @_styled
-def width_barrier(records: Records) -> Figure:
-    """Barrier (accuracy and loss, test) against width: a point per pair, a line through the means.
+def width_barrier(records: Records, columns: int = 2) -> Figure:
+    """Barrier (accuracy and loss, test) against width: the mean over independent pairs with its 95 % interval, a pale
+    point per pair.
 
-    Records of one data set, any widths; the number of pairs stands under each width. Raises ValueError for
-    records of several data sets.
+    Records of one data set, any widths; the number of pairs stands under each width. Raises InputError for records
+    of several data sets, or of several kinds at one width. `columns`: 2 puts the panels side by side, 1 on each other.
     """
     records = results.one_dataset(records)
     widths = sorted({record["model"]["width"] for record in records})
+    means = {w: results.aggregate([r for r in records if r["model"]["width"] == w]) for w in widths}
     keys = dict.fromkeys(results.curve_key(entry) for record in records for entry in record["curves"])
-    figure = PaperFigure(figsize=(PAGE, 3.1))
+    figure = PaperFigure(figsize=(_width(columns), 3.1 if columns == 2 else 4.9))
     handles: dict[str, Any] = {}
-    for axes, metric in zip(figure.subplots(1, 2), ("test_accuracy", "test_loss"), strict=True):
+    grid = figure.subplots(3 - columns, columns, sharex=True)
+    for axes, metric in zip(grid, ("test_accuracy", "test_loss"), strict=True):
         scale = 100 if metric == "test_accuracy" else 1
         for index, key in enumerate(keys):
             colour, marker = _look(MATCHER_STYLE, key[0])
@@ -447,31 +476,85 @@ def width_barrier(records: Records) -> Figure:
                 for record in records
                 if (entry := results.curve_of(record, *key)) and entry["barrier"][metric] is not None
             ]
-            if not found:
+            over = [(w, entry["barrier"]) for w in widths if (entry := results.curve_of(means[w], *key))]
+            over = [(w, barrier) for w, barrier in over if barrier[metric] is not None]
+            if not over:
                 continue
-            # Points of different curves at one width side by side, so that none hides another.
-            shift = 2 ** (0.05 * (index - (len(keys) - 1) / 2))
-            here = sorted({width for width, _ in found})
-            means = [fmean(value for width, value in found if width == w) for w in here]
-            line = CORRECTION_LINE.get(key[1], "-")
-            (handle,) = axes.plot(np.array(here) * shift, means, color=colour, linestyle=line)
-            spots = np.array(found)
-            axes.plot(*(spots * (shift, 1)).T, color=colour, linestyle="none", alpha=0.85, **_mark(marker))
-            label = results.curve_label(dict(zip(("matcher", "correction", "variant"), key, strict=True)))
-            handles[label] = Line2D([], [], color=colour, linestyle=line, **_mark(marker))
+            # Curves at one width side by side, so that none hides another.
+            shift = 2 ** (0.06 * (index - (len(keys) - 1) / 2))
+            look = {"color": colour, "linestyle": CORRECTION_LINE.get(key[1], "-")} | _mark(marker)
+            here = np.array([w for w, _ in over]) * shift
+            (handle,) = axes.plot(here, [scale * barrier[metric] for _, barrier in over], **look)
+            for x, (_, barrier) in zip(here, over, strict=True):
+                if barrier[f"{metric}_low"] is not None:
+                    ends = [scale * barrier[f"{metric}_{end}"] for end in ("low", "high")]
+                    axes.plot([x, x], ends, color=colour, linewidth=1.1, marker="_", markersize=4)
+            spots = np.array(found) * (1.03 * shift, 1)  # beside the bar
+            axes.plot(*spots.T, color=colour, linestyle="none", alpha=0.35, markersize=2.5, marker="o", mew=0)
+            handles[results.curve_label(dict(zip(("matcher", "correction", "variant"), key, strict=True)))] = handle
         axes.axhline(0, color="#333333", linewidth=0.7)
         axes.set_xscale("log", base=2)
-        counts = {w: sum(record["model"]["width"] == w for record in records) for w in widths}
-        ticks = [f"×{results.width_label(w)}\nn = {counts[w]}" for w in widths]
+        ticks = [f"×{results.width_label(w)}\nn = {means[w]['n']}" for w in widths]
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(widths, ticks)
         axes.set_xlim(widths[0] / 1.5, widths[-1] * 1.5)
         what = "accuracy barrier (points)" if scale == 100 else "loss barrier (nats)"
-        axes.set(xlabel="width", ylabel=f"test {what}")
+        axes.set_ylabel(f"test {what}")
+        if columns == 2 or scale == 1:
+            axes.set_xlabel("width")
     names = dict.fromkeys(results.model_label(record["model"] | {"width": 1.0}) for record in records)
-    title = f"{' + '.join(names)} on {records[0]['dataset']}, {len(records)} pairs, lines through the means"
+    pairs = sum(mean["n"] for mean in means.values())
+    title = f"{' + '.join(names)} on {records[0]['dataset']}, {pairs} pairs: means, 95 % intervals, each pair a point"
     _title(figure, title)
     _legend(figure, handles)
+    return figure
+
+
+@_styled
+def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int = 2) -> Figure:
+    """Method against method on the same pairs: the mean difference to one curve, with its 95 % interval.
+
+    `summary` as `lib.evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
+    the n of pairs that have both. An interval that leaves out 0 is drawn solid, others and means without one hollow.
+    """
+    panels: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in summary:
+        panels.setdefault((row["model"], row["norm"], row["width"], row["dataset"]), []).append(row)
+    curves = list(dict.fromkeys(row["curve"] for found in panels.values() for row in found))
+    labels = {row["curve"]: results.curve_label(row) for found in panels.values() for row in found}
+    wide = min(len(panels), 2 * columns - 1)
+    deep = math.ceil(len(panels) / wide)
+    figure = PaperFigure(figsize=(_width(columns), 0.9 + deep * (0.6 + 0.19 * len(curves))))
+    grid = figure.subplots(deep, wide, squeeze=False, sharex=True)
+    metric = ""
+    for index, axes in enumerate(grid.flat):
+        if index >= len(panels):
+            axes.set_visible(False)
+            continue
+        (model, norm, width, dataset), found = list(panels.items())[index]
+        for row in found:
+            metric, y = row["metric"], curves.index(row["curve"])
+            scale = 100 if metric.endswith("accuracy") else 1
+            if row["mean"] is None:
+                continue
+            colour, marker = _look(MATCHER_STYLE, row["matcher"])
+            clear = row["low"] is not None and row["low"] * row["high"] > 0
+            if row["low"] is not None:
+                axes.plot([scale * row["low"], scale * row["high"]], [y, y], color=colour, linewidth=1.3)
+            face = {"color": colour} if clear else {"color": colour, "markerfacecolor": "white"}
+            axes.plot(scale * row["mean"], y, **(_mark(marker) | face | {"markeredgecolor": colour}))
+        axes.axvline(0, color="#333333", linewidth=0.7)
+        counts = sorted({row["n"] for row in found})
+        n = "–".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
+        kind = {"name": model, "norm": norm, "width": width}
+        axes.set_title(f"{results.model_label(kind)}\n{dataset}, n = {n}", fontsize=7)
+        axes.set_yticks(range(len(curves)), [labels[curve] for curve in curves] if not index % wide else [])
+        axes.set_ylim(len(curves) - 0.5, -0.5)
+        axes.grid(False, axis="y")
+        if index + wide >= len(panels):
+            axes.set_xlabel("points" if metric.endswith("accuracy") else "nats")
+    told = metric.replace("_", " ").replace("barrier test", "test barrier,")
+    _title(figure, f"{told} minus that of {against}, same pairs: mean, 95 % interval (filled: leaves out 0)")
     return figure
 
 
@@ -482,22 +565,30 @@ def width_barrier(records: Records) -> Figure:
 def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Figure:
     """Seconds and peak memory against width (log axes), a column per model; dense K's size beside them.
 
-    Row: {"model", "width", "solver", "seconds", "peak_bytes", "dense_bytes"}.
+    Row: {"model", "width", "solver", "seconds", "peak_bytes", "dense_bytes"}. Memory is the most that
+    any solver made the process grow: what one leaves to the next is not seen. Below 1 MB it is drawn at 1 MB.
     """
     rows = list(rows)
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = PaperFigure(figsize=(PAGE if len(models) > 1 else COLUMN + 0.4, 4.6))
+    figure = PaperFigure(figsize=(_width(2 if len(models) > 1 else 1), 4.4))
     grid = figure.subplots(2, len(models), squeeze=False, sharey="row")
     handles: dict[str, Any] = {}
     for column, model in enumerate(models):
         here = [row for row in rows if row["model"] == model]
-        for axes, quantity in zip(grid[:, column], ("seconds", "peak_bytes"), strict=True):
-            for solver in dict.fromkeys(row["solver"] for row in here):
-                colour, marker = _look(SOLVER_STYLE, solver)
-                measured = [r for r in here if r["solver"] == solver and r.get(quantity)]
-                widths, means, _ = _mean_by(measured, "width", quantity)
-                (handle,) = axes.plot(widths, means, color=colour, **_mark(marker))
-                handles.setdefault(SOLVER_LABELS.get(solver, solver), handle)
+        for solver in dict.fromkeys(row["solver"] for row in here):
+            colour, marker = _look(SOLVER_STYLE, solver)
+            measured = [row for row in here if row["solver"] == solver and row.get("seconds")]
+            widths, means, _ = _mean_by(measured, "width", "seconds")
+            (handle,) = grid[0, column].plot(widths, means, color=colour, **_mark(marker))
+            handles.setdefault(SOLVER_LABELS.get(solver, solver), handle)
+        peaks: dict[float, float] = {}
+        for row in here:
+            if row.get("peak_bytes") is not None:
+                peaks[row["width"]] = max(row["peak_bytes"], peaks.get(row["width"], 1e6))
+        if peaks:
+            (handle,) = grid[1, column].plot(*zip(*sorted(peaks.items()), strict=True), color="#000000", **_mark("o"))
+            handles.setdefault("most of any solver, 1 MB or less at the foot", handle)
+        for axes in grid[:, column]:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
@@ -523,29 +614,36 @@ def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Fig
 
 
 @_styled
-def recovery(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Figure:
+def recovery(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], columns: int = 2) -> Figure:
     """Fraction of a planted permutation that each solver finds again, against the noise; a panel per network.
 
     Row: {"model", "width", "solver", "noise" (in standard deviations of the weights), "recovered" (fraction),
-    "seed"}. Means over seeds, bands of ± one standard deviation.
+    "seed"}. Means over seeds, bands from the least to the most.
     """
     rows = list(rows)
     kinds = list(dict.fromkeys((row["model"], row["width"]) for row in rows))
-    figure = PaperFigure(figsize=(PAGE if len(kinds) > 1 else COLUMN + 0.4, 3.1))
+    wide = min(len(kinds), columns)
+    deep = math.ceil(len(kinds) / wide)
+    figure = PaperFigure(figsize=(_width(columns), 0.9 + 2.2 * deep))
     handles: dict[str, Any] = {}
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0], kinds, strict=True):
+    grid = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
+    for index, (axes, kind) in enumerate(zip(grid.flat, kinds, strict=False)):
         here = [row for row in rows if (row["model"], row["width"]) == kind]
         for solver in dict.fromkeys(row["solver"] for row in here):
             colour, marker = _look(SOLVER_STYLE, solver)
-            noise, means, spreads = _mean_by((r for r in here if r["solver"] == solver), "noise", "recovered")
+            mine = [r for r in here if r["solver"] == solver]
+            noise, means, _ = _mean_by(mine, "noise", "recovered")
             (handle,) = axes.plot(noise, means, color=colour, **_mark(marker))
-            axes.fill_between(noise, means - spreads, means + spreads, color=colour, alpha=0.15, linewidth=0)
+            ends = [[end(r["recovered"] for r in mine if r["noise"] == x) for x in noise] for end in (min, max)]
+            axes.fill_between(noise, *ends, color=colour, alpha=0.15, linewidth=0)
             handles.setdefault(SOLVER_LABELS.get(solver, solver), handle)
-        axes.set(xlabel="noise σ (standard deviations of the weights)", ylim=(-0.03, 1.05))
+        axes.set_ylim(-0.03, 1.05)
         axes.set_title(results.model_label({"name": kind[0], "width": kind[1]}))
-        if not axes.get_subplotspec().colspan.start:
+        if index + wide >= len(kinds):
+            axes.set_xlabel("noise σ (standard deviations of the weights)")
+        if not index % wide:
             axes.set_ylabel("recovered units (fraction)")
-    _title(figure, "planted permutation, " + _study_title(record, rows))
+    _title(figure, "planted permutation (mean, least and most), " + _study_title(record, rows))
     _legend(figure, handles)
     return figure
 
@@ -707,10 +805,15 @@ def _arrow(figure: Figure, start: Axes, tail: tuple[float, float], end: Axes, he
 # Shared pieces
 
 
+def _width(columns: int) -> float:
+    check_choice("columns", str(columns), map(str, SIZES))
+    return SIZES[columns]
+
+
 def _title(figure: Figure, text: str) -> None:
     """The line over a figure: model, data set, n. Wrapped to the figure's width."""
     width = int(13.5 * figure.get_figwidth())
-    unbroken = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    unbroken = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
     figure.suptitle(textwrap.fill(unbroken, width), x=0.01, ha="left")
 
 
@@ -790,79 +893,3 @@ def record_figures(record: Mapping[str, Any], arrays: Mapping[str, Any] | None =
 def _by_group(arrays: Mapping[str, Any], kind: str, matcher: str) -> dict[str, Any]:
     start = f"{kind}/{matcher}/"
     return {name.removeprefix(start): values for name, values in arrays.items() if name.startswith(start)}
-
-
-def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tuple[list[Path], list[str]]:
-    """Rebuilds every figure and LaTeX table from the records in `folder`; returns what it wrote and skipped.
-
-    Stems start with the record's own. Over several records: leaderboard (all of that experiment) and
-    vgg11_cifar10_<data set>_widths (two widths or more). A file that is no record, or an experiment without
-    figures, is skipped with a line that says so.
-    """
-    written, skipped = list(save_figure(network_graph(), "network_graph", figures)), []
-    records: dict[str, dict[str, Any]] = {}
-    for path in sorted(Path(folder).glob("*.json")):
-        try:
-            record = results.read_record(path)
-        except InputError as error:
-            skipped.append(str(error))
-            continue
-        records[path.stem] = record
-        drawn = record_figures(record, results.read_arrays(path))
-        for name, figure in drawn.items():
-            written += save_figure(figure, f"{path.stem}_{name}", figures)
-        if drawn and "curves" in record:
-            written.append(write_text(results.latex(record), Path(figures) / f"{path.stem}.tex"))
-        elif not drawn and record["experiment"] != "leaderboard":
-            skipped.append(f"{path.name}: experiment {record['experiment']!r} has no figures")
-
-    board = [record for record in records.values() if record["experiment"] == "leaderboard"]
-    if board:
-        rows = results.leaderboard_rows(board)
-        written += save_figure(leaderboard(rows), "leaderboard", figures)
-        written.append(write_text(results.leaderboard_latex(rows), Path(figures) / "leaderboard.tex"))
-    vgg = [record for record in records.values() if record["experiment"] == "vgg11_cifar10"]
-    for dataset in sorted({record["dataset"] for record in vgg}):
-        here = [record for record in vgg if record["dataset"] == dataset]
-        if len({record["model"]["width"] for record in here}) > 1:
-            stem = f"vgg11_cifar10_{re.sub(r'[^a-z0-9]+', '_', dataset.lower())}_widths"
-            written += save_figure(width_barrier(here), stem, figures)
-            written.append(write_text(results.widths_latex(here), Path(figures) / f"{stem}.tex"))
-    return written, skipped
-
-
-def write_text(text: str, path: Path) -> Path:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
-
-
-def write_readme(readme: Path = ROOT / "README.md", folder: str | Path = RESULTS) -> None:
-    """Puts the results table, made from the records in `folder`, between the README's two markers."""
-    text, (start, end) = readme.read_text(), README_MARKERS
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    if not after:
-        raise ValueError(f"{readme} lacks the markers {start} and {end}")
-    table = results.readme_table(results.read_records(folder))
-    write_text(f"{before}{start}\n{table}\n{end}{after}", readme)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command `python -m lib.plots`; 1 when a file in the results folder could not be read."""
-    parser = argparse.ArgumentParser(prog="python -m lib.plots", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of run records (*.json)")
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder to write into")
-    options = parser.parse_args(arguments)
-    written, skipped = write_all(options.results, options.figures)
-    if (options.results, options.figures) == (RESULTS, FIGURES):
-        write_readme()
-    for path in written:
-        print(f"wrote {results.portable(path)}")
-    for line in skipped:
-        print(f"skipped {line}", file=sys.stderr)
-    return int(any("not a run record" in line for line in skipped))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

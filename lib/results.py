@@ -1,7 +1,7 @@
-"""Run records and the tables made from them: what a run leaves behind, and what a reader is shown of it.
+"""Run records: what a run leaves behind, and what many of them say together.
 
 A record is one JSON file per trained pair, arrays beside it as .npz. Written last and atomically, it is the
-sign that a run is done. Tables here are text (notebooks) and LaTeX (papers); figures are lib.plots.
+sign that a run is done. Statistics over pairs are lib.evidence, tables lib.tables, figures lib.plots.
 """
 
 import importlib.metadata
@@ -9,20 +9,24 @@ import json
 import math
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lib import evidence
 from lib.checks import InputError
+from lib.evidence import interval, variance_components  # noqa: F401 (the same, for those who look here)
 from lib.paths import ROOT, atomic
+
+if TYPE_CHECKING:
+    import pandas
 
 # One record, several, or what read_records answers.
 Records = Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -538,67 +542,142 @@ def curve_of(record: Mapping[str, Any], matcher: str, correction: str = "none", 
     return next((curve for curve in record["curves"] if curve_key(curve) == wanted), None)
 
 
+def reference_for(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The entry of REFERENCE that speaks about this record's experiment, data set and model, or None."""
+    known = REFERENCE.get(record["experiment"])
+    return known if known and headline(known) == headline(record) else None
+
+
 def value_at(curve: Mapping[str, Any], alpha: float, metric: str) -> float | None:
     """`metric` of `curve` at `alpha` (to 1e-6), or None where it was not measured."""
-    return _point(curve, alpha).get(metric)
+    return point_at(curve, alpha).get(metric)
+
+
+def point_at(curve: Mapping[str, Any], alpha: float) -> Mapping[str, Any]:
+    """The point of `curve` at `alpha` (to 1e-6), or {} where it was not measured."""
+    return next((p for p in curve["points"] if abs(p["alpha"] - alpha) < 1e-6), {})
 
 
 # Several pairs
 
 
-def aggregate(records: Records) -> dict[str, Any]:
-    """Mean and sample standard deviation over pairs of one experiment, data set and model.
+def rows(records: Records) -> list[dict[str, Any]]:
+    """The records flat: one row per pair × curve × alpha, every row with the same columns, None where not known.
 
-    The shape of a record: "n", "parents" and "curves" whose points and barriers hold each metric's mean under
-    its name and the deviation under "<metric>_std" (None for n = 1). A curve has its own "n", since not every
-    record must hold it; its points are the alphas that all of those measured. Raises ValueError when the
-    records are not of one kind, or none is given.
+    Columns: record (file stem, else its place in the list), experiment, preset, dataset, dataset_sha256, model, width,
+    norm, the run's `lib.evidence.SETTINGS`, seed_a, seed_b, seed_match, sha256_a, sha256_b (of the checkpoints),
+    test_images, device, threads, run_seconds; matcher, correction, variant, curve (its name), alphas (all of the
+    curve's, as text), match_seconds, correct_seconds, seconds (both), barrier_<metric>, best_alpha, best_test_accuracy,
+    best_test_loss, share_b; alpha and the four `METRICS`; parent_a_<metric>, parent_b_<metric>. Accuracies are
+    fractions, losses nats. Records of studies without curves give no rows.
+    """
+    several = isinstance(records, Mapping) and "dataset" not in records
+    named = records.items() if several else enumerate(_as_list(records))
+    answer = []
+    for name, r in named:
+        common = {"record": str(name)} | _pair_columns(r) if "curves" in r else {}
+        for curve in r.get("curves", []):
+            best, share = curve.get("best") or {}, curve.get("share") or {}
+            seconds = {field: curve.get(field) or 0.0 for field in ("match_seconds", "correct_seconds")}
+            columns = dict(zip(("matcher", "correction", "variant"), curve_key(curve), strict=True))
+            columns |= {"curve": curve_name(curve), "alphas": " ".join(f"{p['alpha']:g}" for p in curve["points"])}
+            columns |= seconds | {"seconds": sum(seconds.values())}
+            columns |= {f"barrier_{metric}": curve["barrier"].get(metric) for metric in METRICS}
+            columns |= {f"best_{field}": best.get(field) for field in ("alpha", "test_accuracy", "test_loss")}
+            columns["share_b"] = share.get("b")
+            for point in curve["points"]:
+                answer.append(common | columns | {field: point.get(field) for field in ("alpha", *METRICS)})
+    return answer
+
+
+def _pair_columns(r: Mapping[str, Any]) -> dict[str, Any]:
+    made = r["provenance"]
+    columns = {field: r[field] for field in ("experiment", "preset", "dataset")}
+    columns |= {"dataset_sha256": made["dataset_sha256"], "model": r["model"]["name"]}
+    columns |= {field: r["model"][field] for field in ("width", "norm")}
+    columns |= {field: made["parameters"].get(field) for field in evidence.SETTINGS}
+    columns |= {f"seed_{field}": r["seeds"].get(field) for field in ("a", "b", "match")}
+    columns |= {f"sha256_{side}": r["checkpoints"][side]["sha256"] for side in ("a", "b")}
+    columns |= {"test_images": r["images"].get("test"), "device": made["device"], "threads": made["threads"]}
+    columns["run_seconds"] = made["seconds"]
+    return columns | {f"parent_{side}_{m}": r["parents"][side].get(m) for side in ("a", "b") for m in METRICS}
+
+
+def frame(records: Records) -> "pandas.DataFrame":
+    """`rows` as a pandas frame; what `interval` and lib.evidence take. Raises InputError where pandas is missing."""
+    try:
+        import pandas
+    except ImportError:
+        raise InputError("a frame needs pandas; accepted: pip install 'fusebook[sweep]', or lib.results.rows") from None
+    return pandas.DataFrame(rows(records))
+
+
+def aggregate(records: Records) -> dict[str, Any]:
+    """Means, sample standard deviations and 95 % intervals over independent pairs of one kind.
+
+    The shape of a record: "n" (pairs), "parents" and "curves" whose points and barriers hold each metric's mean under
+    its name, the deviation under "<metric>_std" and the interval of `lib.evidence.mean_interval` under "<metric>_low"
+    and "_high" (each None where n is too small). Records of one pair with several matcher seeds are averaged first. A
+    curve has its own "n", since not every record must hold it; its points are the alphas that all of those measured;
+    its barrier is None where they did not measure the same alphas. Raises InputError when the records are not of one
+    kind or share networks, or none is given.
     """
     records = _as_list(records)
     if not records:
-        raise ValueError("no records to aggregate")
-    for field in ("experiment", "dataset", "model"):
-        if any(r[field] != records[0][field] for r in records):
-            raise ValueError(f"records of different {field} can not be averaged")
+        raise InputError("no records to aggregate; accepted: one or more")
+    flat = rows(records)
+    evidence.check_poolable(flat)
+    pairs = [[records[int(name)] for name in names] for names in evidence.pairs(flat).values()]
     keys = dict.fromkeys(curve_key(curve) for r in records for curve in r["curves"])
     curves = []
     for key in keys:
-        found = [curve for r in records if (curve := curve_of(r, *key))]
-        by_alpha = [{round(point["alpha"], 6): point for point in curve["points"]} for curve in found]
-        shared = [alpha for alpha in by_alpha[0] if all(alpha in points for points in by_alpha)]
+        found = [here for alike in pairs if (here := [curve for r in alike if (curve := curve_of(r, *key))])]
+        grids = [[round(point["alpha"], 6) for point in curve["points"]] for here in found for curve in here]
+        shared = [alpha for alpha in grids[0] if all(alpha in grid for grid in grids)]
+        barriers = [_within([curve["barrier"] for curve in here]) for here in found]
         curves.append(
             {
                 "matcher": key[0],
                 "correction": key[1],
                 "variant": key[2],
                 "n": len(found),
-                "points": [{"alpha": a} | _mean_metrics([points[a] for points in by_alpha]) for a in shared],
-                "barrier": _mean_metrics([curve["barrier"] for curve in found]),
+                "points": [
+                    {"alpha": a} | _mean_metrics([_within([point_at(c, a) for c in here]) for here in found])
+                    for a in shared
+                ],
+                "barrier": _mean_metrics(barriers if all(grid == grids[0] for grid in grids) else [{}]),
             }
         )
     kind = {field: records[0][field] for field in ("experiment", "preset", "dataset", "model")}
-    parents = {side: _mean_metrics([r["parents"][side] for r in records]) for side in ("a", "b")}
-    return kind | {"n": len(records), "images": records[0]["images"], "parents": parents, "curves": curves}
+    parents = {side: _mean_metrics([alike[0]["parents"][side] for alike in pairs]) for side in ("a", "b")}
+    return kind | {"n": len(pairs), "images": records[0]["images"], "parents": parents, "curves": curves}
 
 
-def _mean_metrics(rows: list[Mapping[str, Any]]) -> dict[str, float | None]:
-    summary: dict[str, float | None] = {}
+def _within(repeats: list[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The mean of each metric over repeats on one pair."""
+    return {metric: _mean([row.get(metric) for row in repeats]) for metric in METRICS}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else fmean(values)
+
+
+def _mean_metrics(values: list[Mapping[str, Any]]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
     for metric in METRICS:
-        values = [row.get(metric) for row in rows]
-        known = all(value is not None for value in values)
-        summary[metric] = fmean(values) if known else None
-        summary[f"{metric}_std"] = stdev(values) if known and len(values) > 1 else None
-    return summary
+        over = evidence.mean_interval(row.get(metric) for row in values)
+        found |= {metric: over.mean, f"{metric}_std": over.std, f"{metric}_low": over.low, f"{metric}_high": over.high}
+    return found
 
 
 def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any]]:
     """One row per curve at `alpha`, then one per reference (the row has "reference"), means over pairs.
 
     Pairs of one kind (model and data set) are averaged; kinds follow one another. Row: architecture, dataset,
-    matcher, correction, variant, n, alpha, test_accuracy(_std), test_loss(_std), barrier_accuracy(_std),
-    barrier_loss(_std), best_alpha and best_accuracy(_std) (alpha chosen on held-out training images; None
-    where a curve does not say), seconds (match and correct together), match_images, correct_images, share_b
-    (the part of parent B in the fused network).
+    matcher, correction, variant, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, best_alpha and
+    best_accuracy (alpha chosen on held-out training images; None where a curve does not say), parents_accuracy (the
+    mean of both parents), each metric also with _std, _low and _high as in `aggregate`; seconds (match and correct
+    together), match_images, correct_images, share_b (the part of parent B's units in the fused network).
     """
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for r in _as_list(records):
@@ -609,315 +688,52 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
 def _leaderboard_rows(records: list[Mapping[str, Any]], alpha: float) -> list[dict[str, Any]]:
     summary = aggregate(records)
     common = {"architecture": model_label(summary["model"]), "dataset": summary["dataset"]}
-    rows = []
+    both = [fmean(r["parents"][side]["test_accuracy"] for side in ("a", "b")) for r in records]
+    answer = []
     for curve in summary["curves"]:
-        at = _point(curve, alpha)
+        at = point_at(curve, alpha)
         if not at:
             continue
         found = [entry for r in records if (entry := curve_of(r, *curve_key(curve)))]
-        best = [entry["best"] for entry in found if entry.get("best")]
-        best = best if len(best) == len(found) else []
-        chosen = _mean_metrics(best) if best else {}
+        best = [entry.get("best") or {} for entry in found]
         seconds = [(e.get("match_seconds") or 0) + (e.get("correct_seconds") or 0) for e in found]
         images = found[0].get("images") or {}
         row = {name: curve[name] for name in ("matcher", "correction", "variant", "n")}
         row |= {name: value for name, value in at.items() if name == "alpha" or name.startswith("test_")}
-        for kind in ("accuracy", "accuracy_std", "loss", "loss_std"):
-            row[f"barrier_{kind}"] = curve["barrier"][f"test_{kind}"]
-        row["best_alpha"] = fmean(b["alpha"] for b in best) if best else None
-        row["best_accuracy"] = chosen.get("test_accuracy")
-        row["best_accuracy_std"] = chosen.get("test_accuracy_std")
+        row |= _renamed(curve["barrier"], "test_", "barrier_")
+        row |= _renamed(_mean_metrics(best), "test_accuracy", "best_accuracy")
+        row["best_alpha"] = _mean([b.get("alpha") for b in best])
+        row |= _renamed(
+            _mean_metrics([{"test_accuracy": value} for value in both]), "test_accuracy", "parents_accuracy"
+        )
         row["seconds"] = fmean(seconds)
         row |= {"match_images": images.get("match"), "correct_images": images.get("correct")}
-        row["share_b"] = (found[0].get("share") or {}).get("b", alpha)
-        rows.append(common | row)
+        row["share_b"] = fmean((entry.get("share") or {}).get("b", alpha) for entry in found)
+        answer.append(common | row)
     references = {f"parent_{side}": [r["parents"][side] for r in records] for side in ("a", "b")}
     for r in records:
         for name, metrics in r.get("references", {}).items():
             references.setdefault(name, []).append(metrics)
     for name, metrics in references.items():
-        means = {key: value for key, value in _mean_metrics(metrics).items() if key.startswith("test_")}
-        rows.append(common | {"reference": name, "n": len(metrics)} | means)
-    return rows
+        means = _renamed(_mean_metrics(metrics), "test_", "test_")
+        answer.append(common | {"reference": name, "n": len(metrics)} | means)
+    return answer
+
+
+def _renamed(metrics: Mapping[str, Any], start: str, new: str) -> dict[str, Any]:
+    return {new + name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
 
 
 def one_dataset(records: Records) -> list[Mapping[str, Any]]:
-    """The records as a list. Raises ValueError unless all were measured on one data set."""
+    """The records as a list. Raises InputError unless all were measured on one data set."""
     records = _as_list(records)
     names = sorted({str(r["dataset"]) for r in records})
     if len(names) != 1:
-        raise ValueError(f"records must be of one data set, not {', '.join(names) or 'none'}")
+        raise InputError(f"records must be of one data set, not {' and '.join(names) or 'none'}")
     return records
-
-
-# Tables
-
-
-def table(records: Records, split: str = "test") -> str:
-    """Accuracy (%) and loss (nats) of every curve at every alpha, and its barrier, as text.
-
-    Mean ± standard deviation where there are several pairs, "—" where nothing was measured. `split` is "test"
-    or "train".
-    """
-    summary = aggregate(records)
-    alphas = _alphas(summary)
-    images = summary["images"].get(split)
-    lines = [headline(records, f"{split} split" + (f" ({images:,} images)" if images else "")), ""]
-    body = []
-    for metric, title in ((f"{split}_accuracy", "accuracy, %"), (f"{split}_loss", "cross-entropy, nats")):
-        body.append([title, *(f"{alpha:g}" for alpha in alphas), "barrier"])
-        for curve in summary["curves"]:
-            cells = [_cell(_point(curve, alpha), metric) for alpha in alphas]
-            name = curve_name(curve) + ("" if curve["n"] == summary["n"] else f" (n = {curve['n']})")
-            body.append([name, *cells, _cell(curve["barrier"], metric)])
-        ends = [_cell(summary["parents"][side], metric) for side in ("a", "b")]
-        body.append([f"parents A, B: {ends[0]}, {ends[1]}"])
-    return "\n".join(lines + _columns(body, heads={0, len(summary["curves"]) + 2}))
-
-
-def compare(record: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> str:
-    """The record's curves beside published numbers, matched by alpha; "—" where there is none.
-
-    `reference` has the shape of an entry of REFERENCE. Without one, the entry of the record's experiment is
-    used where data set and width match, and a line says what differs where they do not.
-    """
-    reference = reference or reference_for(record)
-    summary = aggregate(record)
-    alphas = _alphas(summary)
-    source = reference["source"] if reference else _no_reference(record)
-    lines = [headline(record, "measured against reference"), f"reference: {source}", ""]
-    body, heads = [], set()
-    for metric in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
-        known = (reference or {}).get("curves", {})
-        published = {key: curve[metric] for key, curve in known.items() if metric in curve}
-        measured = any(p[metric] is not None for curve in summary["curves"] for p in curve["points"])
-        if not (published or measured):
-            continue
-        split, quantity = metric.split("_")
-        heads.add(len(body))
-        unit = "%" if quantity == "accuracy" else "nats"
-        body.append([f"{split} {quantity}, {unit}", "", *(f"{alpha:g}" for alpha in alphas), "barrier"])
-        for curve in summary["curves"]:
-            ours = {round(p["alpha"], 6): p[metric] for p in curve["points"]}
-            values = published.get(curve_key(curve)[:2]) if not curve["variant"] else None
-            theirs = dict(zip(reference["alphas"], values, strict=True)) if values else {}
-            line = published.get(("none", "none"), ())
-            barriers = curve["barrier"][metric], _barrier(theirs, line, metric) if theirs and line else None
-            pairs = [(ours.get(alpha), theirs.get(alpha)) for alpha in alphas] + [barriers]
-            differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-            body.append([curve_name(curve), "measured", *(_number_text(m, metric) for m, _ in pairs)])
-            if published:
-                body.append(["", "reference", *(_number_text(r, metric) for _, r in pairs)])
-            if theirs:
-                body.append(["", "difference", *(_number_text(d, metric, "+") for d in differences)])
-    return "\n".join(lines + _columns(body, heads, texts=2))
-
-
-def reference_for(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The entry of REFERENCE that speaks about this record's experiment, data set and model, or None."""
-    known = REFERENCE.get(record["experiment"])
-    return known if known and headline(known) == headline(record) else None
-
-
-def _no_reference(record: Mapping[str, Any]) -> str:
-    known = REFERENCE.get(record["experiment"])
-    if known is None:
-        return "none known"
-    return f"none shown; the published values are for {model_label(known['model'])} on {known['dataset']}"
-
-
-def latex(records: Records, split: str = "test") -> str:
-    """`table` as a booktabs tabular, to input inside any table environment; first row: data set and n."""
-    summary = aggregate(records)
-    alphas = _alphas(summary)
-    width = len(alphas) + 2
-    lines = [
-        r"\begin{tabular}{l" + "r" * (width - 1) + "}",
-        r"\toprule",
-        rf"\multicolumn{{{width}}}{{l}}{{{_escape(headline(records, f'{split} split'))}}} \\",
-    ]
-    for metric, title in ((f"{split}_accuracy", r"Accuracy, \%"), (f"{split}_loss", "Cross-entropy, nats")):
-        heads = [rf"$\alpha={alpha:g}$" if not i else f"${alpha:g}$" for i, alpha in enumerate(alphas)]
-        lines += [r"\midrule", _latex_row([title, *heads, "barrier"]), r"\midrule"]
-        for curve in summary["curves"]:
-            cells = [_latex_cell(_point(curve, alpha), metric) for alpha in alphas]
-            lines.append(_latex_row([_escape(curve_label(curve)), *cells, _latex_cell(curve["barrier"], metric)]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def readme_table(records: Mapping[str, Mapping[str, Any]], alpha: float = 0.5) -> str:
-    """The README's results table (Markdown) from {stem: record}: each curve at the midpoint, mean ± standard deviation
-    over the pairs whose stems differ in their seed alone, with data set, hardware and n."""
-    kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for stem, r in records.items():
-        if "curves" in r:
-            kinds.setdefault(re.sub(r"[-_]s\d+$", "", stem), []).append(r)
-    lines = [
-        "| record | networks | data set | matcher | correction | midpoint, % | barrier, points | parents, % | n |",
-        "|---|---|---|---|---|--:|--:|--:|--:|",
-    ]
-    for stem, alike in kinds.items():
-        summary = aggregate(alike)
-        parents = " / ".join(_cell(summary["parents"][side], "test_accuracy") for side in ("a", "b"))
-        for curve in summary["curves"]:
-            # Of a leaderboard activation matching with the published and the strongest correction; its figure has all.
-            brief = summary["experiment"] != "leaderboard" or curve_key(curve)[:2] in (
-                ("activation", "bn_reset"),
-                ("activation", "least_squares"),
-            )
-            if brief and (point := _point(curve, alpha)):
-                cells = [f"`{stem}`", model_label(summary["model"]), summary["dataset"], curve["matcher"]]
-                cells += [curve["correction"], _cell(point, "test_accuracy"), _cell(curve["barrier"], "test_accuracy")]
-                lines.append(f"| {' | '.join([*cells, parents, str(curve['n'])])} |")
-    devices = sorted({f"{r['provenance']['device']}, {r['provenance']['threads']} thread(s)" for r in records.values()})
-    return "\n".join([*lines, "", f"Measured on {'; '.join(devices)}; rebuilt from `data/results/` by `make figures`."])
-
-
-def leaderboard_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """`leaderboard_rows` (of one or several kinds of pair, one after another) as text."""
-    heads = [
-        "accuracy, %",
-        "loss, nats",
-        "barrier, points",
-        "best alpha",
-        "there, %",
-        "images",
-        "seconds",
-        "n",
-    ]
-    body, titles = [], set()
-    kind = None
-    for row in rows:
-        if kind != (kind := (row["architecture"], row["dataset"])):
-            titles.add(len(body))
-            body.append([f"{kind[0]} on {kind[1]}", *heads])
-        body.append([_row_name(row, curve_name), *_leaderboard_cells(row, _cell), str(row["n"])])
-    return "\n".join(_columns(body, heads=titles))
-
-
-def leaderboard_latex(rows: Iterable[Mapping[str, Any]]) -> str:
-    """`leaderboard_table` as a booktabs tabular."""
-    heads = [r"Acc., \%", "Loss, nats", "Barrier", r"Best $\alpha$", r"Acc., \%", "Images", "Seconds", "$n$"]
-    lines = [r"\begin{tabular}{l" + "r" * len(heads) + "}", r"\toprule", _latex_row(["", *heads])]
-    kind, previous = None, None
-    for row in rows:
-        if kind != (kind := (row["architecture"], row["dataset"])):
-            title = _escape(f"{kind[0]} on {kind[1]}")
-            lines += [r"\midrule", rf"\multicolumn{{9}}{{l}}{{{title}}} \\", r"\midrule"]
-        elif "reference" in row and "reference" not in previous:
-            lines.append(r"\addlinespace")
-        cells = _leaderboard_cells(row, _latex_cell, missing="---")
-        lines.append(_latex_row([_escape(_row_name(row, curve_label)), *cells, str(row["n"])]))
-        previous = row
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def widths_table(records: Records) -> str:
-    """Test accuracy barrier (points) of every curve at every width, mean ± std, n a row, as text."""
-    title, rows = _widths(one_dataset(records))
-    return "\n".join([title, "", *_columns(rows, heads={0})])
-
-
-def widths_latex(records: Records) -> str:
-    """`widths_table` as a booktabs tabular."""
-    title, (heads, *rows) = _widths(one_dataset(records))
-    width = len(heads)
-    lines = [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
-    lines += [rf"\multicolumn{{{width}}}{{l}}{{{_escape(title)}}} \\", r"\midrule"]
-    lines += [_latex_row([_escape(cell) for cell in heads]), r"\midrule"]
-    lines += [_latex_row(["---" if cell == "—" else _escape(cell) for cell in row]) for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _widths(records: list[Mapping[str, Any]]) -> tuple[str, list[list[str]]]:
-    keys = dict.fromkeys(curve_key(curve) for r in records for curve in r["curves"])
-    labels = [curve_label(dict(zip(("matcher", "correction", "variant"), key, strict=True))) for key in keys]
-    rows = [["width", "n", *labels]]
-    for width in sorted({r["model"]["width"] for r in records}):
-        alike = [r for r in records if r["model"]["width"] == width]
-        cells = []
-        for key in keys:
-            barriers = [curve["barrier"] for r in alike if (curve := curve_of(r, *key))]
-            cells.append(_cell(_mean_metrics(barriers), "test_accuracy") if barriers else "—")
-        rows.append([f"×{width_label(width)}", str(len(alike)), *cells])
-    names = dict.fromkeys(model_label(r["model"] | {"width": 1.0}) for r in records)
-    return f"{' + '.join(names)} on {records[0]['dataset']}, test accuracy barrier (points)", rows
-
-
-def _row_name(row: Mapping[str, Any], name) -> str:
-    return REFERENCE_LABELS.get(row["reference"], row["reference"]) if "reference" in row else name(row)
-
-
-def _leaderboard_cells(row: Mapping[str, Any], cell, missing: str = "—") -> list[str]:
-    images = [row.get("match_images"), row.get("correct_images")]
-    known = [count for count in images if count is not None]
-    return [
-        cell(row, "test_accuracy"),
-        cell(row, "test_loss"),
-        cell(row, "barrier_accuracy"),
-        missing if row.get("best_alpha") is None else f"{row['best_alpha']:.2g}",
-        cell(row, "best_accuracy"),
-        f"{max(known)}" if known else missing,
-        missing if row.get("seconds") is None else f"{row['seconds']:.1f}",
-    ]
 
 
 def _as_list(records: Records) -> list[Mapping[str, Any]]:
     if isinstance(records, Mapping):
         return [records] if "dataset" in records else list(records.values())
     return list(records)
-
-
-def _alphas(summary: Mapping[str, Any]) -> list[float]:
-    return sorted({round(point["alpha"], 6) for curve in summary["curves"] for point in curve["points"]})
-
-
-def _point(curve: Mapping[str, Any], alpha: float) -> Mapping[str, Any]:
-    return next((p for p in curve["points"] if abs(p["alpha"] - alpha) < 1e-6), {})
-
-
-def _barrier(curve: Mapping[float, float], ends: tuple[float, ...], metric: str) -> float:
-    sign = 1 if metric.endswith("accuracy") else -1
-    return max(sign * ((1 - alpha) * ends[0] + alpha * ends[-1] - value) for alpha, value in curve.items())
-
-
-def _number_text(value: float | None, metric: str, sign: str = "") -> str:
-    if value is None:
-        return "—"
-    return f"{100 * value:{sign}z.2f}" if "accuracy" in metric else f"{value:{sign}z.3f}"
-
-
-def _cell(row: Mapping[str, Any], metric: str) -> str:
-    text, spread = _number_text(row.get(metric), metric), row.get(f"{metric}_std")
-    return text if spread is None else f"{text} ± {_number_text(spread, metric)}"
-
-
-def _latex_cell(row: Mapping[str, Any], metric: str) -> str:
-    text = _cell(row, metric)
-    return "---" if text == "—" else f"${text.replace('±', chr(92) + 'pm')}$"
-
-
-def _latex_row(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _escape(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "×": r"$\times$", "α": r"$\alpha$", "±": r"$\pm$"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"}
-    return "".join(special.get(character, character) for character in text)
-
-
-def _columns(body: list[list[str]], heads: set[int], texts: int = 1) -> list[str]:
-    """Rows as aligned lines: the first `texts` columns left, others right, a rule under the rows in `heads`.
-
-    A row of one cell runs across the table.
-    """
-    full = [row for row in body if len(row) > 1]
-    widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))]
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = []
-    for index, row in enumerate(body):
-        cells = [c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=False))]
-        line = "  ".join(cells).rstrip() if len(row) > 1 else row[0]
-        lines += ["", line, rule] if index in heads and index else [line, rule] if index in heads else [line]
-    return lines

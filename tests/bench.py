@@ -7,6 +7,7 @@ read ratios, not seconds. Data where it is at hand (FUSEBOOK_DATA), else random 
 import argparse
 import copy
 import itertools
+import math
 import statistics
 import sys
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable
 import pygmtools
 import torch
 
-from lib import graph_matching, graph_solvers, graph_study, loaders, matching, models, symmetry, training
+from lib import fusion, graph_matching, graph_solvers, graph_study, loaders, matching, models, symmetry, training
 from lib.checks import InputError
 from lib.graph_problem import Problem, assign
 from tests.oracles import layer_by_layer
@@ -189,7 +190,49 @@ def graph() -> None:
         print(f"  width {width:<6} {told}: {ratio:.1f} × the time; dense K is {dense:.1e} × the memory", flush=True)
 
 
-SECTIONS = {function.__name__: function for function in (spectral, solvers, rebasin, activation, layout, graph)}
+def scale() -> None:
+    """How cost grows with images, alphas and width: exponents of a power law, fitted to the two largest of each."""
+    print("VGG11-BN, random weights: seconds, and the exponent with which they grow (1 is linear)")
+    batches = images(4000)
+
+    def pair(width: float) -> tuple:
+        a, b = (models.build("vgg11", width=width, norm="batch", seed=seed) for seed in (0, 1))
+        return a, b, symmetry.trace(a, models.example("vgg11"))
+
+    def match(name: str, width: float, count: int) -> Callable:
+        a, b, groups = pair(width)
+        looks = batches[: count // 500] if matching.MATCHERS[name].images else None
+        return lambda: matching.match(a, b, groups, name, batches=looks, progress=False)
+
+    def correct(name: str, width: float, count: int, alphas: int = 1) -> Callable:
+        a, b, groups = pair(width)
+        states, looks = (a.state_dict(), b.state_dict()), batches[: count // 500]
+        shares = [(i + 1) / (alphas + 1) for i in range(alphas)]
+        parents = {side: dict.fromkeys(("test_accuracy", "test_loss"), 0.5) for side in "ab"}
+        labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in looks[:1]]
+        return lambda: fusion.curve(
+            a, *states, shares, parents=parents, groups=groups, test=labelled, correction=name, batches=looks,
+            progress=False,
+        )  # fmt: skip
+
+    def grow(what: str, make: Callable[[float], Callable], sizes: tuple) -> None:
+        seconds = [timed(make(size), repeats=1)[1] for size in sizes]
+        exponent = math.log(seconds[-1] / seconds[-2]) / math.log(sizes[-1] / sizes[-2])
+        told = ", ".join(f"{size:g}: {took:.2f} s" for size, took in zip(sizes, seconds, strict=True))
+        print(f"  {what:<40} {told}; exponent {exponent:.2f}", flush=True)
+
+    counts, widths = (1000, 2000, 4000), (0.125, 0.25, 0.5)
+    match("activation", 0.125, 500)()
+    grow("activation, images (width ⅛)", lambda n: match("activation", 0.125, n), counts)
+    grow("activation, width (1,000 images)", lambda w: match("activation", w, 1000), widths)
+    grow("graph, width", lambda w: match("graph", w, 0), widths)
+    for name in ("bn_reset", "least_squares"):
+        grow(f"{name}, images (width ⅛)", lambda n, name=name: correct(name, 0.125, n), counts)
+        grow(f"{name}, width (1,000 images)", lambda w, name=name: correct(name, w, 1000), widths)
+        grow(f"{name}, alphas (width ⅛, 500)", lambda k, name=name: correct(name, 0.125, 500, k), (1, 2, 4))
+
+
+SECTIONS = {function.__name__: function for function in (spectral, solvers, rebasin, activation, layout, graph, scale)}
 
 
 def main() -> int:

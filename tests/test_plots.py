@@ -1,8 +1,8 @@
-"""lib.plots: figures name data set and n, files come in whole pairs, records alone rebuild them all."""
+"""lib.plots: figures name data set and n, fit a paper's columns with every label whole, and come in pairs of files."""
 
+import itertools
 import os
-import subprocess
-import sys
+import re
 import time
 
 import numpy as np
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from test_results import curve, pair, provenance
 
-from lib import plots, results
-from lib.paths import ROOT
+from lib import evidence, plots, results
+from lib.checks import InputError
 
 VGG = {"name": "vgg11", "width": 0.125, "norm": "batch"}
 THREE = (
@@ -22,10 +22,31 @@ THREE = (
 )
 
 
-def vgg(width=0.125, middle=0.6, dataset="cifar10-jpeg", **extra):
+def vgg(width=0.125, middle=0.6, dataset="cifar10-jpeg", index=0, **extra):
     curves = (*THREE[:2], curve("activation", (0.75, middle, 0.74), correction="bn_reset"))
     kind = {"experiment": "vgg11_cifar10", "model": VGG | {"width": width}, "dataset": dataset}
-    return pair(*curves, **kind, **extra)
+    return pair(*curves, seeds={"a": 2 * index, "b": 2 * index + 1, "match": 0}, **kind, **extra)
+
+
+def sweep():
+    """Three pairs at each of two widths."""
+    return [vgg(w, m, index=i) for w in (0.125, 0.25) for i, m in enumerate((0.5, 0.6, 0.65))]
+
+
+def board_rows():
+    """Every matcher with every correction, on six kinds of pairs, as the leaderboard has them."""
+    matchers, corrections = list(results.MATCHER_LABELS), list(results.CORRECTION_LABELS)
+    best = {"alpha": 0.25, "held_out_accuracy": 0.7, "test_accuracy": 0.71, "test_loss": 0.9}
+    curves = [
+        curve(m, (0.75, 0.1 + 0.015 * i, 0.74), correction=c, best=best)
+        for i, (m, c) in enumerate(itertools.product(matchers, corrections))
+    ]
+    models = [VGG | {"width": w, "norm": n} for w in (0.125, 0.25) for n in ("batch", None)]
+    models += [{"name": name, "width": 0.5, "norm": None} for name in ("mlp", "simplenet")]
+    metrics = {"test_accuracy": 0.767, "test_loss": 0.7}
+    references = {"ensemble": metrics, "one_parent": metrics}
+    kind = {"dataset": "cifar10-jpeg", "references": references, "experiment": "leaderboard"}
+    return results.leaderboard_rows([pair(*curves, model=model, **kind) for model in models])
 
 
 def arrays():
@@ -74,42 +95,130 @@ def rows_of(name):
     return [row for row in study_rows() if row["study"] == name]
 
 
+SEVEN = [f"features.{i}" for i in (0, 4, 8, 11, 15, 18, 22, 25)]
+PERMS = {f"perm/activation/{group}": np.arange(8) for group in SEVEN}
+CORRS = {f"corr/{m}/{group}": np.linspace(-0.2, 0.9, 8) for m in ("none", "activation") for group in SEVEN}
+SOFT = {f"soft/activation/{group}": np.eye(8) for group in SEVEN}
+MANY = [curve(m, (0.8, 0.5, 0.8), correction=c) for m in results.MATCHER_LABELS for c in results.CORRECTION_LABELS]
+
+
+def differences(columns):
+    found = evidence.summary(results.rows(sweep()), against="activation + bn_reset")
+    return plots.differences(found, "activation + bn_reset", columns)
+
+
+# Each by the number of columns it is drawn for.
 FIGURES = {
-    "curve": lambda: plots.curve(vgg()),
-    "curves": lambda: plots.curves(vgg()),
-    "matching": lambda: plots.record_figures(vgg(), arrays())["matching_activation"],
-    "correlations": lambda: plots.correlations(arrays(), vgg()),
-    "bn_images": lambda: plots.bn_images_study(
-        [{"matcher": "activation", "images": n, "test_accuracy": 0.5} for n in (0, 10, 100)], vgg()
+    ("curve", 1): lambda: plots.curve(vgg()),
+    ("curve", 2): lambda: plots.curve(vgg(), columns=2),
+    ("pooled", 1): lambda: plots.curves(sweep()[:3], columns=1),
+    ("pooled", 2): lambda: plots.curves(sweep()[:3]),
+    ("crowded", 1): lambda: plots.curves(pair(*MANY, dataset="cifar10-jpeg"), columns=1),
+    ("crowded", 2): lambda: plots.curves(pair(*MANY, dataset="cifar10-jpeg")),
+    ("matching", 1): lambda: plots.record_figures(vgg(), PERMS)["matching_activation"],
+    ("soft", 2): lambda: plots.record_figures(vgg(), PERMS | SOFT)["matching_activation"],
+    ("correlations", 1): lambda: plots.correlations(CORRS, vgg(), columns=1),
+    ("correlations", 2): lambda: plots.correlations(CORRS, vgg()),
+    ("bn_images", 1): lambda: plots.bn_images_study(
+        [{"matcher": "activation", "images": n, "test_accuracy": 0.5} for n in (0, 10, 100, 1000)], vgg()
     ),
-    "leaderboard": lambda: plots.leaderboard(results.leaderboard_rows(vgg())),
-    "scaling": lambda: plots.scaling(rows_of("scaling"), study("cifar10-jpeg")),
-    "recovery": lambda: plots.recovery(rows_of("recovery"), study("cifar10-jpeg")),
-    "objective": lambda: plots.objective_accuracy(rows_of("objective"), study("cifar10-jpeg")),
+    ("leaderboard", 1): lambda: plots.leaderboard(board_rows()[:50], columns=1),
+    ("leaderboard", 2): lambda: plots.leaderboard(board_rows()),
+    ("leaderboard_best", 2): lambda: plots.leaderboard(board_rows(), "best_accuracy"),
+    ("widths", 1): lambda: plots.width_barrier(sweep(), columns=1),
+    ("widths", 2): lambda: plots.width_barrier(sweep()),
+    ("differences", 1): lambda: differences(1),
+    ("differences", 2): lambda: differences(2),
+    ("scaling", 1): lambda: plots.scaling(rows_of("scaling"), study("cifar10-jpeg")),
+    ("recovery", 1): lambda: plots.recovery(rows_of("recovery"), study("cifar10-jpeg"), columns=1),
+    ("recovery", 2): lambda: plots.recovery(rows_of("recovery"), study("cifar10-jpeg")),
+    ("objective", 1): lambda: plots.objective_accuracy(rows_of("objective"), study("cifar10-jpeg")),
 }
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_names_its_data_set_and_n(name):
-    figure = FIGURES[name]()
+def each_figure():
+    """The parameters name, columns, draw."""
+    return pytest.mark.parametrize(("name", "columns"), FIGURES, ids=lambda value: str(value))
+
+
+def labels(figure):
+    """{text: its box on the page, in pixels} of everything that is drawn of a figure's words."""
+    figure.draw_without_rendering()
+    # Tick labels beyond an axis' limits exist, unplaced, and are never drawn.
+    axis = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    ticks = {tick.label1 for a in axis for tick in (*a.get_major_ticks(), *a.get_minor_ticks())}
+    drawn = {label for a in axis for label in a.get_ticklabels() if label in ticks and inside(label, a)}
+    hidden = {text for axes in figure.axes if not axes.get_visible() for text in axes.findobj(Text)}
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [
+        (text.get_text(), text.get_window_extent())
+        for text in found
+        if text not in hidden and (text not in ticks or text in drawn)
+    ]
+
+
+def inside(label, axis):
+    low, high = sorted(axis.get_view_interval())
+    return low <= label.get_position()[axis.axis_name == "y"] <= high
+
+
+def overlaps(one, other):
+    """Whether two boxes share more than a hair (a box has some air above and below its letters)."""
+    wide = min(one.x1, other.x1) - max(one.x0, other.x0)
+    high = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return wide > 1 and high > 1.5
+
+
+@each_figure()
+def test_every_figure_names_its_data_set_and_n(name, columns):
+    figure = FIGURES[name, columns]()
     assert isinstance(figure, Figure)
     assert "cifar10-jpeg" in words(figure)
     assert "n = " in words(figure)
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_no_text_of_a_figure_is_cut_off(name):
-    figure = FIGURES[name]()
-    figure.draw_without_rendering()
-    page = figure.bbox
-    # Tick labels beyond an axis' limits exist, unplaced, and are never drawn.
-    axis = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    ticks = {tick.label1 for a in axis for tick in (*a.get_major_ticks(), *a.get_minor_ticks())}
-    for text in figure.findobj(Text):
-        if text not in ticks and text.get_visible() and text.get_text().strip():
-            box = text.get_window_extent()
-            assert page.x0 - 1 <= box.x0 and box.x1 <= page.x1 + 1, text.get_text()
-            assert page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1, text.get_text()
+@each_figure()
+def test_no_label_is_cut_off_or_overlaps_another(name, columns):
+    figure = FIGURES[name, columns]()
+    page, found = figure.bbox, labels(figure)
+    assert len(found) > 4
+    for text, box in found:
+        assert page.x0 - 1 <= box.x0 and box.x1 <= page.x1 + 1, f"{text!r} is cut off"
+        assert page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1, f"{text!r} is cut off"
+    for (text, box), (other_text, other) in itertools.combinations(found, 2):
+        assert not overlaps(box, other), f"{text!r} overlaps {other_text!r}"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_labels_that_overlap_or_are_cut_off_are_found(kept):
+    figure = plots.PaperFigure(figsize=(3.4, 2.6))
+    axes = figure.subplots()
+    axes.text(0.5, 0.5, "one label", transform=axes.transAxes)
+    axes.text(0.5, 0.8 if kept else 0.52, "another", transform=axes.transAxes)
+    figure.text(0.4 if kept else 0.95, 0.95, "a long line of words")
+    found = labels(figure)
+    crossing = [1 for (_, a), (_, b) in itertools.combinations(found, 2) if overlaps(a, b)]
+    assert bool(crossing) is not kept
+    assert all(box.x1 <= figure.bbox.x1 for _, box in found) is kept
+
+
+@each_figure()
+def test_a_figure_is_as_wide_as_its_columns_and_its_fonts_are_truetype(name, columns, tmp_path):
+    _, pdf = plots.save_figure(FIGURES[name, columns](), "figure", tmp_path)
+    data = pdf.read_bytes()
+    (box,) = re.findall(rb"/MediaBox \[([^\]]+)\]", data)
+    left, bottom, right, top = map(float, box.split())
+    assert (left, bottom) == (0, 0)
+    assert right / 72 == pytest.approx({1: 3.4, 2: 7.0}[columns], abs=0.01)
+    assert top / 72 <= 9.2  # a page's text is about so high
+    fonts = re.findall(rb"/Subtype /(Type0|Type1|Type3|TrueType|CIDFontType0|CIDFontType2|MMType1)\b", data)
+    assert set(fonts) <= {b"Type0", b"CIDFontType2", b"TrueType"} and b"CIDFontType2" in fonts
+    assert data.count(b"/FontFile2") == fonts.count(b"CIDFontType2") + fonts.count(b"TrueType")
+
+
+def test_columns_other_than_one_or_two_are_refused():
+    with pytest.raises(InputError, match="unknown columns '3'; accepted: 1, 2"):
+        plots.curve(vgg(), columns=3)
 
 
 def solid(axes):
@@ -162,11 +271,16 @@ def test_an_unmeasured_metric_is_called_so():
 
 
 def test_several_pairs_draw_the_mean_and_a_band():
-    figure = plots.curve([vgg(middle=0.5), vgg(middle=0.7)])
+    figure = plots.curve([vgg(middle=m, index=i) for i, m in enumerate((0.5, 0.6, 0.7))])
     line = solid(figure.axes[0])[2]
     np.testing.assert_allclose(line.get_ydata(), [75, 60, 74])
-    assert len(figure.axes[0].collections) == 3
-    assert "n = 2" in words(figure)
+    bands = figure.axes[0].collections
+    assert len(bands) == 3 and "n = 3" in words(figure) and "95\N{NO-BREAK SPACE}% interval" in figure.get_suptitle()
+    middle = bands[2].get_paths()[0].vertices[:, 1]
+    half = 100 * 4.302653 * 0.1 / 3**0.5
+    assert [middle.min(), middle.max()] == pytest.approx([60 - half, 60 + half])
+    two = plots.curve([vgg(middle=0.5), vgg(middle=0.7, index=1)])
+    assert len(two.axes[0].collections) == 0 and "interval" not in words(two)
 
 
 def test_published_values_are_hollow_markers_where_they_apply():
@@ -199,17 +313,42 @@ def test_leaderboard_prints_each_value_in_its_cell_and_the_references():
     assert "ensemble" in shown and "BN reset" in shown
 
 
+def test_leaderboard_of_best_alphas_prints_each_with_its_accuracy():
+    shown = words(plots.leaderboard(board_rows(), "best_accuracy"))
+    assert "71.0 α 0.25" in shown and "held-out" in shown
+
+
 def test_width_barrier_has_a_point_per_pair_and_the_mean_line():
-    records = [vgg(0.125, 0.5), vgg(0.125, 0.6), vgg(0.25, 0.7)]
+    records = [*(vgg(0.125, m, index=i) for i, m in enumerate((0.5, 0.6, 0.55))), vgg(0.25, 0.7)]
     figure = plots.width_barrier(records)
     shown = words(figure)
-    assert "×1/8 n = 2" in shown and "×1/4 n = 1" in shown and "cifar10-jpeg" in shown
+    assert "×1/8 n = 3" in shown and "×1/4 n = 1" in shown and "cifar10-jpeg" in shown
     lines = figure.axes[0].lines
     means = next(line for line in lines if line.get_linestyle() == "--" and len(line.get_xdata()) == 2)
     np.testing.assert_allclose(means.get_ydata(), [100 * (0.745 - 0.55), 100 * (0.745 - 0.7)])
-    assert max(len(line.get_xdata()) for line in lines) == 3
-    with pytest.raises(ValueError, match="one data set"):
+    assert max(len(line.get_xdata()) for line in lines) == 4
+    half = 100 * 4.302653 * 0.05 / 3**0.5
+    bars = [line.get_ydata() for line in lines if line.get_marker() == "_"]
+    assert any(np.allclose(bar, [19.5 - half, 19.5 + half], atol=1e-3) for bar in bars)
+    with pytest.raises(InputError, match="one data set"):
         plots.width_barrier([vgg(), vgg(dataset="cifar10")])
+
+
+def test_differences_fill_the_markers_of_intervals_that_leave_out_zero():
+    curves = [[curve("none", (0.8, m, 0.8)), curve("graph", (0.8, m + 0.1 + 0.001 * i, 0.8))]
+              for i, m in enumerate((0.3, 0.5, 0.4))]  # fmt: skip
+    wild = [0.9, 0.1, 0.2]
+    records = [
+        pair(*both, curve("weight", (0.8, wild[i], 0.8)), seeds={"a": 2 * i, "b": 2 * i + 1, "match": 0})
+        for i, both in enumerate(curves)
+    ]
+    figure = plots.differences(evidence.summary(results.rows(records), against="none"), "none")
+    (axes,) = figure.axes
+    drawn = [line for line in axes.lines if line.get_marker() != "None"]
+    marks = {round(float(line.get_xdata()[0])): line.get_markerfacecolor() for line in drawn}
+    assert marks[10] != "white" and marks[10] == plots.MATCHER_STYLE["graph"][0]
+    assert marks[0] == "white"
+    assert "n = 3" in words(figure) and "minus that of none" in words(figure)
 
 
 def test_an_unknown_solver_always_looks_the_same():
@@ -230,13 +369,12 @@ def test_network_graph_averages_to_a_network_that_keeps_its_weights_only_when_ma
 # Files
 
 
-def test_a_figure_is_saved_as_png_and_pdf_with_truetype_fonts(tmp_path):
+def test_a_figure_is_saved_as_png_and_pdf_without_a_date(tmp_path):
     png, pdf = plots.save_figure(plots.curve(vgg()), "figure", tmp_path / "new")
     assert sorted(os.listdir(tmp_path / "new")) == ["figure.pdf", "figure.png"]
     assert png.read_bytes().startswith(b"\x89PNG")
     data = pdf.read_bytes()
     assert data.startswith(b"%PDF")
-    assert b"/FontFile2" in data and b"/Type3" not in data
     assert b"CreationDate" not in data
 
 
@@ -257,7 +395,7 @@ def test_no_half_pair_is_left_when_saving_fails(tmp_path, monkeypatch):
         save(path, format=format, **options)
 
     monkeypatch.setattr(figure, "savefig", failing)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         plots.save_figure(figure, "figure", tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -268,52 +406,3 @@ def test_a_figure_shows_itself_in_a_notebook_and_changes_no_global_style():
     before = dict(matplotlib.rcParams)
     assert plots.curve(vgg())._repr_png_().startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == before
-
-
-def test_command_rebuilds_every_figure_from_a_folder_of_records(tmp_path, capsys):
-    folder, figures = tmp_path / "results", tmp_path / "figures"
-    bn_images = [{"matcher": "activation", "images": n, "test_accuracy": 0.5} for n in (0, 10, 100)]
-    results.write_record(folder / "vgg_a.json", vgg(studies={"bn_images": bn_images}), arrays())
-    results.write_record(folder / "vgg_b.json", vgg(0.25))
-    results.write_record(folder / "simple.json", pair())
-    results.write_record(folder / "board.json", pair(experiment="leaderboard"))
-    results.write_record(folder / "study.json", study())
-    results.write_record(folder / "new.json", pair(experiment="something_new"))
-    assert plots.main(["--results", str(folder), "--figures", str(figures)]) == 0
-    expected = ["network_graph", "simple_curves", "vgg_a_curves", "vgg_a_matching_activation", "vgg_b_curves"]
-    expected += [
-        "vgg_a_correlations",
-        "vgg_a_bn_images",
-        "study_scaling",
-        "study_recovery",
-        "study_objective",
-    ]
-    expected += ["leaderboard", "vgg11_cifar10_cifar10_jpeg_widths"]
-    tables = ["simple", "vgg_a", "vgg_b", "leaderboard", "vgg11_cifar10_cifar10_jpeg_widths"]
-    files = {f"{stem}.{kind}" for stem in expected for kind in ("png", "pdf")} | {f"{t}.tex" for t in tables}
-    assert set(os.listdir(figures)) == files
-    tex = (figures / "simple.tex").read_text()
-    assert "mnist-5k" in tex and r"\toprule" in tex
-    out, err = capsys.readouterr()
-    assert out.count("wrote ") == len(files)
-    assert "something_new" in err
-
-
-def test_command_skips_a_broken_record_with_a_line_and_says_so_in_its_exit_code(tmp_path, capsys):
-    (tmp_path / "broken.json").write_text("{")
-    results.write_record(tmp_path / "simple.json", pair())
-    assert plots.main(["--results", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 1
-    assert "broken.json: not a run record" in capsys.readouterr().err
-    assert (tmp_path / "figures" / "simple_curves.pdf").is_file()
-
-
-def test_rebuilding_figures_does_not_need_torch():
-    code = "import sys; import lib.plots; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_the_readme_shows_what_the_tracked_records_hold():
-    text = (ROOT / "README.md").read_text()
-    start, end = plots.README_MARKERS
-    shown = text.split(start)[1].split(end)[0].strip()
-    assert shown == results.readme_table(results.read_records(ROOT / "data" / "results"))

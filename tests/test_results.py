@@ -1,9 +1,10 @@
-"""lib.results: records are checked, written whole or not at all; tables say what was measured on what."""
+"""lib.results: records are checked, written whole or not at all, and averaged only where they are of one kind."""
 
 import copy
 import json
 import os
 import subprocess
+import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib import results
+from lib import results, tables
 from lib.checks import InputError
 from lib.paths import ROOT
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
+SEEDS = {"a": 0, "b": 1, "match": 0}
 
 
 def provenance(**changes):
@@ -40,7 +42,7 @@ def pair(*curves, **changes):
         "preset": "quick",
         "dataset": "mnist-5k",
         "model": {"name": "simplenet", "width": 1.0, "norm": None},
-        "seeds": {"a": 0, "b": None, "match": 0},
+        "seeds": SEEDS,
         "checkpoints": {side: {"file": f"{side}.dat", "sha256": None} for side in ("a", "b")},
         "parents": {"a": metrics(0.84), "b": metrics(0.82)},
         "images": {"train": 4000, "test": 1000, "match": 0, "correct": 0},
@@ -48,6 +50,14 @@ def pair(*curves, **changes):
         "provenance": provenance(),
     }
     return results.record(**(fields | changes))
+
+
+def pairs(*middles, **changes):
+    """Independent pairs, each with one curve that has this accuracy at the midpoint."""
+    return [
+        pair(curve("none", (0.84, m, 0.82)), seeds={"a": 2 * i, "b": 2 * i + 1, "match": 0}, **changes)
+        for i, m in enumerate(middles)
+    ]
 
 
 # Provenance
@@ -132,7 +142,7 @@ def test_a_diverged_loss_is_null_in_the_file_and_a_dash_in_the_table(tmp_path):
     path = results.write_record(tmp_path / "r.json", pair(diverged))
     record = results.read_record(path)
     assert record["curves"][0]["points"][1]["test_loss"] is None
-    assert "—" in results.table(record)
+    assert "—" in tables.table(record)
 
 
 def change(record, path, value):
@@ -232,7 +242,7 @@ def test_an_interrupted_write_leaves_the_old_record_and_no_rest(tmp_path, monkey
         raise OSError("No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         results.write_record(path, pair(preset="paper"), {"perm/graph/conv1": np.arange(4)})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["pair.json"]
@@ -294,100 +304,87 @@ def test_matching_arrays_measure_every_matching_by_one_correlation():
     assert "soft/none/conv1" not in arrays
 
 
-# Tables
+# Many pairs
 
 
-def test_table_shows_data_set_n_and_every_value():
-    text = results.table(pair())
-    assert "SimpleNet on mnist-5k" in text and "n = 1" in text and "1,000 images" in text
-    rows = {line.split()[0]: line.split() for line in reversed(text.splitlines()) if line}
-    none, graph = rows["none"], rows["graph"]
-    assert none == ["none", "84.00", "47.00", "82.00", "36.00"]
-    assert graph[1:4] == ["84.00", "91.00", "82.00"]
-    assert "cross-entropy" in text and "±" not in text
-
-
-def test_tables_of_curves_with_other_alphas_leave_gaps():
-    sparse = curve("graph", (0.84, 0.82), alphas=(0.0, 1.0))
-    text = results.table(pair(curve("none", (0.84, 0.47, 0.82)), sparse))
-    row = next(line.split() for line in text.splitlines() if line.startswith("graph"))
-    assert row[1:4] == ["84.00", "—", "82.00"]
-
-
-def test_several_pairs_give_mean_and_deviation():
-    records = [pair(curve("none", (0.84, middle, 0.82))) for middle in (0.4, 0.5, 0.6)]
+def test_several_pairs_give_mean_deviation_and_interval():
+    records = pairs(0.4, 0.5, 0.6)
     summary = results.aggregate(records)
     middle = summary["curves"][0]["points"][1]
     assert middle["test_accuracy"] == pytest.approx(0.5)
     assert middle["test_accuracy_std"] == pytest.approx(0.1)
+    half = 4.302653 * 0.1 / 3**0.5  # Student's t, 2 degrees of freedom
+    assert middle["test_accuracy_low"] == pytest.approx(0.5 - half)
+    assert middle["test_accuracy_high"] == pytest.approx(0.5 + half)
     assert summary["n"] == 3
-    text = results.table(records)
-    assert "n = 3" in text and "50.00 ± 10.00" in text
-    assert r"$50.00 \pm 10.00$" in results.latex(records)
+
+
+def test_two_pairs_have_a_mean_and_no_interval():
+    middle = results.aggregate(pairs(0.4, 0.6))["curves"][0]["points"][1]
+    assert middle["test_accuracy"] == pytest.approx(0.5) and middle["test_accuracy_low"] is None
+
+
+def test_matcher_seeds_of_one_pair_are_averaged_and_are_one_pair():
+    records = [pair(curve("none", (0.84, m, 0.82)), seeds=SEEDS | {"match": s}) for s, m in enumerate((0.4, 0.6))]
+    summary = results.aggregate(records)
+    assert summary["n"] == summary["curves"][0]["n"] == 1
+    assert summary["curves"][0]["points"][1]["test_accuracy"] == pytest.approx(0.5)
 
 
 def test_a_curve_that_not_every_pair_has_keeps_its_own_n():
-    both = pair()
-    one = pair(curve("none", (0.84, 0.5, 0.82)))
-    summary = results.aggregate([both, one])
+    one, other = pairs(0.5, 0.6)
+    one["curves"].append(curve("graph", (0.84, 0.91, 0.82)))
+    summary = results.aggregate([one, other])
     assert [entry["n"] for entry in summary["curves"]] == [2, 1]
-    assert "graph (n = 1)" in results.table([both, one])
 
 
-@pytest.mark.parametrize("change", [{"dataset": "mnist"}, {"model": {"name": "mlp", "width": 1.0, "norm": None}}])
-def test_pairs_of_different_kinds_are_not_averaged(change):
-    with pytest.raises(ValueError, match="can not be averaged"):
-        results.aggregate([pair(), pair(**change)])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dataset": "mnist"}, "dataset can not be pooled: mnist-5k and mnist"),
+        ({"model": {"name": "mlp", "width": 1.0, "norm": None}}, "model"),
+        ({"model": {"name": "simplenet", "width": 0.5, "norm": None}}, "width can not be pooled: 1.0 and 0.5"),
+    ],
+)
+def test_pairs_of_different_kinds_are_not_averaged(change, named):
+    with pytest.raises(InputError, match=named):
+        results.aggregate([pair(), pair(seeds={"a": 2, "b": 3, "match": 0}, **change)])
 
 
-def test_compare_puts_published_values_beside_measured_ones_by_alpha():
-    published = results.REFERENCE["simplenet_mnist"]
-    ours = curve("graph_reference", (0.8418, 0.5374, 0.8381))
-    record = pair(ours, curve("graph", (0.84, 0.91, 0.82)), curve("none", (0.84, 0.4, 0.82)), dataset="mnist")
-    text = results.compare(record)
-    assert "pygmtools" in text
-    rows = [line.split() for line in text.split("test loss")[0].splitlines()]
-    start = next(i for i, row in enumerate(rows) if row[:1] == ["graph_reference"])
-    assert rows[start][2:5] == ["84.18", "53.74", "83.81"]
-    assert rows[start + 1][1:4] == ["84.18", "53.74", "83.81"]
-    assert rows[start + 2][1:4] == ["+0.00", "+0.00", "+0.00"]
-    graph = next(i for i, row in enumerate(rows) if row[:1] == ["graph"])
-    assert rows[graph + 1] == ["reference", "—", "—", "—", "—"]
-    assert published["alphas"][5] == 0.5
+def test_a_barrier_over_other_alphas_is_another_quantity():
+    one, other = pairs(0.5, 0.6)
+    del other["curves"][0]["points"][0]
+    summary = results.aggregate([one, other])
+    assert [point["alpha"] for point in summary["curves"][0]["points"]] == [0.5, 1.0]
+    assert summary["curves"][0]["barrier"]["test_accuracy"] is None
 
 
-def test_compare_says_when_the_published_values_are_for_other_data():
-    text = results.compare(pair())
-    assert "none shown" in text and "SimpleNet on mnist" in text
-    assert "53.74" not in text
+def test_a_frame_has_a_row_per_pair_curve_and_alpha():
+    pandas = pytest.importorskip("pandas")
+    best = {"alpha": 0.5, "held_out_accuracy": 0.9, "test_accuracy": 0.91, "test_loss": 0.2}
+    record = pair(
+        curve("none", (0.84, 0.47, 0.82)),
+        curve("graph", (0.91,), alphas=(0.5,), correction="repair", best=best, share={"a": 0.3, "b": 0.7}),
+        provenance=provenance(dataset_sha256="abc", parameters={"epochs": 3, "match_images": 100}),
+    )
+    frame = results.frame({"some_pair": record})
+    assert isinstance(frame, pandas.DataFrame) and len(frame) == 3 + 1
+    row = frame[frame.curve == "graph + repair"].iloc[0]
+    wanted = {
+        "record": "some_pair", "experiment": "simplenet_mnist", "dataset": "mnist-5k", "dataset_sha256": "abc",
+        "model": "simplenet", "width": 1.0, "seed_a": 0, "seed_b": 1, "seed_match": 0, "matcher": "graph",
+        "correction": "repair", "variant": "", "alpha": 0.5, "test_accuracy": 0.91, "parent_a_test_accuracy": 0.84,
+        "parent_b_test_accuracy": 0.82, "seconds": 2.0, "best_alpha": 0.5, "share_b": 0.7, "epochs": 3, "alphas": "0.5",
+        "match_images": 100, "barrier_test_loss": 0.4, "test_images": 1000,
+    }  # fmt: skip
+    assert {name: row[name] for name in wanted} == wanted
+    assert results.frame([record]).record.unique().tolist() == ["0"]
 
 
-def test_published_barrier_of_the_vgg_experiment():
-    model = {"name": "vgg11", "width": 2.0, "norm": "batch"}
-    ours = curve("activation", (0.9, 0.5, 0.9), correction="bn_reset")
-    record = pair(ours, experiment="vgg11_cifar10", dataset="cifar10", model=model)
-    lines = results.compare(record).splitlines()
-    barriers = [line.split()[-1] for line in lines if line.strip().startswith("reference  ")]
-    assert barriers[:2] == ["1.22", "0.033"]
-
-
-def test_published_numbers_are_whole():
-    for published in results.REFERENCE.values():
-        for values in published["curves"].values():
-            for metric, numbers in values.items():
-                assert len(numbers) == len(published["alphas"])
-                assert not metric.endswith("accuracy") or max(numbers) <= 1
-
-
-def test_latex_rows_all_have_the_columns_they_announce():
-    records = [pair(), pair()]
-    board = results.leaderboard_latex(results.leaderboard_rows(records))
-    for text in (results.latex(records), board, results.widths_latex(records)):
-        columns = len(text.split("{tabular}{")[1].split("}")[0])
-        rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-        assert rows and all(row.count("&") == columns - 1 for row in rows)
-        assert "mnist-5k" in text
-        assert "_" not in text
+def test_a_frame_without_pandas_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match="needs pandas"):
+        results.frame([pair()])
 
 
 def test_leaderboard_rows_hold_midpoint_best_alpha_and_references():
@@ -404,25 +401,14 @@ def test_leaderboard_rows_hold_midpoint_best_alpha_and_references():
     assert graph["seconds"] == 2.0 and graph["correct_images"] == 2000
     assert graph["barrier_accuracy"] == pytest.approx(0.83 - 0.82)
     assert [row["reference"] for row in references] == ["parent_a", "parent_b", "ensemble"]
-    text = results.leaderboard_table([none, graph, *references])
-    assert "SimpleNet on mnist-5k" in text and "ensemble" in text and "2000" in text
 
 
 def test_leaderboard_averages_pairs_of_a_kind_and_keeps_kinds_apart():
     model = {"name": "mlp", "width": 1.0, "norm": None}
-    rows = results.leaderboard_rows([pair(), pair(), pair(model=model)])
+    rows = results.leaderboard_rows([*pairs(0.4, 0.5), pair(model=model)])
     counts = {(row["architecture"], row["n"]) for row in rows}
     assert counts == {("SimpleNet", 2), ("MLP", 1)}
-
-
-def test_width_table_counts_pairs_per_width():
-    wide = {"name": "simplenet", "width": 2.0, "norm": None}
-    text = results.widths_table([pair(), pair(), pair(model=wide)])
-    rows = [line.split() for line in text.splitlines() if line.startswith("×")]
-    assert [row[:2] for row in rows] == [["×1", "2"], ["×2", "1"]]
-    assert "mnist-5k" in text
-    with pytest.raises(ValueError, match="one data set"):
-        results.widths_table([pair(), pair(dataset="mnist")])
+    assert rows[0]["parents_accuracy"] == pytest.approx(0.83)
 
 
 @pytest.mark.parametrize(
