@@ -4,7 +4,7 @@
 # Works with GNU make from 3.81 (macOS) on.
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce simplenet vgg11 leaderboard zoo figures lab test lint bench ffcv own-environment FORCE
+.PHONY: help reproduce simplenet vgg11 leaderboard sweep zoo figures lab test lint bench ffcv own-environment FORCE
 
 # The experiments that `reproduce` runs, in this order.
 EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
@@ -40,11 +40,15 @@ vgg11: $(READY)  ## only VGG11 on CIFAR-10
 leaderboard: $(READY)  ## every matcher with every correction on the shipped pairs (long)
 	@$(BATCH) notebooks/leaderboard.ipynb $(ARGS)
 
+sweep: $(READY)  ## a notebook over a grid: SWEEP=tiny, or a YAML file as in notebooks/sweeps (CORES=2 PROFILE=slurm KEEP=1)
+	@set -f; $(PY) -m lib.sweep '$(SWEEP)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(KEEP),--keep) \
+	  $(if $(PROFILE)$(CORES),$(if $(CORES),--cores $(CORES)),--cores 2) $(ARGS)
+
 zoo: $(READY)  ## train the shipped checkpoints that are missing
 	@$(PY) -m lib.zoo $(ARGS)
 
 figures: $(READY)  ## the paper's figures and tables again, from the records in data/results
-	@$(PY) -m lib.plots
+	@$(PY) -m lib.paper
 
 lab: $(READY)  ## JupyterLab on the notebooks, with the environment's own kernel
 	@prefix=$$($(PY) -c 'import sys; print(sys.prefix)') && JUPYTER_PREFER_ENV_PATH=1 \

@@ -8,6 +8,7 @@ when the notebook ended well.
 import argparse
 import ast
 import difflib
+import json
 import re
 import shutil
 import sys
@@ -115,9 +116,16 @@ def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, obje
     return checked
 
 
-def execute(notebook: Path, parameters: dict[str, object], output: Path | None = None) -> Path:
+def execute(
+    notebook: Path, parameters: dict[str, object], output: Path | None = None, report: Path | None = None
+) -> Path:
     """Runs the notebook, its output shown live; returns where the executed copy lies: `output`, by default
     <stem>.executed.ipynb in the folder of local results.
+
+    Args:
+        report: JSON file that always says how the run stands: {"state": "running", "done", "refused" or "failed",
+            "seconds", "count" (of the code cells begun: the last one's execution count), "cell" (its first line),
+            "error" (None, or the traceback's last line)}.
 
     Raises InputError when the notebook refused its input, nothing being written then, and NotebookError after
     any other failure, the notebook as far as it came being kept beside `output` as <stem>.failed.ipynb.
@@ -125,6 +133,13 @@ def execute(notebook: Path, parameters: dict[str, object], output: Path | None =
     output = Path(output or LOCAL / f"{notebook.stem}.executed.ipynb").absolute()
     failed = output.with_name(output.name.removesuffix(".ipynb").removesuffix(".executed") + ".failed.ipynb")
     stdout, stderr, started = Live(sys.stdout), Live(sys.stderr), time.monotonic()
+    at = {"count": 0, "cell": ""}
+
+    def tell(state: str, error: str | None = None) -> None:
+        if report:
+            with atomic(report) as unfinished:
+                told = {"state": state, "seconds": time.monotonic() - started, **at, "error": error}
+                unfinished.write_text(json.dumps(told))
 
     def announce(cell: dict, cell_index: int) -> None:
         heading = re.match(r"#+ +(.+)", cell["source"]) if cell["cell_type"] == "markdown" else None
@@ -132,7 +147,11 @@ def execute(notebook: Path, parameters: dict[str, object], output: Path | None =
             minutes, seconds = divmod(int(time.monotonic() - started), 60)
             stdout.write(f"[{minutes:2d}:{seconds:02d}] {heading[1]}\n")
             stdout.flush()
+        if cell["cell_type"] == "code" and cell["source"].strip():  # Jupyter does not count an empty one
+            at.update(count=at["count"] + 1, cell=cell["source"].strip().splitlines()[0])
+            tell("running")
 
+    tell("running")
     with atomic(output) as unfinished:
         try:
             papermill.execute_notebook(
@@ -147,13 +166,18 @@ def execute(notebook: Path, parameters: dict[str, object], output: Path | None =
                 stdout_file=stdout,
                 stderr_file=stderr,
             )
+        except KeyboardInterrupt:
+            tell("failed", "interrupted")
+            raise
         except Exception as error:
             name, told = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+            tell("refused" if name == InputError.__name__ else "failed", f"{name}: {told}".strip().splitlines()[0])
             if name == InputError.__name__:
                 raise InputError(told) from None
             shutil.copy(unfinished, failed)
             raise NotebookError(f"{notebook.name}: {name}: {told}\nas far as it came: {failed}") from error
     failed.unlink(missing_ok=True)
+    tell("done")
     return output
 
 
@@ -183,9 +207,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-y", dest="yaml", action="append", default=[], help="parameters as YAML")
     parser.add_argument("-f", dest="file", action="append", default=[], help="parameters in a YAML file")
     parser.add_argument("--output", type=Path, help="the executed copy (of one notebook)")
+    parser.add_argument("--report", type=Path, help="a JSON file that says how the run stands (of one notebook)")
     arguments = parser.parse_args(argv)
-    if arguments.output and len(arguments.notebooks) > 1:
-        parser.error("--output is for one notebook")
+    if (arguments.output or arguments.report) and len(arguments.notebooks) > 1:
+        parser.error("--output and --report are for one notebook")
     try:
         given, runs = _given(arguments), []
         for typed in arguments.notebooks:  # all of them before the first one runs
@@ -196,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
             runs.append((notebook, check_parameters(notebook, given)))
         for notebook, parameters in runs:
             print(f"== {notebook.name}", flush=True)
-            print(f"executed notebook: {execute(notebook, parameters, arguments.output)}", flush=True)
+            print(f"executed notebook: {execute(notebook, parameters, arguments.output, arguments.report)}", flush=True)
     except (InputError, NotebookError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

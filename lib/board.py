@@ -18,6 +18,23 @@ FIXED = {
 SHARED = ("matchers", "corrections", "alphas", "device", "limit_test", "match_images", "correct_images")
 
 
+def pairs() -> dict[str, dict[str, Any]]:
+    """{name: sidecar of network A} of the shipped pairs. A pair is named by its first network, such as simplenet-s0,
+    whose partner is simplenet-s1."""
+    found = {}
+    for path in paths.CHECKPOINTS.glob("*-s*.safetensors"):
+        kind, _, seed = path.stem.rpartition("-s")
+        if seed.isdecimal() and int(seed) % 2 == 0 and path.with_name(f"{partner(path.stem)}.safetensors").is_file():
+            found[kind, int(seed)] = training.read_sidecar(path)
+    return {f"{kind}-s{seed}": said for (kind, seed), said in sorted(found.items()) if "spec" in said}
+
+
+def partner(name: str) -> str:
+    """The name of a pair's second network."""
+    kind, _, seed = name.rpartition("-s")
+    return f"{kind}-s{int(seed) + 1}"
+
+
 def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     """The runs of all pairs asked for, by the stem of their record, everything checked and opened.
 
@@ -29,17 +46,17 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     """
     runs: dict[str, Run] = {}
     place = paths.target(parameters["results_dir"], paths.LOCAL)
-    kinds = sorted({path.stem.rpartition("-s")[0] for path in paths.CHECKPOINTS.glob("*-s*.safetensors")})
+    shipped = pairs()
+    kinds = list(dict.fromkeys(name.rpartition("-s")[0] for name in shipped))
     every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS)}
     parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
     for kind in parameters["pairs"]:
         for seed in parameters["seeds"]:
-            names = [f"{kind}-s{seed + i}" for i in (0, 1)]
-            if not all((paths.CHECKPOINTS / f"{name}.safetensors").is_file() for name in names):
+            name = f"{kind}-s{seed}"
+            if (said := shipped.get(name)) is None:
                 continue
-            said = training.read_sidecar(paths.CHECKPOINTS / f"{names[0]}.safetensors")
             given = {name: parameters[name] for name in SHARED} | FIXED
-            given |= dict(zip(("checkpoint_a", "checkpoint_b"), names, strict=True))
+            given |= {"checkpoint_a": name, "checkpoint_b": partner(name)}
             given["dataset"] = said["dataset"] if parameters["dataset"] == "auto" else parameters["dataset"]
             given["results_path"] = str(place / f"leaderboard_{kind}-s{seed}.json")
             presets = {"quick": {"width": said["spec"]["width"]}}

@@ -20,6 +20,12 @@ def check_choice(name: str, value: object, accepted: Iterable[str]) -> None:
         raise InputError(f"unknown {name} {value!r}; accepted: {', '.join(accepted)}")
 
 
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raises InputError unless `value` is a whole number ≥ `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} {value!r} is not accepted; accepted: a whole number of at least {least}")
+
+
 def check_options(kind: str, name: str, table: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Raises InputError for a name that `table` does not have, or an option that its entry's `run` does not take (the
     first argument of `run` is what it works on)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib import correction, fusion, loaders, matching, models, paths, results, symmetry, training
-from lib.checks import InputError, check_choice
+from lib.checks import InputError, check_choice, check_whole
 from lib.matching import Matching
 from lib.merging import merge_linear
 from lib.symmetry import Groups
@@ -37,11 +37,6 @@ BATCH = 250
 
 def _refuse(name: str, value: object, accepted: str) -> InputError:
     return InputError(f"{name} {value!r} is not accepted; accepted: {accepted}")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise _refuse(name, value, f"a whole number of at least {least}")
 
 
 def _distinct(name: str, values: object, accepted: Iterable[str]) -> None:
@@ -75,10 +70,10 @@ def check(p: Mapping[str, Any]) -> None:
     if len(set(p["alphas"])) < len(p["alphas"]):
         raise _refuse("alphas", p["alphas"], "no repeats")
     for name in ("seed_a", "seed_b", "limit_train", "limit_test"):
-        _whole(name, p[name], 0)
+        check_whole(name, p[name], 0)
     for name in ("epochs", "match_images", "correct_images"):
         if p[name] is not None:
-            _whole(name, p[name], 1)
+            check_whole(name, p[name], 1)
     width = p["width"]
     if width is not None and not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
         raise _refuse("width", width, "any multiplier > 0, such as 0.25, 1, 2")
@@ -206,7 +201,7 @@ class Run:
             if not isinstance(numbers, list | tuple):
                 raise _refuse(name, numbers, "a list of whole numbers")
             for number in numbers:
-                _whole(name, number, 1)
+                check_whole(name, number, 1)
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -278,7 +273,7 @@ class Run:
 
     def check_held_out(self, count: int) -> None:
         """Raises InputError when matching or correcting uses some of the last `count` training images, too."""
-        _whole("held_out_images", count, 1)
+        check_whole("held_out_images", count, 1)
         images = len(self.dataset.train)
         if count + max(self.match_images, self.correct_images) > images:
             raise InputError(
@@ -361,11 +356,12 @@ class Run:
         self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching], counts: Iterable[int]
     ) -> list[dict[str, Any]]:
         """Accuracy at the midpoint after a BatchNorm reset on so many images, for each matching; 0 is no reset.
-        Empty for a network without BatchNorm."""
-        if self.norm is None:
+        Empty for a network without BatchNorm, and where no count is asked for."""
+        counts = sorted({min(count, len(self.dataset.train)) for count in counts})
+        if self.norm is None or not counts:
             return []
         rows, model = [], self.build().to(self.device)
-        counts = [0, *sorted({min(count, len(self.dataset.train)) for count in counts})]
+        counts = [0, *counts]
         for found in matchings.values():
             aligned = symmetry.permute(model_b.state_dict(), self.groups, found)
             for count in tqdm(counts, desc=f"reset after {found.matcher}", unit="count", mininterval=1):

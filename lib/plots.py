@@ -93,7 +93,7 @@ def _style():
     return matplotlib.style.context(["default", STYLE])
 
 
-def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
         with _style():
@@ -121,7 +121,7 @@ def save_figure(figure: Figure, stem: str, folder: str | Path = FIGURES) -> tupl
 # Fusing a pair
 
 
-@_styled
+@styled
 def curve(
     records: Records,
     metric: str = "test_accuracy",
@@ -137,7 +137,7 @@ def curve(
     return _curve_panels(records, [metric], reference, columns)
 
 
-@_styled
+@styled
 def curves(
     records: Records, split: str = "test", reference: Mapping[str, Any] | None = None, columns: int = 2
 ) -> Figure:
@@ -189,10 +189,10 @@ def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, 
                 axes.set_title(CORRECTION_LABELS.get(correction, correction))
         if scale == 1:
             axes.set_ylim(bottom=0)
-    lines = _legend(figure, handles)
+    lines = legend_below(figure, handles)
     figure.set_figheight(0.3 + (2.2 if columns == 2 or not crowded else 1.7) * rows + 0.17 * lines)
     band = any(point[f"{metrics[0]}_low"] is not None for entry in summary["curves"] for point in entry["points"])
-    _title(figure, results.headline(records) + (", mean and 95 % interval" if band else ""))
+    headed(figure, results.headline(records) + (", mean and 95 % interval" if band else ""))
     return figure
 
 
@@ -213,7 +213,7 @@ def _draw_curve(
     values = scale * np.array([point[metric] for point in points])
     line = CORRECTION_LINE.get(entry["correction"], "-")
     fade = 0.55 if entry["variant"] else 1.0
-    look = {"color": colour, "linestyle": line, "alpha": fade, "zorder": 3} | _mark(marker)
+    look = {"color": colour, "linestyle": line, "alpha": fade, "zorder": 3} | mark(marker)
     (handle,) = axes.plot(alphas, values, **look)
     handles.setdefault(label, handle)
     if points[0][f"{metric}_low"] is not None:
@@ -227,7 +227,7 @@ def _draw_curve(
         handles.setdefault("published values (hollow)", key)
 
 
-@_styled
+@styled
 def matching_matrix(
     perms: Mapping[str, Any],
     record: Mapping[str, Any],
@@ -275,11 +275,11 @@ def matching_matrix(
         if similarity:
             axes.set_title("permutation" if index else "before assignment (bright = alike, scaled per layer)")
     label = MATCHER_LABELS.get(matcher, matcher)
-    _title(figure, f"{results.headline(record)}; matching: {label}")
+    headed(figure, f"{results.headline(record)}; matching: {label}")
     return figure
 
 
-@_styled
+@styled
 def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any], columns: int = 2) -> Figure:
     """How alike matched units are: the distribution of their correlation in each layer, a violin per matcher.
 
@@ -311,20 +311,20 @@ def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any], columns: 
             if len(values):
                 low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
                 axes.plot([place + offset] * 2, [low, high], color=colour, linewidth=2, solid_capstyle="butt")
-                axes.plot(place + offset, middle, color=colour, **_mark(marker, 5))
-        handle = Line2D([], [], color=colour, linewidth=2, **_mark(marker, 5))
+                axes.plot(place + offset, middle, color=colour, **mark(marker, 5))
+        handle = Line2D([], [], color=colour, linewidth=2, **mark(marker, 5))
         handles[MATCHER_LABELS.get(matcher, matcher)] = handle
     axes.axhline(0, color="#333333", linewidth=0.7)
     axes.set_xticks(range(len(groups)), groups, rotation=90 if upright else 0)
     axes.set(ylabel="correlation of matched units", xlim=(-0.6, len(groups) - 0.4))
     axes.grid(False, axis="x")
-    _title(figure, results.headline(record))
+    headed(figure, results.headline(record))
     handles["(marker: median, bar: middle half)"] = Line2D([], [], color="none")
-    _legend(figure, handles)
+    legend_below(figure, handles)
     return figure
 
 
-@_styled
+@styled
 def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Figure:
     """Accuracy of the fused network against the number of images that re-estimate BatchNorm's statistics.
 
@@ -349,22 +349,22 @@ def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]
             if count == 0:
                 handles[f"{label}, no reset"] = axes.axhline(mean, color=colour, linestyle=":", linewidth=1.2)
         some = counts > 0
-        bars = {"capsize": 2, "elinewidth": 0.8, "linestyle": CORRECTION_LINE["bn_reset"]} | _mark(marker)
+        bars = {"capsize": 2, "elinewidth": 0.8, "linestyle": CORRECTION_LINE["bn_reset"]} | mark(marker)
         handles[f"{label} + BN reset"] = axes.errorbar(counts[some], means[some], spreads[some], color=colour, **bars)
     axes.set(xscale="log", xlabel="training images for the reset", ylabel=METRIC_LABELS["test_accuracy"])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     axes.set_ylim(bottom=0)
     alphas = sorted({row["alpha"] for row in rows if "alpha" in row})
     where = (", α = " + ", ".join(f"{alpha:g}" for alpha in alphas)) if alphas else ""
-    _title(figure, results.headline(record) + where)
-    _legend(figure, handles)
+    headed(figure, results.headline(record) + where)
+    legend_below(figure, handles)
     return figure
 
 
 # Many pairs
 
 
-@_styled
+@styled
 def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy", columns: int = 2) -> Figure:
     """A heat map of matcher × correction for each kind of pair, all on one grid; over it what it is compared with.
 
@@ -404,7 +404,7 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
         "barrier_accuracy": "accuracy barrier (points)",
         "best_accuracy": "test accuracy (%) at the best α on held-out training images (below it)",
     }.get(metric, metric)
-    _title(figure, f"{what}: matching × correction, the best framed")
+    headed(figure, f"{what}: matching × correction, the best framed")
     return figure
 
 
@@ -452,7 +452,7 @@ def _heat_map(
     axes.spines[:].set_visible(False)
 
 
-@_styled
+@styled
 def width_barrier(records: Records, columns: int = 2) -> Figure:
     """Barrier (accuracy and loss, test) against width: the mean over independent pairs with its 95 % interval, a pale
     point per pair.
@@ -482,7 +482,7 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
                 continue
             # Curves at one width side by side, so that none hides another.
             shift = 2 ** (0.06 * (index - (len(keys) - 1) / 2))
-            look = {"color": colour, "linestyle": CORRECTION_LINE.get(key[1], "-")} | _mark(marker)
+            look = {"color": colour, "linestyle": CORRECTION_LINE.get(key[1], "-")} | mark(marker)
             here = np.array([w for w, _ in over]) * shift
             (handle,) = axes.plot(here, [scale * barrier[metric] for _, barrier in over], **look)
             for x, (_, barrier) in zip(here, over, strict=True):
@@ -505,12 +505,12 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
     names = dict.fromkeys(results.model_label(record["model"] | {"width": 1.0}) for record in records)
     pairs = sum(mean["n"] for mean in means.values())
     title = f"{' + '.join(names)} on {records[0]['dataset']}, {pairs} pairs: means, 95 % intervals, each pair a point"
-    _title(figure, title)
-    _legend(figure, handles)
+    headed(figure, title)
+    legend_below(figure, handles)
     return figure
 
 
-@_styled
+@styled
 def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int = 2) -> Figure:
     """Method against method on the same pairs: the mean difference to one curve, with its 95 % interval.
 
@@ -542,7 +542,7 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
             if row["low"] is not None:
                 axes.plot([scale * row["low"], scale * row["high"]], [y, y], color=colour, linewidth=1.3)
             face = {"color": colour} if clear else {"color": colour, "markerfacecolor": "white"}
-            axes.plot(scale * row["mean"], y, **(_mark(marker) | face | {"markeredgecolor": colour}))
+            axes.plot(scale * row["mean"], y, **(mark(marker) | face | {"markeredgecolor": colour}))
         axes.axvline(0, color="#333333", linewidth=0.7)
         counts = sorted({row["n"] for row in found})
         n = "–".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
@@ -554,14 +554,14 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
         if index + wide >= len(panels):
             axes.set_xlabel("points" if metric.endswith("accuracy") else "nats")
     told = metric.replace("_", " ").replace("barrier test", "test barrier,")
-    _title(figure, f"{told} minus that of {against}, same pairs: mean, 95 % interval (filled: leaves out 0)")
+    headed(figure, f"{told} minus that of {against}, same pairs: mean, 95 % interval (filled: leaves out 0)")
     return figure
 
 
 # Graph matching at scale
 
 
-@_styled
+@styled
 def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Figure:
     """Seconds and peak memory against width (log axes), a column per model; dense K's size beside them.
 
@@ -579,14 +579,14 @@ def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Fig
             colour, marker = _look(SOLVER_STYLE, solver)
             measured = [row for row in here if row["solver"] == solver and row.get("seconds")]
             widths, means, _ = _mean_by(measured, "width", "seconds")
-            (handle,) = grid[0, column].plot(widths, means, color=colour, **_mark(marker))
+            (handle,) = grid[0, column].plot(widths, means, color=colour, **mark(marker))
             handles.setdefault(SOLVER_LABELS.get(solver, solver), handle)
         peaks: dict[float, float] = {}
         for row in here:
             if row.get("peak_bytes") is not None:
                 peaks[row["width"]] = max(row["peak_bytes"], peaks.get(row["width"], 1e6))
         if peaks:
-            (handle,) = grid[1, column].plot(*zip(*sorted(peaks.items()), strict=True), color="#000000", **_mark("o"))
+            (handle,) = grid[1, column].plot(*zip(*sorted(peaks.items()), strict=True), color="#000000", **mark("o"))
             handles.setdefault("most of any solver, 1 MB or less at the foot", handle)
         for axes in grid[:, column]:
             axes.set_xscale("log", base=2)
@@ -608,12 +608,12 @@ def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Fig
     exponents = range(0, 24, 3)
     grid[1, 0].yaxis.set_major_locator(FixedLocator([10.0**e for e in exponents]))
     grid[1, 0].yaxis.set_minor_locator(NullLocator())
-    _title(figure, _study_title(record, rows))
-    _legend(figure, handles)
+    headed(figure, _study_title(record, rows))
+    legend_below(figure, handles)
     return figure
 
 
-@_styled
+@styled
 def recovery(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], columns: int = 2) -> Figure:
     """Fraction of a planted permutation that each solver finds again, against the noise; a panel per network.
 
@@ -633,7 +633,7 @@ def recovery(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], colum
             colour, marker = _look(SOLVER_STYLE, solver)
             mine = [r for r in here if r["solver"] == solver]
             noise, means, _ = _mean_by(mine, "noise", "recovered")
-            (handle,) = axes.plot(noise, means, color=colour, **_mark(marker))
+            (handle,) = axes.plot(noise, means, color=colour, **mark(marker))
             ends = [[end(r["recovered"] for r in mine if r["noise"] == x) for x in noise] for end in (min, max)]
             axes.fill_between(noise, *ends, color=colour, alpha=0.15, linewidth=0)
             handles.setdefault(SOLVER_LABELS.get(solver, solver), handle)
@@ -643,12 +643,12 @@ def recovery(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], colum
             axes.set_xlabel("noise σ (standard deviations of the weights)")
         if not index % wide:
             axes.set_ylabel("recovered units (fraction)")
-    _title(figure, "planted permutation (mean, least and most), " + _study_title(record, rows))
-    _legend(figure, handles)
+    headed(figure, "planted permutation (mean, least and most), " + _study_title(record, rows))
+    legend_below(figure, handles)
     return figure
 
 
-@_styled
+@styled
 def objective_accuracy(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Figure:
     """Accuracy of the fused network against the matching's objective, a point per matching.
 
@@ -661,11 +661,11 @@ def objective_accuracy(rows: Iterable[Mapping[str, Any]], record: Mapping[str, A
     for solver in dict.fromkeys(row["solver"] for row in rows):
         colour, marker = _look(SOLVER_STYLE, solver)
         here = np.array([(r["objective"], 100 * r["test_accuracy"]) for r in rows if r["solver"] == solver])
-        (handle,) = axes.plot(*here.T, color=colour, linestyle="none", **_mark(marker))
+        (handle,) = axes.plot(*here.T, color=colour, linestyle="none", **mark(marker))
         handles[SOLVER_LABELS.get(solver, solver)] = handle
     axes.set(xlabel="objective of the matching", ylabel=f"{METRIC_LABELS['test_accuracy']}, α = 0.5")
-    _title(figure, _study_title(record, rows))
-    _legend(figure, handles)
+    headed(figure, _study_title(record, rows))
+    legend_below(figure, handles)
     return figure
 
 
@@ -685,7 +685,7 @@ _UNIT_COLOURS = (ORANGE, SKY, GREEN, PINK)
 _RADIUS = 0.23
 
 
-@_styled
+@styled
 def network_graph() -> Figure:
     """Two small networks as graphs, their matching, and what averaging gives without it and with it.
 
@@ -730,7 +730,7 @@ def network_graph() -> Figure:
     _arrow(figure, grid[1, 1], (4.25, 2), grid[1, 2], (-0.35, 2))
     names = ("positive weight", "negative weight (thicker = larger)")
     colours = (BLUE, VERMILLION)
-    _legend(figure, {n: Line2D([], [], color=c, linewidth=2.2) for n, c in zip(names, colours, strict=True)})
+    legend_below(figure, {n: Line2D([], [], color=c, linewidth=2.2) for n, c in zip(names, colours, strict=True)})
     return figure
 
 
@@ -810,14 +810,14 @@ def _width(columns: int) -> float:
     return SIZES[columns]
 
 
-def _title(figure: Figure, text: str) -> None:
+def headed(figure: Figure, text: str) -> None:
     """The line over a figure: model, data set, n. Wrapped to the figure's width."""
     width = int(13.5 * figure.get_figwidth())
     unbroken = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
     figure.suptitle(textwrap.fill(unbroken, width), x=0.01, ha="left")
 
 
-def _legend(figure: Figure, handles: Mapping[str, Any]) -> int:
+def legend_below(figure: Figure, handles: Mapping[str, Any]) -> int:
     """A legend under the panels, in as many columns as the figure's width holds; returns its rows."""
     if not handles:
         return 0
@@ -827,7 +827,7 @@ def _legend(figure: Figure, handles: Mapping[str, Any]) -> int:
     return math.ceil(len(handles) / columns)
 
 
-def _mark(marker: str, size: float = 4.5) -> dict[str, Any]:
+def mark(marker: str, size: float = 4.5) -> dict[str, Any]:
     """Marker options that give every shape about the same weight on paper."""
     bigger = {"P": 1.45, "X": 1.4, "*": 1.5, "^": 1.15, "v": 1.15, "d": 1.2}.get(marker, 1.0)
     return {"marker": marker, "markersize": size * bigger, "markeredgecolor": "white", "markeredgewidth": 0.4}

@@ -1,5 +1,6 @@
 """lib.batch on small real notebooks: what it refuses before a kernel starts, what a run leaves on disk."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -167,6 +168,21 @@ def test_a_failure_keeps_the_notebook_as_far_as_it_came(notebook, run, tmp_path)
 
     assert run(notebook("1"))[0] == 0
     assert left(tmp_path) == ["toy.executed.ipynb"], "a failed copy is stale once the notebook ran"
+
+
+def test_the_report_says_how_the_run_stands(notebook, run, tmp_path):
+    report = tmp_path / "report.json"
+
+    def told(source: str) -> dict:
+        run(notebook(source), "--report", report)
+        return json.loads(report.read_text()) | {"seconds": 0}
+
+    source = f"import json\nseen = json.load(open({str(report)!r}))\nraise ValueError(seen['state'], seen['cell'])"
+    failed = {"state": "failed", "seconds": 0, "count": 2, "cell": "import json"}
+    assert told(source) == failed | {"error": "ValueError: ('running', 'import json')"}
+    refused = told("from lib.checks import InputError\nraise InputError('alphas: no')")
+    assert (refused["state"], refused["error"]) == ("refused", "InputError: alphas: no")
+    assert told("1") == {"state": "done", "seconds": 0, "count": 2, "cell": "1", "error": None}
 
 
 def test_a_line_left_open_by_one_stream_is_ended_before_the_other_writes(capsys):
