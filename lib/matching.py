@@ -113,6 +113,11 @@ class Moments:
         if kind == "uncentred":
             return self.products / self.count
         covariance = self.products / self.count - torch.outer(mean_a, mean_b)
+        # What float32 sums cannot tell from a constant varies with nothing.
+        square = self.squares / self.count
+        constant = square - (self.sums / self.count) ** 2 <= 1e-6 * square
+        covariance[constant[0]] = 0
+        covariance[:, constant[1]] = 0
         if kind == "covariance":
             return covariance
         std_a, std_b = (self.squares / self.count - (self.sums / self.count) ** 2).clamp_(min=0).sqrt()

@@ -3,11 +3,20 @@
 Environment variables FUSEBOOK_DATA, _CACHE, _CHECKPOINTS, _RESULTS and _FIGURES override them one by one.
 """
 
+import glob
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lib.checks import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock; each write is still atomic, the last whole one wins
+    fcntl = None
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,9 +37,10 @@ NOTEBOOKS = ROOT / "notebooks"
 def resolve(path: str | os.PathLike, *folders: Path) -> Path:
     """An absolute path for what a user typed: as it stands from the working directory, else under one of
     `folders`, else under the repo's root. Returns the last candidate when none exists."""
-    typed = Path(path).expanduser()
+    typed = Path(os.path.expanduser(path))
     candidates = [typed.absolute(), *(folder / typed for folder in folders), ROOT / typed]
-    return next((c for c in candidates if c.exists()), candidates[-1])
+    # os.path.exists takes whatever was typed; Path.exists raises for a name that is too long
+    return next((c for c in candidates if os.path.exists(c)), candidates[-1])
 
 
 def target(typed: str | os.PathLike, default: str | os.PathLike) -> Path:
@@ -39,17 +49,89 @@ def target(typed: str | os.PathLike, default: str | os.PathLike) -> Path:
     return path if path.is_absolute() else ROOT / path
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; moves it into place on success and removes it on any error."""
+    """Yields a temporary path beside `path`; moves it into place on success and removes it on any error.
+
+    Raises:
+        InputError: the system refused to write (disk full, no permission, no such folder), in one line.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())  # or a machine that loses power may keep the new name and not the content
         os.replace(temporary, path)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{path} cannot be written: {why}; what was finished before is kept") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(*made: Path, waiting: str = "") -> Iterator[None]:
+    """Makes this process the only one that makes the files `made`, by a lock on <stem>.lock beside the first of them;
+    prints `waiting` if another process has to be waited for. Removes what killed writers of them left half-written.
+
+    The operating system releases the lock when the process ends, however it ends: no lock is ever stale.
+    """
+    lock = made[0].with_suffix(".lock")
+    handle = _acquire(lock, waiting)
+    if handle is None:
+        yield
+        return
+    try:
+        for path in made:
+            # names as `atomic` makes them
+            for left in path.parent.glob(f".{glob.escape(path.stem)}.????????{glob.escape(path.suffix)}"):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(lock: Path, waiting: str) -> int | None:
+    """An open file that holds the lock; None where the system has no locks or the folder cannot be written."""
+    while fcntl:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            return None  # the write itself will say why
+        mine = False
+        try:
+            # lockf, not flock: a child process that outlives a killed parent must not keep the parent's lock
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                if waiting:
+                    print(waiting, flush=True)
+                    waiting = ""
+                fcntl.lockf(handle, fcntl.LOCK_EX)
+            # the one waited for removed the file; a third process may hold a new one
+            mine = lock.exists() and os.path.samestat(os.fstat(handle), lock.stat())
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return None
+        finally:
+            if not mine:
+                os.close(handle)
+        if mine:
+            return handle
+    return None

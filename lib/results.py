@@ -11,6 +11,8 @@ import os
 import platform
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -23,7 +25,7 @@ import numpy as np
 from lib import evidence
 from lib.checks import InputError
 from lib.evidence import interval, variance_components  # noqa: F401 (the same, for those who look here)
-from lib.paths import ROOT, atomic
+from lib.paths import ROOT, atomic, file_sha256, locked
 
 if TYPE_CHECKING:
     import pandas
@@ -321,7 +323,7 @@ def record(
 def validate(record: Any) -> None:
     """Raises ValueError, naming the field and what it must be, unless `record` is a schema-1 run record."""
     _expect(isinstance(record, dict), "record", "an object")
-    _expect(record.get("schema") == SCHEMA, "schema", f"{SCHEMA}", record.get("schema"))
+    _expect(_whole(record.get("schema")) and record["schema"] == SCHEMA, "schema", f"{SCHEMA}", record.get("schema"))
     for field in ("experiment", "preset"):
         _expect(_text(record.get(field)), field, "a name", record.get(field))
     study = "rows" in record
@@ -441,21 +443,25 @@ def _rows(value: Any) -> bool:
 def write_record(path: str | os.PathLike, record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> Path:
     """Writes `record` as JSON to `path` and `arrays` (name -> array or CPU tensor) as .npz beside it.
 
-    Both atomically, the record last, since it says that the run is done. Without `arrays` an older .npz goes:
-    it would belong to another run. Raises ValueError, and writes nothing, when the record is not valid.
+    Both atomically, the record last, since it says that the run is done; it holds the .npz file's SHA-256. Without
+    `arrays` an older .npz goes: it would belong to another run. Raises ValueError, and writes nothing, when the record
+    is not valid.
     """
     path = Path(path)
     plain = _plain(record)
+    plain.pop("arrays_sha256", None)
     validate(plain)
-    text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     beside = path.with_suffix(".npz")
-    if arrays:
-        with atomic(beside) as temporary:
-            np.savez_compressed(temporary, **{name: _array(values) for name, values in arrays.items()})
-    else:
-        beside.unlink(missing_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with locked(path, beside):
+        if arrays:
+            with atomic(beside) as temporary:
+                np.savez_compressed(temporary, **{name: _array(values) for name, values in arrays.items()})
+            plain["arrays_sha256"] = file_sha256(beside)
+        else:
+            beside.unlink(missing_ok=True)
+        with atomic(path) as temporary:
+            text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -467,7 +473,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
         validate(found)
     except FileNotFoundError:
         raise InputError(f"{portable(path)}: no such record") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{portable(path)}: not a run record: {error}") from None
     return found
 
@@ -479,12 +485,21 @@ def read_records(folder: str | os.PathLike, experiment: str | None = None) -> di
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays beside the record at `path`; empty when it has none."""
-    beside = Path(path).with_suffix(".npz")
+    """The arrays beside the record at `path`; empty when it has none. Raises InputError where they belong to another
+    run or cannot be read."""
+    path = Path(path)
+    beside = path.with_suffix(".npz")
     if not beside.is_file():
         return {}
-    with np.load(beside, allow_pickle=False) as arrays:
-        return dict(arrays)
+    # Records from before the sum was kept have none.
+    wanted = read_record(path).get("arrays_sha256") if path.is_file() else None
+    if wanted not in (None, file_sha256(beside)):
+        raise InputError(f"{portable(beside)}: not the arrays of the record beside it; run it again")
+    try:
+        with np.load(beside, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{portable(beside)}: cannot be read: {error}; run it again") from None
 
 
 # Names for people

@@ -124,7 +124,7 @@ def load(path: Path) -> Sweep:
 
 def _mapping(value: object, what: str, accepted: tuple[str, ...] = ()) -> dict:
     if not isinstance(value or {}, dict) or not all(isinstance(key, str) for key in value or {}):
-        raise InputError(f"{what}: wants a mapping of names, not {json.dumps(value, default=str)[:60]}")
+        raise InputError(f"{what}: wants a mapping of names, not {repr(value)[:60]}")
     for key in (value or {}) if accepted else ():
         check_choice(f"key of {what}", key, accepted)
     return value or {}
@@ -207,7 +207,8 @@ def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def code_hash(notebook: Path) -> str:
     """Hash of what decides a run's record: the notebook's code cells and every module of lib that they import, directly
-    or not, but those that only show. Comments, docstrings, layout, markdown, outputs and execution counts do not count."""
+    or not, but those that only show. Comments, docstrings, layout, markdown, outputs and execution counts do not
+    count."""
     cells = nbformat.read(notebook, as_version=4).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
     found, waiting = {}, ["from lib import __init__", *sources]

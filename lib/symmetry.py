@@ -150,8 +150,7 @@ def permute(
         if name not in groups:
             raise SymmetryError(f"there is no group '{name}'; groups: {', '.join(groups)}")
         group = groups[name]
-        if not torch.equal(torch.sort(perm).values.cpu(), torch.arange(group.size)):
-            raise SymmetryError(f"perms['{name}'] is no permutation of its {group.size} units")
+        _check_permutation(name, perm, group.size)
         for member in group.members:
             tensor = moved[member.tensor]
             rows = slice(*member.rows) if member.rows else slice(None)
@@ -164,6 +163,15 @@ def permute(
                 part = torch.cat([tensor[: member.rows[0]], part, tensor[member.rows[1] :]])
             moved[member.tensor] = part
     return moved
+
+
+def _check_permutation(name: str, perm: torch.Tensor, size: int) -> None:
+    what = f"perms['{name}'] is no permutation of {size} units"
+    if not isinstance(perm, torch.Tensor) or perm.dtype != torch.int64 or perm.shape != (size,):
+        got = f"{tuple(perm.shape)} {perm.dtype}" if isinstance(perm, torch.Tensor) else type(perm).__name__
+        raise SymmetryError(f"{what}: it is {got.replace('torch.', '')}; accepted: int64 of shape ({size},)")
+    if not torch.equal(torch.sort(perm).values.cpu(), torch.arange(size)):
+        raise SymmetryError(f"{what}: units repeat or do not exist; accepted: each of 0 … {size - 1} once")
 
 
 @torch.no_grad()

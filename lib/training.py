@@ -6,22 +6,29 @@ same thread count): model, optimiser, schedule, gradient scaler and the loader's
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
-import pickle
+import os
 import re
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from lib import loaders, models, paths
 from lib.checks import InputError
+from lib.paths import file_sha256
+
+# Steps between two looks at the training loss. Each look makes the host wait for a CUDA device.
+LOOK_EVERY = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +96,9 @@ def trained(
 ) -> Path:
     """The checkpoint of `spec` on `dataset`: trained, measured on the test set and saved, unless it is there already.
 
+    Of several processes that want the same one, one trains and the others wait. A process that was killed is continued
+    from its last whole epoch.
+
     Args:
         path: where it goes; by default checkpoints/local/, under a name made from spec and data set.
         half: store it in float16; the accuracy in the sidecar is that of what is stored.
@@ -99,53 +109,62 @@ def trained(
     """
     made = {"spec": dataclasses.asdict(spec), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
     made["images"] = len(dataset.train)
+    made = json.loads(json.dumps(made))  # as the sidecar will give it back
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:10]
     stem = f"{spec.model}{'-bn' if spec.norm else ''}-w{spec.width:g}-{dataset.name}-s{spec.seed}-{key}"
     path = path or paths.CHECKPOINTS / "local" / f"{stem}.safetensors"
-    if path.is_file() and json.loads(json.dumps(made)).items() <= read_sidecar(path).items():
-        print(f"{label}: already trained, {path.name}", flush=True)
-        return path
-    generator = torch.Generator().manual_seed(spec.seed)
-    indices = None
-    if spec.classes is not None:
-        indices = skewed_indices(dataset.train.labels, spec.classes, spec.share, spec.seed)
-    options = {"normalise": normalisation(spec.model), "device": device, "loader": loader}
-    batches = loaders.make_loader(
-        dataset, "train", spec.recipe.batch_size, indices=indices, shuffle=True, augment=spec.recipe.augment,
-        drop_last=True, generator=generator, **options,
-    )  # fmt: skip
-    model = spec.build()
     resume = paths.CHECKPOINTS / "local" / f"{stem}.resume"
-    losses = train(
-        model,
-        batches,
-        spec.recipe,
-        generator=generator,
-        device=device,
-        resume=resume,
-        label=label,
-        progress=progress,
-    )
-    state = state_of(model)
-    if half:
-        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        load_state(model, state)
-    test = loaders.make_loader(dataset, "test", 1000, **options)
-    accuracy, loss = evaluate(model, test, device=device)
-    save_checkpoint(
-        path,
-        state,
-        made
-        | {
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-            "final_train_loss": losses[-1],
-            "torch": torch.__version__,
-        },
-    )
-    for spent in (resume, *resume.parent.glob(f".{resume.stem}.*")):  # with what a kill left half-written
-        spent.unlink(missing_ok=True)
+    if not resume.exists() and _is_trained(path, made, label):
+        return path
+    waiting = f"{label}: another process trains {path.name}, waiting for it"
+    with paths.locked(resume, path, path.with_suffix(".json"), waiting=waiting):
+        if _is_trained(path, made, label):  # by now, or by a run that was killed as it tidied up
+            resume.unlink(missing_ok=True)
+            return path
+        generator = torch.Generator().manual_seed(spec.seed)
+        indices = None
+        if spec.classes is not None:
+            indices = skewed_indices(dataset.train.labels, spec.classes, spec.share, spec.seed)
+        options = {"normalise": normalisation(spec.model), "device": device, "loader": loader}
+        batches = loaders.make_loader(
+            dataset, "train", spec.recipe.batch_size, indices=indices, shuffle=True, augment=spec.recipe.augment,
+            drop_last=True, generator=generator, **options,
+        )  # fmt: skip
+        model = spec.build()
+        losses = train(
+            model,
+            batches,
+            spec.recipe,
+            generator=generator,
+            device=device,
+            resume=resume,
+            label=label,
+            progress=progress,
+        )
+        state = state_of(model)
+        if half:
+            state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+            load_state(model, state)
+        test = loaders.make_loader(dataset, "test", 1000, **options)
+        accuracy, loss = evaluate(model, test, device=device)
+        measured = {"test_accuracy": accuracy, "test_loss": loss, "final_train_loss": losses[-1]}
+        save_checkpoint(path, state, made | measured | {"torch": torch.__version__})
+        resume.unlink(missing_ok=True)
     return path
+
+
+def _is_trained(path: Path, made: Mapping[str, Any], label: str) -> bool:
+    """Whether the checkpoint at `path` is whole and was `made` so."""
+    if not path.is_file():
+        return False
+    sidecar = read_sidecar(path)
+    if not made.items() <= sidecar.items():
+        return False
+    if file_sha256(path) != sidecar.get("sha256"):
+        print(f"{label}: {path.name} is not the file its sidecar tells of, training it again", flush=True)
+        return False
+    print(f"{label}: already trained, {path.name}", flush=True)
+    return True
 
 
 def train(
@@ -164,13 +183,15 @@ def train(
     Args:
         loader: yields (images (B, C, H, W), labels (B,)) on `device`, a new epoch at each iteration, drawing all its
             randomness from `generator`.
-        resume: file that holds the state after each epoch; read when it is there; the caller removes it.
+        resume: file that holds the state after each epoch; read when it is there (a damaged one is said and not
+            used); the caller removes it.
 
     Returns:
         Mean training loss of each epoch, in nats.
 
     Raises:
-        InputError: the resume file belongs to another recipe; the loader is empty; the loss is no longer finite.
+        InputError: the resume file belongs to another recipe; the loader is empty; the loss is no longer finite (the
+            line names the step).
     """
     device = torch.device(device)
     model.to(device, memory_format=torch.channels_last).train()
@@ -190,55 +211,72 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=mixed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule, "scaler": scaler}
     losses: list[float] = []
-    if resume is not None and resume.exists():
-        saved = torch.load(resume, map_location="cpu", weights_only=True)
+    saved = _read_resume(resume, label)
+    if saved:
         if saved["recipe"] != dataclasses.asdict(recipe) or saved["steps"] != steps:
             raise InputError(f"{resume} belongs to another training; delete it to start afresh")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         losses = saved["losses"]
-    bar = tqdm(
-        total=recipe.epochs,
-        initial=len(losses),
-        desc=label,
-        unit="epoch",
-        disable=not progress,
-        mininterval=1,
-    )
-    for _ in range(len(losses), recipe.epochs):
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for images, labels in loader:
-            optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, enabled=mixed):
-                loss = F.cross_entropy(model(images), labels)
-            scaler.scale(loss).backward()
-            scaler.step(optimiser)
-            scaler.update()
-            schedule.step()
-            total += loss.detach()
-        losses.append(total.item() / steps)
-        if not math.isfinite(losses[-1]):
-            raise InputError(
-                f"the training loss is {losses[-1]} after epoch {len(losses)}; a smaller lr than {recipe.lr} may help"
-            )
-        bar.set_postfix(loss=f"{losses[-1]:.3f}")
-        bar.update()
-        if resume is not None:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"generator": generator.get_state(), "losses": losses, "steps": steps}
-            with paths.atomic(resume) as temporary:
-                torch.save(state | {"recipe": dataclasses.asdict(recipe)}, temporary)
-    bar.close()
+    with tqdm(
+        total=recipe.epochs, initial=len(losses), desc=label, unit="epoch", disable=not progress, mininterval=1
+    ) as bar:
+        while len(losses) < recipe.epochs:
+            history = torch.zeros(steps, device=device)  # each step's loss, on the device
+            for step, (images, labels) in enumerate(loader, start=1):
+                optimiser.zero_grad(set_to_none=True)
+                with torch.autocast(device.type, enabled=mixed):
+                    loss = F.cross_entropy(model(images), labels)
+                scaler.scale(loss).backward()
+                scaler.step(optimiser)
+                scaler.update()
+                schedule.step()
+                history[step - 1] = loss.detach()
+                if step % LOOK_EVERY == 0 or step == steps:
+                    _check_finite(history[:step], len(losses) * steps, len(losses) + 1, recipe)
+            losses.append(history.cpu().double().mean().item())
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            bar.update()
+            if resume is not None:
+                state = {name: part.state_dict() for name, part in parts.items()}
+                state |= {"generator": generator.get_state(), "losses": losses, "steps": steps}
+                content = io.BytesIO()
+                torch.save(state | {"recipe": dataclasses.asdict(recipe)}, content)
+                with paths.atomic(resume) as temporary:
+                    temporary.write_bytes(content.getbuffer())
     model.eval()
     return losses
+
+
+def _read_resume(resume: Path | None, label: str) -> dict[str, Any]:
+    """What the resume file holds; {} where there is none, or none that can be read."""
+    if resume is None or not resume.is_file():
+        return {}
+    try:
+        return _load_torch(resume.read_bytes())
+    except Exception as error:  # a damaged file can make torch raise anything
+        print(f"{label}: {resume.name} cannot be read ({_first_line(error)}), starting afresh", flush=True)
+        return {}
+
+
+def _check_finite(losses: torch.Tensor, before: int, epoch: int, recipe: Recipe) -> None:
+    """Raises InputError, naming the step, unless the `losses` (S,) of the steps after `before` are all finite."""
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
+    if bad:
+        step = before + bad[0] + 1
+        raise InputError(
+            f"the training loss is {float(losses[bad[0]])} at step {step} (epoch {epoch}); a smaller lr than "
+            f"{recipe.lr} may help"
+        )
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str = "cpu") -> tuple[float, float]:
     """Accuracy (a fraction) and mean cross-entropy (nats) over batches of (images (B, C, H, W), labels (B,)).
 
-    Pass a list of batches to have images read and normalised once for many networks.
+    `model` is put and left in evaluation mode. An image with an output that is not a number counts as wrong. Pass a
+    list of batches to have images read and normalised once for many networks.
     """
     model.to(device).eval()
     correct = seen = 0
@@ -247,7 +285,8 @@ def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str 
         logits = model(images.to(device)).float()
         labels = labels.to(device)
         loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
-        correct += int((logits.argmax(dim=1) == labels).sum())
+        # argmax takes NaN for the largest: a network that has diverged would be right on one class
+        correct += int(((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)).sum())
         seen += len(labels)
     if not seen:
         raise InputError("there are no images to evaluate on")
@@ -268,12 +307,6 @@ def skewed_indices(labels: torch.Tensor, classes: Iterable[int], share: float, s
     return torch.nonzero(kept).flatten()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """A contiguous CPU copy of a model's state dict, detached from the model."""
     return {
@@ -290,44 +323,82 @@ def find_checkpoint(name: str) -> Path:
     """
     for candidate in (name, f"{name}.safetensors"):
         path = paths.resolve(candidate, paths.CHECKPOINTS)
-        if path.is_file():
+        if os.path.isfile(path):
             return path
+    what = "is a folder" if os.path.isdir(paths.resolve(name, paths.CHECKPOINTS)) else "does not exist"
     shipped = ", ".join(sorted(p.stem for p in paths.CHECKPOINTS.glob("*.safetensors"))) or "none"
-    raise InputError(f"checkpoint '{name}' does not exist; accepted: a path, or a shipped one ({shipped})")
+    raise InputError(f"checkpoint {name!r} {what}; accepted: a path, or a shipped one ({shipped})")
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint on the CPU, told by content and not by suffix: safetensors, or a torch file of
     tensors only. Code in a pickle is never executed.
 
+    What can be checked is: the SHA-256 where a sidecar tells it, the CRC-32 that torch files carry, and that every
+    value is a finite number. Damage to a safetensors file without a sidecar can be seen only where it breaks one of
+    these or the format.
+
     Raises:
-        InputError: the file is neither, or holds more than tensors.
+        InputError: the file is neither, holds more than tensors, or is damaged.
     """
-    with path.open("rb") as file:
-        head = file.read(9)
-    if len(head) == 9 and head[8:] == b"{":
-        return load_file(path)
+    accepted = "accepted: safetensors or a torch file of tensors only"
     try:
-        with path.open("rb") as file:  # given a path, torch would look at its suffix
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"checkpoint {path} cannot be read: {error.strerror}; {accepted}") from None
+    told = read_sidecar(path).get("sha256")
+    if told is not None and hashlib.sha256(content).hexdigest() != told:
+        raise InputError(
+            f"checkpoint {path} is refused: its SHA-256 is not the one in {path.with_suffix('.json').name}, so it was "
+            "damaged or replaced; accepted: the file as it was saved, or one without a sidecar"
+        )
+    try:
+        state = safetensors.torch.load(content) if content[8:9] == b"{" else _load_torch(content)
+    except Exception as error:  # a damaged file can make the libraries raise anything
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds code ({culprit[1]}), which is never executed" if culprit else "it cannot be read"
-        raise InputError(
-            f"checkpoint {path} is refused: {reason}; accepted: safetensors or a torch file of tensors only"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        why = "" if culprit else f" ({_first_line(error)})"
+        raise InputError(f"checkpoint {path} is refused: {reason}{why}; {accepted}") from None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
         raise InputError(
             f"checkpoint {path} is refused: it is no state dict; accepted: a mapping from names to tensors"
         )
-    return dict(state)
+    state = {name: tensor.detach() for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise InputError(f"checkpoint {path} is refused: {name} is sparse or quantised; accepted: dense tensors")
+    _refuse_not_finite(state, f"checkpoint {path}")
+    return state
 
 
-def load_state(model: nn.Module, state: dict[str, torch.Tensor], origin: str = "state dict") -> nn.Module:
-    """Loads `state` into `model` (half precision is widened), after checking that every name and shape fits.
+def _load_torch(content: bytes) -> Any:
+    """What a torch file holds, its checksums verified (torch does not) and no code in it executed."""
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it does not have its checksum")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _refuse_not_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raises InputError, naming the tensors of `state` that hold NaN or Inf (as float32)."""
+    bad = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
+    if bad:
+        raise InputError(f"{what} is refused: NaN or Inf in {', '.join(bad)}; accepted: finite numbers")
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "state dict") -> nn.Module:
+    """Loads `state` into `model` (floating types are converted to the model's), after checking that every name, shape
+    and kind of number fits.
 
     Raises:
-        InputError: naming what is missing, unexpected or of another shape. A missing num_batches_tracked is no misfit.
+        InputError: naming what is missing, unexpected or different. A missing num_batches_tracked is no misfit.
     """
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
@@ -336,21 +407,55 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], origin: str = "
             problems.append(f"{name} is unexpected")
         elif tensor.shape != own[name].shape:
             problems.append(f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
+        elif tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
+            problems.append(f"{name} is {tensor.dtype}, not {own[name].dtype}".replace("torch.", ""))
     if problems:
         raise InputError(f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(state, strict=False)
     return model
 
 
-def save_checkpoint(path: Path, state: dict[str, torch.Tensor], sidecar: dict) -> None:
-    """Writes `state` as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it, atomically."""
+def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapping[str, Any]) -> None:
+    """Writes `state` as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it, each atomically.
+
+    Raises:
+        InputError: a tensor holds NaN or Inf, or the disk refuses; nothing is written then.
+    """
+    _refuse_not_finite(state, f"saving {path}")
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
+    sidecar = {**sidecar, "sha256": hashlib.sha256(content).hexdigest()}
     with paths.atomic(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
+        temporary.write_bytes(content)
     with paths.atomic(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(sidecar | {"sha256": file_sha256(path)}, indent=1) + "\n")
+        temporary.write_text(json.dumps(sidecar, indent=1) + "\n")
 
 
-def read_sidecar(path: Path) -> dict:
-    """The JSON sidecar of a checkpoint, {} where a file from elsewhere has none."""
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The JSON sidecar of a checkpoint, {} where a file from elsewhere has none.
+
+    Raises:
+        InputError: there is one, and it is not what `save_checkpoint` writes.
+    """
     sidecar = path.with_suffix(".json")
-    return json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+    if sidecar == path or not sidecar.exists():
+        return {}
+    try:
+        told = json.loads(sidecar.read_text(encoding="utf-8"))
+        if not isinstance(told, dict):
+            raise ValueError("it is no object")
+        spec = told.get("spec", {})
+        if not isinstance(spec, dict):
+            raise ValueError("spec is no object")
+        for name, value, right in (
+            ("sha256", told.get("sha256"), lambda value: isinstance(value, str)),
+            ("spec.seed", spec.get("seed"), lambda value: type(value) is int),
+            ("spec.width", spec.get("width"), lambda value: type(value) in (int, float) and 0 < value < math.inf),
+        ):
+            if value is not None and not right(value):
+                raise ValueError(f"{name} is {value!r}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"sidecar {sidecar} is broken ({_first_line(error)}); accepted: the JSON that was saved with the "
+            "checkpoint, or no such file"
+        ) from None
+    return told

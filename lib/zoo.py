@@ -6,7 +6,7 @@ Names read model, width, seed: vgg11bn-w0.25-s0. A pair is two consecutive seeds
 import argparse
 import sys
 
-from lib import paths, training
+from lib import loaders, paths, training
 from lib.checks import InputError
 from lib.training import Recipe, Spec
 
@@ -52,21 +52,20 @@ SPECS = _specs()
 
 def write_checkpoint(name: str, device: str = "auto", loader: str = "memory") -> None:
     """Trains the shipped checkpoint `name` unless it is there, in half precision, resumable."""
-    from lib.loaders import pick_device
-
     dataset, spec = SPECS[name]
     training.trained(
         spec,
         training.open_dataset(dataset, spec.model),
         path=paths.CHECKPOINTS / f"{name}.safetensors",
         half=True,
-        device=pick_device(device),
+        device=loaders.pick_device(device),
         loader=loader,
         label=name,
     )
 
 
 def main() -> int:
+    """Exit status: 0 done, 2 the input was refused, 130 interrupted."""
     parser = argparse.ArgumentParser(description="Trains the shipped checkpoints that are missing.")
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(SPECS)}; default: all")
     parser.add_argument("--device", default="auto")
@@ -80,6 +79,9 @@ def main() -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the last whole epoch", file=sys.stderr)
+        return 130
     return 0
 
 

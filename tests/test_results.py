@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import results, tables
+from lib import paths, results, tables
 from lib.checks import InputError
-from lib.paths import ROOT
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 SEEDS = {"a": 0, "b": 1, "match": 0}
@@ -116,7 +115,7 @@ def test_no_folder_outside_the_repo_enters_a_record(outside):
     assert found["parameters"] == {"checkpoint_a": "a.dat", "alphas": [0.5]}
     checkpoints = {
         "a": {"file": outside, "sha256": "0"},
-        "b": {"file": str(ROOT / "checkpoints" / "b.st"), "sha256": "1"},
+        "b": {"file": str(paths.ROOT / "checkpoints" / "b.st"), "sha256": "1"},
     }
     record = pair(checkpoints=checkpoints)
     assert record["checkpoints"]["a"]["file"] == "a.dat"
@@ -207,7 +206,7 @@ def test_record_and_arrays_survive_the_disk(tmp_path):
     record = pair()
     arrays = {"perm/graph/conv1": torch.tensor([2, 0, 1]), "corr/graph/conv1": np.array([0.5, 0.25, 1.0])}
     path = results.write_record(tmp_path / "sub" / "pair.json", record, arrays)
-    assert results.read_record(path) == record
+    assert results.read_record(path) == record | {"arrays_sha256": paths.file_sha256(path.with_suffix(".npz"))}
     back = results.read_arrays(path)
     assert back["perm/graph/conv1"].tolist() == [2, 0, 1]
     assert back["corr/graph/conv1"].tolist() == [0.5, 0.25, 1.0]
@@ -219,6 +218,18 @@ def test_the_same_record_and_arrays_are_the_same_bytes(tmp_path):
         results.write_record(tmp_path / f"{name}.json", pair(), {"perm/graph/conv1": np.arange(4)})
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+def test_arrays_of_another_run_are_refused(tmp_path):
+    path = results.write_record(tmp_path / "pair.json", pair(), {"perm/graph/conv1": np.arange(4)})
+    other = results.write_record(tmp_path / "other.json", pair(), {"perm/graph/conv1": np.arange(5)})
+    os.replace(other.with_suffix(".npz"), path.with_suffix(".npz"))  # a kill between the two files of a rewrite
+    with pytest.raises(InputError, match="pair.npz: not the arrays of the record beside it"):
+        results.read_arrays(path)
+    path.write_text(json.dumps(pair()))  # from before sums were kept
+    path.with_suffix(".npz").write_bytes(path.with_suffix(".npz").read_bytes()[:100])
+    with pytest.raises(InputError, match="pair.npz: cannot be read"):
+        results.read_arrays(path)
 
 
 def test_rewriting_without_arrays_leaves_none_of_an_older_run(tmp_path):

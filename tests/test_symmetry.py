@@ -116,10 +116,24 @@ def test_a_wrong_group_is_refuted_by_name(forgotten):
         symmetry.prove(net, wrong, models.example("resnet20"))
 
 
-def test_permute_refuses_what_is_no_permutation():
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.tensor([0, 0, 1]), torch.tensor([0, 1, 3]), torch.tensor([-1, 0, 1]), torch.tensor([0, 1]),
+        torch.tensor([0, 1, 2, 3]), torch.tensor([[0, 1, 2]]), torch.tensor([]), torch.tensor(0),
+        torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0, 1, 2], dtype=torch.int32), torch.eye(3),
+        torch.tensor([True, False, True]), [0, 1, 2], None,
+    ],
+)  # fmt: skip
+def test_permute_refuses_what_is_no_permutation(bad):
+    groups = {"g": symmetry.Group(3, (Member("w", 0),))}
+    with pytest.raises(SymmetryError, match=r"perms\['g'\] is no permutation of 3 units: .*; accepted: ") as error:
+        symmetry.permute({"w": torch.zeros(3)}, groups, {"g": bad})
+    assert "\n" not in str(error.value)
+
+
+def test_permute_refuses_a_group_that_is_not_there():
     groups = {"g": symmetry.Group(2, (Member("w", 0),))}
-    with pytest.raises(SymmetryError, match="no permutation"):
-        symmetry.permute({"w": torch.zeros(2)}, groups, {"g": torch.tensor([0, 0])})
     with pytest.raises(SymmetryError, match="no group 'h'"):
         symmetry.permute({"w": torch.zeros(2)}, groups, {"h": torch.tensor([0, 1])})
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -243,3 +244,134 @@ def test_a_loss_that_explodes_is_one_line():
     recipe = Recipe(epochs=3, batch_size=50, lr=1e30)
     with pytest.raises(InputError, match="smaller lr"):
         training.train(small(), loader_of(tiny_dataset(), generator), recipe, generator=generator, progress=False)
+
+
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_a_loss_that_is_no_number_stops_training_and_names_the_step(step, monkeypatch):
+    """Four steps an epoch: the sixth is the second of epoch 2."""
+    generator, steps = torch.Generator().manual_seed(0), []
+    loss_of = training.F.cross_entropy
+
+    def spoilt(*arguments):
+        steps.append(1)
+        return loss_of(*arguments) * (float("nan") if len(steps) == step else 1)
+
+    monkeypatch.setattr(training.F, "cross_entropy", spoilt)
+    with pytest.raises(InputError, match=rf"loss is nan at step {step} \(epoch {1 + (step - 1) // 4}\)"):
+        training.train(small(), loader_of(tiny_dataset(), generator), RECIPE, generator=generator, progress=False)
+    assert len(steps) <= 4 * (1 + (step - 1) // 4)
+
+
+def test_the_loss_is_looked_at_within_a_long_epoch(monkeypatch):
+    monkeypatch.setattr(training, "LOOK_EVERY", 2)
+    generator, recipe = torch.Generator().manual_seed(0), Recipe(epochs=1, batch_size=50, lr=1e30, warmup=0.0)
+    with pytest.raises(InputError, match=r"at step 2 "):
+        training.train(small(), loader_of(tiny_dataset(), generator), recipe, generator=generator, progress=False)
+    assert generator.initial_seed() == 0
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_saved(tmp_path, monkeypatch):
+    """float16 ends at 65,504, which a running variance may pass."""
+
+    def train(model, *_, **__):
+        model.state_dict()["features.1.running_var"].fill_(1e5)
+        return [1.0]
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    spec = Spec("vgg11", 1, RECIPE, width=0.0625, norm="batch")
+    with pytest.raises(InputError, match=r"NaN or Inf in features\.1\.running_var"):
+        training.trained(spec, tiny_dataset(), path=tmp_path / "net.safetensors", half=True, progress=False)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_output_that_is_no_number_counts_as_wrong():
+    class Diverged(torch.nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 10), float("nan"))
+
+    accuracy, loss = training.evaluate(Diverged(), [(torch.zeros(4, 1), torch.tensor([0, 0, 1, 2]))])
+    assert accuracy == 0
+    assert loss != loss
+
+
+def test_nothing_is_measured_in_training_mode():
+    """Whatever mode networks come in: dropout off, and no statistic of a BatchNorm moves."""
+    from lib import correction, fusion, matching, symmetry
+
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    a, b = small(0), small(1)
+    groups = symmetry.trace(a, models.example("vgg11"))
+    batches = [(images, labels)]
+
+    def everything():
+        perms = matching.match(a, b, groups, "activation", batches=batches, progress=False)
+        points = [fusion.measure(small(), net.state_dict(), batches) for net in (a, b)]
+        fused = correction.correct(
+            a, a.state_dict(), symmetry.permute(b.state_dict(), groups, perms), 0.5, "repair",
+            groups=groups, batches=batches, progress=False,
+        )  # fmt: skip
+        symmetry.prove(b, groups, models.example("vgg11"), perms)
+        return perms, points, training.evaluate(a, batches), fusion.ensemble(a, b, batches), dict(fused)
+
+    before = [training.state_of(net) for net in (a, b)]
+    expected = everything()
+    a.train()
+    b.train()
+    found = everything()
+    assert found[1:4] == expected[1:4]
+    for one, other in ((found[0], expected[0]), (found[4], expected[4])):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    for net, state in zip((a, b), before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1000.37])
+def test_a_unit_that_always_says_the_same_makes_no_nan(value):
+    """A dead unit, and a BatchNorm of zero variance, through every matcher and correction on both networks."""
+    from lib import correction, matching, symmetry
+
+    a, b = models.build("mlp", width=0.02, norm="batch", seed=0), models.build("mlp", width=0.02, norm="batch", seed=1)
+    groups = symmetry.trace(a, models.example("mlp"))
+    images = [torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))]
+    for net in (a, b):
+        state = net.state_dict()
+        first, norm = groups.layers[0], groups.layers[0].norm
+        state[first.weight][0] = 0
+        state[f"{norm}.running_mean"][0] = state[first.bias][0] if first.bias else 0
+        state[f"{norm}.running_var"][0] = 0
+        state[f"{norm}.bias"][0] = value
+        net.load_state_dict(state)
+    for name in matching.MATCHERS:
+        with contextlib.suppress(InputError):  # the spectral ones take no BatchNorm
+            perms = matching.match(a, b, groups, name, batches=images, progress=False)
+        for matrix in (perms.similarity or {}).values():
+            assert torch.isfinite(matrix).all(), name
+        if name == "activation":
+            similarity = next(iter(perms.similarity.values()))
+            assert similarity.abs().max() <= 1.001
+            # a unit that never varies correlates with nothing
+            assert similarity[0].abs().max() < 0.05 and similarity[:, 0].abs().max() < 0.05
+        aligned = symmetry.permute(b.state_dict(), groups, perms)
+        symmetry.prove(b, groups, models.example("mlp"), perms)
+    for name in correction.CORRECTIONS:
+        fused = correction.correct(a, a.state_dict(), aligned, 0.5, name, groups=groups, batches=images, progress=False)
+        for tensor in fused.values():
+            assert torch.isfinite(tensor.double()).all(), name
+
+
+def test_alphas_in_any_order_give_one_curve():
+    from lib import fusion, symmetry
+
+    a, b = small(0), small(1)
+    groups = symmetry.trace(a, models.example("vgg11"))
+    batches = [(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8))]
+    parents = {side: fusion.measure(small(), net.state_dict(), batches) for side, net in (("a", a), ("b", b))}
+    given = {"parents": parents, "groups": groups, "test": batches, "progress": False}
+    curves = [
+        fusion.curve(small(), a.state_dict(), b.state_dict(), alphas, **given) for alphas in ((0, 0.5, 1), (1, 0, 0.5))
+    ]
+    assert [point["alpha"] for point in curves[0].points] == [0, 0.5, 1]
+    assert curves[0].points == curves[1].points
+    assert curves[0].barrier == curves[1].barrier
