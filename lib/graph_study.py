@@ -65,8 +65,15 @@ def dense_bytes(model: nn.Module, groups: Groups) -> int:
 def plant(
     model: str, width: float, noise: float, seed: int
 ) -> tuple[nn.Module, Groups, dict[str, Tensor], dict[str, Tensor]]:
-    """(network, its groups, state of its noisy permuted copy, the permutation that undoes it): see `planted`."""
-    network = models.build(model, width=width, seed=seed)
+    """(network, its groups, state of its noisy permuted copy, the permutation that undoes it): see `planted`.
+
+    Its weights are PyTorch's default ones, drawn from `seed`, whatever the model itself starts training from."""
+    network = models.build(model, width=width)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
     groups = symmetry.trace(network, models.example(model))
     # Not the seed itself: noise from the numbers that the weights were made of would be correlated with them.
     state, truth = planted(network, groups, noise, torch.Generator().manual_seed(1_000_003 + seed))
