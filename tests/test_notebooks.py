@@ -123,6 +123,18 @@ def test_a_second_run_finds_the_networks_trained_and_the_numbers_equal(tmp_path)
     assert first["curves"][0]["points"] == second["curves"][0]["points"]
 
 
+@pytest.mark.parametrize("name", ["simplenet_mnist", "vgg11_cifar10"])
+def test_the_same_seeds_trained_anew_give_the_same_numbers(name, tmp_path, monkeypatch):
+    found = []
+    for attempt in ("first", "second"):
+        monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(tmp_path / attempt))
+        record = run(name, tmp_path, matchers=["graph", "activation"], alphas=[0.0, 0.5], bn_study_images=[])
+        assert all(side["sha256"] for side in record["checkpoints"].values())
+        curves = [[curve["objective"], curve["points"], curve["barrier"]] for curve in record["curves"]]
+        found.append([record["parents"], curves, [side["sha256"] for side in record["checkpoints"].values()]])
+    assert found[0] == found[1]
+
+
 def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_controls(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(paths.ROOT / "checkpoints"))
     record = run("leaderboard", tmp_path, "leaderboard_simplenet-s0")
