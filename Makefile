@@ -10,7 +10,7 @@
 EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
 
 ifeq ($(origin PYTHON),command line)
-  PY := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
+  PY := '$(PYTHON)'
   READY := own-environment
 else
   PY := .venv/bin/python
@@ -23,7 +23,7 @@ APT := libopencv-dev libturbojpeg0-dev pkg-config build-essential
 CONDA := compilers pkg-config libopencv libjpeg-turbo
 
 help:  ## this list
-	@awk -F ':.*  ## ' '/^[a-z0-9]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*  ## ' '/^[a-z0-9]+:.*  ## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo '  ARGS="-p NAME VALUE -p NAME=VALUE -y YAML -f FILE" gives the notebooks other parameters.'
 	@echo '  PYTHON=/path/to/python uses your own environment instead of building .venv.'
 
@@ -76,11 +76,11 @@ endif
 	else \
 	  found=; \
 	  for python in python3.13 python3.12 python3.11 python3 python; do \
-	    $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    $$python -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	      && found=$$python && break; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo "No Python >= 3.11 with venv on PATH (Debian, Ubuntu: apt install python3-venv); or make PYTHON=/path/to/python" >&2; \
+	    echo "No Python 3.11 to 3.13 with venv on PATH (Debian, Ubuntu: apt install python3-venv); or make PYTHON=/path/to/python" >&2; \
 	    exit 1; \
 	  fi; \
 	  echo "building .venv ($$($$found --version)) from constraints.txt: about 3 GB to download where PyTorch comes with CUDA, takes some minutes"; \

@@ -47,9 +47,9 @@ CORRECTION_LINE: dict[str, Any] = {
     "none": "-",
     "bn_reset": (0, (5, 1.5)),
     "repair": (0, (5, 1.5, 1, 1.5)),
-    "rescale": (0, (1, 1.2)),
+    "rescale": (0, (9, 1.5)),
     "closed_form": (0, (5, 1.5, 1, 1.5, 1, 1.5)),
-    "least_squares": (0, (9, 1.5)),
+    "least_squares": (0, (1, 1.2)),
 }
 SOLVER_LABELS = MATCHER_LABELS | {
     "spectral": "spectral",
@@ -59,7 +59,7 @@ SOLVER_LABELS = MATCHER_LABELS | {
     "frank_wolfe": "Frank–Wolfe",
     "coordinate_descent": "coordinate descent",
     "softassign": "softassign",
-    "graph": "softassign → descent",
+    "graph": "graph (softassign → descent)",
     "weight": "weights (Git Re-Basin)",
 }
 SOLVER_STYLE = MATCHER_STYLE | {
@@ -404,7 +404,7 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
         "barrier_accuracy": "accuracy barrier (points)",
         "best_accuracy": "test accuracy (%) at the best α on held-out training images (below it)",
     }.get(metric, metric)
-    headed(figure, f"{what}: matching × correction, the best framed")
+    headed(figure, f"{what}: matching × correction, the best framed; grey: not measured or not for this network")
     return figure
 
 
@@ -554,7 +554,9 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
         if index + wide >= len(panels):
             axes.set_xlabel("points" if metric.endswith("accuracy") else "nats")
     told = metric.replace("_", " ").replace("barrier test", "test barrier,")
-    headed(figure, f"{told} minus that of {against}, same pairs: mean, 95 % interval (filled: leaves out 0)")
+    matcher, _, correction = against.partition(" + ")
+    named = results.curve_label({"matcher": matcher, "correction": correction or "none"})
+    headed(figure, f"{told} minus that of {named}, same pairs: mean, 95 % interval (filled: leaves out 0)")
     return figure
 
 

@@ -454,7 +454,11 @@ def _found(kind: str, typed: str, pattern: str) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 every run has its record, 1 one has not, 2 the input was refused, 130 interrupted."""
-    parser = argparse.ArgumentParser("python -m lib.sweep", description="Runs a notebook over a grid, on Snakemake.")
+    parser = argparse.ArgumentParser(
+        "python -m lib.sweep",
+        description="Runs a notebook over a grid, on Snakemake.",
+        epilog="Any other option goes to Snakemake, such as -n.",
+    )
     parser.add_argument("grid", help="a YAML file, or the name of one in notebooks/sweeps")
     parser.add_argument("--profile", help="a folder, or the name of one in notebooks/sweeps/profiles")
     parser.add_argument("--keep", action="store_true", help="take records that were made by other code as they are")

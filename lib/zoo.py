@@ -39,11 +39,6 @@ def _specs() -> dict[str, tuple[str, Spec]]:
                     cifar,
                     Spec("resnet20", seed, residual, width=0.5, norm="batch"),
                 )
-    for seed in (0, 1):
-        specs[f"vgg11bn-w0.5-s{seed}"] = (
-            cifar,
-            Spec("vgg11", seed, Recipe(epochs=10), width=0.5, norm="batch"),
-        )
     return specs
 
 
