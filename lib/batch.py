@@ -87,12 +87,20 @@ def convert(value: object, kind: str, item: str = "") -> object:
     raise TypeError
 
 
+def parameters_of(notebook: Path) -> dict[str, dict]:
+    """The parameters of a notebook, as papermill infers them. Raises InputError for a file that is no notebook."""
+    try:
+        return papermill.inspect_notebook(notebook)
+    except Exception as error:  # a damaged file can make nbformat raise anything
+        raise InputError(f"{notebook.name} is no notebook: {str(error).splitlines()[0][:100]}") from None
+
+
 def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, object]:
     """`given` in the types that the notebook's parameters cell declares (by annotation, else by default).
 
     Raises InputError for a name that the cell does not have and for a value of another type.
     """
-    known = papermill.inspect_notebook(notebook)
+    known = parameters_of(notebook)
     checked = {}
     for name, value in given.items():
         if name not in known:

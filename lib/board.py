@@ -51,21 +51,31 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS)}
     parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
     for kind in parameters["pairs"]:
+        found = []
         for seed in parameters["seeds"]:
             name = f"{kind}-s{seed}"
             if (said := shipped.get(name)) is None:
                 continue
-            given = {name: parameters[name] for name in SHARED} | FIXED
+            given = {name: parameters[name] for name in (*SHARED, "held_out_images")} | FIXED
             given |= {"checkpoint_a": name, "checkpoint_b": partner(name)}
             given["dataset"] = said["dataset"] if parameters["dataset"] == "auto" else parameters["dataset"]
             given["results_path"] = str(place / f"leaderboard_{kind}-s{seed}.json")
             presets = {"quick": {"width": said["spec"]["width"]}}
             run = experiment.begin(
-                "leaderboard", said["spec"]["model"], given, presets=presets, norm=said["spec"]["norm"], lenient=True
+                "leaderboard",
+                said["spec"]["model"],
+                given,
+                presets=presets,
+                norm=said["spec"]["norm"],
+                lenient=True,
+                extra=("held_out_images",),
             )
             run.check_held_out(parameters["held_out_images"])
-            runs[run.results_path.stem] = run
-        if not any(stem.startswith(f"leaderboard_{kind}-s") for stem in runs):
+            found.append(name)
+            run.settings["matchers"], run.settings["corrections"] = run.applicable()
+            if run.matchers and run.corrections:
+                runs[run.results_path.stem] = run
+        if not found:
             raise InputError(f"no shipped pair '{kind}' with these seeds; accepted: {', '.join(kinds) or 'none'}")
     return runs
 
@@ -79,13 +89,17 @@ def measured(stem: str, run: Run, held_out_images: int) -> dict[str, Any]:
             old["provenance"]["parameters"]
             == results.provenance(run.given, None, run.device, run.started)["parameters"]
         )
-        if same and all(
-            old["checkpoints"][side]["sha256"] == training.file_sha256(path) for side, path in run.checkpoints.items()
+        if (
+            same
+            and old["provenance"]["dataset_sha256"] == run.dataset.sha256
+            and all(
+                old["checkpoints"][side]["sha256"] == training.file_sha256(path)
+                for side, path in run.checkpoints.items()
+            )
         ):
             print(f"{stem}: measured already")
             return old
     print(f"{stem}", flush=True)
-    run.settings["matchers"], run.settings["corrections"] = run.applicable()
     model_a, model_b = run.open_pair()
     parents, held_out = run.parents(model_a, model_b), run.held_out(held_out_images)
     matchings = run.match(model_a, model_b)

@@ -136,7 +136,7 @@ def sites(model: nn.Module, groups: Groups) -> list[Layer]:
 
     def activates(node: fx.Node) -> bool:
         kinds = type(modules[node.target]).__mro__ if node.op == "call_module" else (node.target,)
-        return any(symmetry.RULES.get(kind) in (symmetry._activation, symmetry._prelu) for kind in kinds)
+        return any(map(symmetry.is_activation, kinds))
 
     found = []
     for layer in groups.layers:

@@ -18,7 +18,8 @@ from lib.checks import InputError, check_choice
 
 # What must be alike before numbers are averaged: the last ones are parameters of the run, None where it had none.
 SETTINGS = (
-    "epochs", "share", "solver", "merge_linear", "limit_train", "limit_test", "match_images", "correct_images",
+    "epochs", "share", "solver", "similarity", "tap", "merge_linear", "limit_train", "limit_test", "match_images",
+    "correct_images",
 )  # fmt: skip
 KIND = ("experiment", "preset", "dataset", "dataset_sha256", "model", "width", "norm", *SETTINGS)
 METHODS = ("auto", "bootstrap", "t")

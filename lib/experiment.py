@@ -40,7 +40,7 @@ def _refuse(name: str, value: object, accepted: str) -> InputError:
 
 
 def _distinct(name: str, values: object, accepted: Iterable[str]) -> None:
-    if not isinstance(values, list | tuple) or not values or len(set(values)) < len(values):
+    if not isinstance(values, list | tuple) or not values or len(set(map(str, values))) < len(values):
         raise _refuse(name, values, f"a list without repeats of {', '.join(accepted)}")
 
 
@@ -236,10 +236,7 @@ class Run:
         name, found = list(matchings.items())[-1]
         state = symmetry.permute(training.state_of(model_b), self.groups, found)
         target = paths.target(path, "")
-        sidecar = training.read_sidecar(self.checkpoints["b"]) | {
-            "aligned_by": name,
-            "dataset": self.dataset.name,
-        }
+        sidecar = {"dataset": self.dataset.name} | training.read_sidecar(self.checkpoints["b"]) | {"aligned_by": name}
         training.save_checkpoint(target, state, sidecar)
         return target
 
@@ -424,6 +421,8 @@ def begin(
     started = datetime.now(UTC)
     given = {name: parameters[name] for name in (*PARAMETERS, *extra)}
     check(given)
+    if str(given.get("save_aligned") or "").endswith(".json"):  # where the sidecar goes
+        raise _refuse("save_aligned", given["save_aligned"], "a path that ends in .safetensors")
     device = loaders.pick_device(given["device"])
     preset = given["preset"]
     if preset == "auto":
@@ -436,6 +435,10 @@ def begin(
     settings = dict(given)
     for name, value in presets[preset].items():
         if settings.get(name) is None:
+            if isinstance(value, Mapping) and dataset.name not in value:
+                raise InputError(
+                    f"{name} has no preset on {dataset.name}; accepted: give {name}, or one of {', '.join(value)}"
+                )
             settings[name] = value[dataset.name] if isinstance(value, Mapping) else value
     if checkpoints and given["width"] is None:
         # A checkpoint that says its width need not be told it.

@@ -3,6 +3,7 @@
 alpha is the share of network B everywhere: fused = (1 − alpha)·A + alpha·B.
 """
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,8 @@ def measure(
 
 
 def barrier(points: Sequence[Mapping], parents: Mapping[str, Mapping]) -> dict[str, float | None]:
-    """How far the path falls below the line between the parents, for each metric; None where it was not measured.
+    """How far the path falls below the line between the parents, for each metric; None where it was not measured or
+    is no number.
 
     For an accuracy the maximum over alpha of (1 − alpha)·A + alpha·B − curve, for a loss of curve − that line: larger
     is worse. The parents are the uncorrected end points whatever the correction.
@@ -72,7 +74,8 @@ def barrier(points: Sequence[Mapping], parents: Mapping[str, Mapping]) -> dict[s
     found: dict[str, float | None] = {}
     for metric in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
         ends = [parents[name].get(metric) for name in ("a", "b")]
-        if None in ends or any(point.get(metric) is None for point in points):
+        values = [*ends, *(point.get(metric) for point in points)]
+        if any(value is None or math.isnan(value) for value in values):
             found[metric] = None
             continue
         drops = [(1 - p["alpha"]) * ends[0] + p["alpha"] * ends[1] - p[metric] for p in points]

@@ -155,7 +155,7 @@ class Problem:
         groups: Mapping,
         *,
         norms: Mapping[str, str] | None = None,
-        eps: float = 1e-5,
+        eps: float | Mapping[str, float] = 1e-5,
         fold: bool = True,
         similarity: Mapping[str, Tensor] | None = None,
         similarity_weight: float = 1.0,
@@ -548,7 +548,7 @@ def _without_norms(
     state: Mapping[str, Tensor],
     members: Mapping[str, list[tuple[str, Member]]],
     norms: Mapping[str, str],
-    eps: float,
+    eps: float | Mapping[str, float],
     fold: bool,
 ) -> tuple[dict[str, Tensor], dict[str, list[tuple[str, Member]]]]:
     """The state with each BatchNorm folded into the layer before it or, where it cannot be, reduced to scale
@@ -565,7 +565,7 @@ def _without_norms(
                 members.pop(f"{norm}.{part}", None)
         if not fold or owners is None:
             continue
-        scale = (var + eps).rsqrt()
+        scale = (var + (eps.get(norm, 1e-5) if isinstance(eps, Mapping) else eps)).rsqrt()
         if f"{norm}.weight" in state:
             scale = scale * state[f"{norm}.weight"].double()
         shift = -mean * scale

@@ -370,6 +370,8 @@ def _write(site: _Site, affine: _Affine, rows: Tensor, gram: Tensor) -> None:
 
 def _solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float) -> Tensor:
     """(G + R)⁻¹ (cross − R·pull) with R = ridge · mean diag(G) · I, by Cholesky; R grows tenfold until it exists."""
+    if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
+        raise InputError("correction 'least_squares' meets activations that are not finite; accepted: networks without")
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None].clamp(min=torch.finfo(gram.dtype).tiny)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     while True:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from lib import checks, graph_matching, graph_solvers, symmetry
@@ -54,7 +55,12 @@ class _Pair:
 
     @property
     def states(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return self.model_a.state_dict(), self.model_b.state_dict()
+        device = _exact(self.device)
+        a, b = (
+            {name: tensor.to(device) for name, tensor in model.state_dict().items()}
+            for model in (self.model_a, self.model_b)
+        )
+        return a, b
 
 
 # A matcher returns (perms, objective, similarity or None, info).
@@ -89,13 +95,19 @@ def features(value: Tensor, tap: Tap, size: int) -> Tensor:
     return part.reshape(-1, size)
 
 
+def _exact(device: torch.device | str) -> torch.device:
+    """Where float64 sums are kept: on the device, but MPS has no float64."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class Moments:
     """Pooled first and second moments of the units of two networks, accumulated in float64 (the products of one
     batch in float32, whose error is far below the sampling error)."""
 
     def __init__(self, size: int, device: torch.device | str) -> None:
         self.count = 0
-        options = {"dtype": torch.float64, "device": device}
+        options = {"dtype": torch.float64, "device": _exact(device)}
         self.sums, self.squares = torch.zeros(2, size, **options), torch.zeros(2, size, **options)
         self.products = torch.zeros(size, size, **options)
 
@@ -103,9 +115,9 @@ class Moments:
         """Takes in observations (K, size) of both networks."""
         self.count += len(a)
         for i, x in enumerate((a, b)):
-            self.sums[i] += x.sum(dim=0)
-            self.squares[i] += (x * x).sum(dim=0)
-        self.products += a.T @ b
+            self.sums[i] += x.sum(dim=0).to(self.sums.device)
+            self.squares[i] += (x * x).sum(dim=0).to(self.sums.device)
+        self.products += (a.T @ b).to(self.sums.device)
 
     def similarity(self, kind: str, epsilon: float) -> Tensor:
         """(size, size) float64: "correlation", "covariance" or "uncentred" (the mean product)."""
@@ -125,7 +137,7 @@ class Moments:
         return covariance / (torch.outer(std_a, std_b) + epsilon)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a network that is moved to the device here stays trainable
 def activation_similarity(
     model_a: nn.Module,
     model_b: nn.Module,
@@ -202,6 +214,11 @@ def _spectral(orientation: str) -> Callable[..., _Found]:
     return run
 
 
+def _eps(model: nn.Module) -> dict[str, float]:
+    """The epsilon of each BatchNorm, by module name."""
+    return {name: module.eps for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+
+
 def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _Found]:
     """A matcher on the quadratic objective of lib.graph_problem; `fixed` is its solver, None leaves it an option."""
 
@@ -214,8 +231,8 @@ def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _F
                 pair.model_a, pair.model_b, pair.groups, pair.batches, device=pair.device, progress=pair.progress
             )
         problem = Problem(
-            *pair.states, pair.groups, similarity=similarity, similarity_weight=activations, device=pair.device,
-            memory=memory,
+            *pair.states, pair.groups, similarity=similarity, similarity_weight=activations,
+            device=_exact(pair.device), memory=memory, eps=_eps(pair.model_a),
         )  # fmt: skip
         found = graph_solvers.solve(
             problem, solver=solver, restarts=restarts, generator=pair.generator, progress=pair.progress, **options
@@ -284,13 +301,14 @@ class Peak:
     process's resident set; None elsewhere, where no system counter can be reset."""
 
     def __init__(self, device: torch.device | str) -> None:
-        self.cuda = torch.device(device).type == "cuda"
+        self.device = torch.device(device)
+        self.cuda = self.device.type == "cuda"
         self.bytes: int | None = None
 
     def __enter__(self) -> "Peak":
         if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.start: int | None = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.start: int | None = torch.cuda.memory_allocated(self.device)
         else:
             try:
                 Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
@@ -301,7 +319,7 @@ class Peak:
 
     def __exit__(self, *exception) -> None:
         if self.start is not None:
-            top = torch.cuda.max_memory_allocated() if self.cuda else self._resident("VmHWM")
+            top = torch.cuda.max_memory_allocated(self.device) if self.cuda else self._resident("VmHWM")
             self.bytes = max(0, top - self.start)
 
     @staticmethod
@@ -329,7 +347,7 @@ def match(
     """The permutations of B's units that line it up with A, found by the matcher of that name.
 
     Args:
-        model_a, model_b: two networks of one architecture; neither is changed.
+        model_a, model_b: two networks of one architecture; put on `device` and in evaluation mode, weights unchanged.
         groups: their permutation groups (`symmetry.trace`).
         batches: of (images (N, …), labels) or of images, for matchers that look at data (`MATCHERS[name].images`).
         generator: of random restarts and orders, where a matcher has them; seed 0 when absent.

@@ -40,7 +40,7 @@ def read(folder: Path) -> tuple[dict[str, Records], dict[str, Records], list[str
     sweeps: dict[str, dict[str, Any]] = {}
     broken = []
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
-        if path.parent.name == LOCAL.name:
+        if path.parent != folder and path.parent.name == LOCAL.name:
             continue
         try:
             record = results.read_record(path)
@@ -149,6 +149,8 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     """
     folder, writer = Path(folder), Writer(Path(figures))
     kinds, sweeps, skipped = read(folder)
+    if not kinds and not sweeps:
+        raise InputError(f"no run records in {folder}; accepted: a folder that holds some")
     whole = not skipped
     writer.figure("network_graph", plots.network_graph())
     seen = set()
@@ -213,7 +215,8 @@ def _write_sweep(writer: Writer, sweep: str, records: Records) -> None:
 def _write_widths(writer: Writer, stem: str, records: Iterable[Mapping[str, Any]]) -> None:
     """Width against barrier, where there is more than one width and one data set."""
     records = list(records)
-    if len({r["model"]["width"] for r in records}) > 1 and len({r["dataset"] for r in records}) == 1:
+    widths, kinds = {r["model"]["width"] for r in records}, evidence.kinds(results.rows(records))
+    if len(kinds) == len(widths) > 1 and len({r["dataset"] for r in records}) == 1:
         writer.both(stem, plots.width_barrier, records)
         writer.text(f"{stem}.tex", tables.widths_latex(records))
 
@@ -250,14 +253,19 @@ def write_readme(readme: Path = ROOT / "README.md", folder: str | Path = RESULTS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command `python -m lib.paper`; 1 when a file in the results folder could not be read."""
+    """The command `python -m lib.paper`; 1 when a file in the results folder could not be read, 2 when
+    nothing could be made."""
     parser = argparse.ArgumentParser(prog="python -m lib.paper", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of run records (*.json)")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder to write into")
     options = parser.parse_args(arguments)
-    written, skipped = write_all(options.results, options.figures)
-    if (options.results, options.figures) == (RESULTS, FIGURES):
-        write_readme()
+    try:
+        written, skipped = write_all(options.results, options.figures)
+        if (options.results, options.figures) == (RESULTS, FIGURES):
+            write_readme()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
     for path in written:
         print(f"wrote {results.portable(path)}")
     for line in skipped:

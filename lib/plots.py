@@ -504,7 +504,9 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
             axes.set_xlabel("width")
     names = dict.fromkeys(results.model_label(record["model"] | {"width": 1.0}) for record in records)
     pairs = sum(mean["n"] for mean in means.values())
-    title = f"{' + '.join(names)} on {records[0]['dataset']}, {pairs} pairs: means, 95 % intervals, each pair a point"
+    some = any(c["barrier"]["test_accuracy_low"] is not None for mean in means.values() for c in mean["curves"])
+    told = "means, 95 % intervals where n ≥ 3" if some else "means"
+    title = f"{' + '.join(names)} on {records[0]['dataset']}, {pairs} pairs: {told}, each pair a point"
     headed(figure, title)
     legend_below(figure, handles)
     return figure

@@ -337,6 +337,8 @@ def validate(record: Any) -> None:
         _validate_model(record.get("model"))
     if not study:
         _validate_pair(record)
+    for field in ("studies", "references"):
+        _expect(isinstance(record.get(field, {}), dict), field, "an object", record.get(field))
     for name, rows in record.get("studies", {}).items():
         _expect(_rows(rows), f"studies.{name}", "a non-empty list of objects")
     for name, metrics in record.get("references", {}).items():
@@ -561,11 +563,6 @@ def reference_for(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The entry of REFERENCE that speaks about this record's experiment, data set and model, or None."""
     known = REFERENCE.get(record["experiment"])
     return known if known and headline(known) == headline(record) else None
-
-
-def value_at(curve: Mapping[str, Any], alpha: float, metric: str) -> float | None:
-    """`metric` of `curve` at `alpha` (to 1e-6), or None where it was not measured."""
-    return point_at(curve, alpha).get(metric)
 
 
 def point_at(curve: Mapping[str, Any], alpha: float) -> Mapping[str, Any]:

@@ -51,7 +51,7 @@ def choose(covariance: Tensor, readers: Tensor, alpha: float) -> tuple[Tensor, f
     basis = vectors * values.clamp(min=0).sqrt()
     targets = covariance[:, : 2 * n] @ basis
     total = float((basis * targets[: 2 * n]).sum()) or 1.0
-    ridge = 1e-4 * float(covariance.diagonal()[2 * n :].mean())
+    ridge = max(1e-4 * float(covariance.diagonal()[2 * n :].mean()), 1e-12)
     units = torch.arange(n)
     first = {BOTH: 4 * n, A: 2 * n, B: 3 * n}
 

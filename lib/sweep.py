@@ -28,7 +28,7 @@ import papermill
 import yaml
 
 from lib import paths
-from lib.batch import check_parameters
+from lib.batch import check_parameters, parameters_of
 from lib.checks import InputError, check_choice
 
 KEYS = ("notebook", "parameters", "grid", "seeds", "results")
@@ -135,7 +135,7 @@ def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Run]:
     notebook = paths.resolve(f"{typed}".removesuffix(".ipynb") + ".ipynb", paths.NOTEBOOKS)
     if not typed or not notebook.is_file():
         raise InputError(f"no notebook {typed}; there are: {', '.join(p.stem for p in _notebooks())}")
-    if "results_path" not in papermill.inspect_notebook(notebook):
+    if "results_path" not in parameters_of(notebook):
         raise InputError(f"{notebook.name} has no parameter results_path: it does not leave one record a run")
     axes = dict(block["grid"])
     for name, values in axes.items():
@@ -149,7 +149,7 @@ def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Run]:
         axes["seed_a"] = seeds
     for name in set(axes) & {*fixed, *PLACES} | {*fixed} & {*PLACES}:
         raise InputError(f"{name} is set twice: once is accepted, and {' and '.join(PLACES)} are the sweep's own")
-    folder = paths.target(block.get("results") or "", paths.LOCAL / sweep)
+    folder = paths.target(str(block.get("results") or ""), paths.LOCAL / sweep)
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         given = fixed | point

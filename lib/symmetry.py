@@ -122,6 +122,11 @@ def inverse(perms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.argsort(perm) for name, perm in perms.items()}
 
 
+def is_activation(operation: object) -> bool:
+    """Whether a module's type or a function is a non-linearity that acts on each unit alone."""
+    return RULES.get(operation) in (_activation, _prelu)
+
+
 def compose(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The permutations (size,) that do `first`, then `second`."""
     return {name: perm[second[name]] for name, perm in first.items()}
@@ -425,6 +430,8 @@ class _Tracer:
                 return {}
         if found is None:
             raise self.fail(node, "it has no rule; lib.symmetry.rule registers one")
+        if not node.args and node.all_input_nodes:
+            raise self.fail(node, "its input is given by keyword")
         if any(isinstance(source.meta.get("tensor_meta"), list) for source in node.all_input_nodes):
             raise self.fail(node, "it takes several tensors at once from one node")
         return found(self, node, module)
@@ -760,7 +767,7 @@ def _reshape(t: _Tracer, node: fx.Node, module) -> Layout:
 @rule("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow")
 def _elementwise(t: _Tracer, node: fx.Node, module) -> Layout:
     """Arithmetic with broadcasting: axes that meet are tied, an axis of one entry meets nothing."""
-    operands = [n for n in node.args if isinstance(n, fx.Node) and _is_tensor(n)]
+    operands = [n for n in node.all_input_nodes if _is_tensor(n)]
     rank = len(_shape(node))
     layout: Layout = {}
     for axis in range(rank):

@@ -216,7 +216,8 @@ def train(
         if saved["recipe"] != dataclasses.asdict(recipe) or saved["steps"] != steps:
             raise InputError(f"{resume} belongs to another training; delete it to start afresh")
         for name, part in parts.items():
-            part.load_state_dict(saved[name])
+            if saved[name]:  # a scaler that is off, as on a CPU, saves nothing
+                part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         losses = saved["losses"]
     with tqdm(
@@ -282,7 +283,7 @@ def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str 
     correct = seen = 0
     loss = torch.zeros((), dtype=torch.float64, device="cpu")
     for images, labels in batches:
-        logits = model(images.to(device)).float()
+        logits = model(images.to(device, torch.float32)).float()  # FFCV delivers float16 on CUDA
         labels = labels.to(device)
         loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
         # argmax takes NaN for the largest: a network that has diverged would be right on one class

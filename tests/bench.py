@@ -1,6 +1,7 @@
 """`make bench`: every performance claim as a ratio against the published procedure or a peer, in one process.
 
-Each section runs the same work both ways, asserts that the results agree, and prints medians. Machines are noisy:
+Each section runs the same work both ways and prints what each finds; where permutations must agree it asserts so. Slow
+peers run once, others three times (the median counts). Machines are noisy:
 read ratios, not seconds. Data where it is at hand (FUSEBOOK_DATA), else random images.
 """
 

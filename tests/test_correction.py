@@ -631,3 +631,16 @@ def test_merge_linear_leaves_networks_without_such_layers_alone():
         assert merged.state_dict().keys() == model.state_dict().keys()
         assert all(torch.equal(merged.state_dict()[key], value) for key, value in model.state_dict().items())
         torch.testing.assert_close(merged(x), model(x))
+
+
+def test_least_squares_refuses_activations_that_overflow():
+    model = models.build("mlp", width=0.02, seed=0)
+    state = {name: tensor * (1e30 if tensor.dim() > 1 else 1) for name, tensor in model.state_dict().items()}
+    groups = symmetry.trace(model, models.example("mlp"))
+    with pytest.raises(InputError, match="not finite"):
+        correct(model, state, state, 0.5, "least_squares", groups=groups, batches=[models.example("mlp")], **QUIET)
+
+
+def test_choose_takes_units_that_never_fire():
+    choice, before, after = selection.choose(torch.zeros(20, 20, dtype=torch.float64), torch.ones(3, 8).double(), 0.5)
+    assert len(choice) == 4 and before == after

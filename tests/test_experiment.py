@@ -124,3 +124,10 @@ def test_merged_linear_layers_compute_the_same_and_leave_a_group_less(tmp_path):
     assert list(run.groups) == ["conv1", "conv2"]
     x = models.example("simplenet")
     assert torch.allclose(merged(x), models.build("simplenet", seed=0)(x), atol=1e-5)
+
+
+def test_a_preset_that_says_nothing_of_the_data_set_is_one_line():
+    presets = {"quick": {"epochs": {"cifar10": 7}, "width": 1.0}}
+    with pytest.raises(InputError, match="epochs has no preset on mnist-5k; accepted: give epochs, or one of cifar10"):
+        experiment.begin("test", "simplenet", DEFAULTS, presets=presets)
+    assert experiment.begin("test", "simplenet", DEFAULTS | {"epochs": 1}, presets=presets).epochs == 1

@@ -91,3 +91,13 @@ def test_share_counts_units_where_a_correction_chooses_them_and_weights_elsewher
     chosen = fusion.Curve(points, {}, 0.0, info={0.5: {"units": units}})
     assert chosen.share() == pytest.approx({"a": 0.7, "b": 0.3, "both": 0.2})
     assert fusion.Curve(points[:1], {}, 0.0).share()["b"] == 0.25
+
+
+def test_a_barrier_of_what_is_no_number_is_none_wherever_it_stands():
+    ends = {side: {"test_loss": 0.3, "test_accuracy": 0.9} for side in "ab"}
+    losses = [0.3, float("nan"), 0.3]
+    for turned in (losses, losses[1:] + losses[:1], losses[2:] + losses[:2]):
+        points = [{"alpha": i / 2, "test_loss": loss, "test_accuracy": 0.8} for i, loss in enumerate(turned)]
+        found = fusion.barrier(points, ends)
+        assert found["test_loss"] is None
+        assert found["test_accuracy"] == pytest.approx(0.1)

@@ -209,3 +209,14 @@ def test_sweep_summary_counts_every_record_and_compares_methods(folder, tmp_path
 def test_sweep_summary_refuses_bad_parameters_in_one_line(folder, tmp_path, monkeypatch, parameters, named):
     with pytest.raises(InputError, match=named):
         summarise(folder / "widths", tmp_path, monkeypatch, **parameters)
+
+
+def test_a_folder_without_records_is_one_line_and_removes_nothing(folder, tmp_path, capsys, unrendered):
+    figures = tmp_path / "figures"
+    paper.main(["--results", str(folder), "--figures", str(figures)])
+    before = sorted(os.listdir(figures))
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    assert paper.main(["--results", str(tmp_path / "empty"), "--figures", str(figures)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert sorted(os.listdir(figures)) == before

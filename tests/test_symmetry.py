@@ -316,3 +316,24 @@ def test_random_networks_trace_prove_and_give_a_planted_permutation_back(model, 
     )
     for name, perm in planted.items():
         assert torch.equal(found[name], perm), name
+
+
+class Keywords(nn.Module):
+    """Two layers whose units meet in a sum that names its second operand, or its input."""
+
+    def __init__(self, by_name: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.out, self.by_name = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3), by_name
+
+    def forward(self, x):
+        total = torch.add(torch.relu(self.a(x)), other=torch.relu(self.b(x)))
+        return self.out(input=total) if self.by_name else self.out(total)
+
+
+def test_operands_given_by_keyword_are_tied_or_refused():
+    model, x = Keywords(False).eval(), torch.rand(2, 4)
+    groups = symmetry.trace(model, x)
+    assert [group.size for group in groups.values()] == [6]
+    symmetry.prove(model, groups, x)
+    with pytest.raises(UnsupportedError, match="out.*given by keyword"):
+        symmetry.trace(Keywords(True).eval(), x)
