@@ -56,6 +56,7 @@ def _job(function, arguments, said: Path, options: dict) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite itself runs in the background
     if "size" in options:
         import resource
 
