@@ -348,7 +348,7 @@ def test_differences_fill_the_markers_of_intervals_that_leave_out_zero():
     marks = {round(float(line.get_xdata()[0])): line.get_markerfacecolor() for line in drawn}
     assert marks[10] != "white" and marks[10] == plots.MATCHER_STYLE["graph"][0]
     assert marks[0] == "white"
-    assert "n = 3" in words(figure) and "minus that of none" in words(figure)
+    assert "n = 3" in words(figure) and "minus that of no matching" in words(figure)
 
 
 def test_an_unknown_solver_always_looks_the_same():
