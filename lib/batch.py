@@ -23,7 +23,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from lib.checks import InputError
+from lib.checks import InputError, first_line
 from lib.paths import LOCAL, NOTEBOOKS, atomic, resolve
 
 
@@ -92,7 +92,7 @@ def parameters_of(notebook: Path) -> dict[str, dict]:
     try:
         return papermill.inspect_notebook(notebook)
     except Exception as error:  # a damaged file can make nbformat raise anything
-        raise InputError(f"{notebook.name} is no notebook: {str(error).splitlines()[0][:100]}") from None
+        raise InputError(f"{notebook.name} is no notebook: {first_line(error)[:100]}") from None
 
 
 def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, object]:

@@ -62,15 +62,10 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
             given["results_path"] = str(place / f"leaderboard_{kind}-s{seed}.json")
             presets = {"quick": {"width": said["spec"]["width"]}}
             run = experiment.begin(
-                "leaderboard",
-                said["spec"]["model"],
-                given,
-                presets=presets,
-                norm=said["spec"]["norm"],
-                lenient=True,
+                "leaderboard", said["spec"]["model"], given, presets=presets, norm=said["spec"]["norm"], lenient=True,
                 extra=("held_out_images",),
-            )
-            run.check_held_out(parameters["held_out_images"])
+            )  # fmt: skip
+            run.check_held_out(run.held_out_images)
             found.append(name)
             run.settings["matchers"], run.settings["corrections"] = run.applicable()
             if run.matchers and run.corrections:
@@ -80,28 +75,21 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     return runs
 
 
-def measured(stem: str, run: Run, held_out_images: int) -> dict[str, Any]:
+def measured(stem: str, run: Run) -> dict[str, Any]:
     """The record of one pair: every applicable matcher with every applicable correction. Written when it is new; one
     that is there, of the same checkpoints and parameters, is read instead."""
     if run.results_path.is_file():
         old = results.read_record(run.results_path)
-        same = (
-            old["provenance"]["parameters"]
-            == results.provenance(run.given, None, run.device, run.started)["parameters"]
-        )
-        if (
-            same
-            and old["provenance"]["dataset_sha256"] == run.dataset.sha256
-            and all(
-                old["checkpoints"][side]["sha256"] == training.file_sha256(path)
-                for side, path in run.checkpoints.items()
-            )
+        same = old["provenance"]["parameters"] == results.recorded(run.given)
+        same = same and old["provenance"]["dataset_sha256"] == run.dataset.sha256
+        if same and all(
+            old["checkpoints"][side]["sha256"] == paths.file_sha256(path) for side, path in run.checkpoints.items()
         ):
             print(f"{stem}: measured already")
             return old
     print(f"{stem}", flush=True)
     model_a, model_b = run.open_pair()
-    parents, held_out = run.parents(model_a, model_b), run.held_out(held_out_images)
+    parents, held_out = run.parents(model_a, model_b), run.held_out(run.held_out_images)
     matchings = run.match(model_a, model_b)
     curves = run.curves(model_a, model_b, matchings, parents, held_out)
     record = run.record(parents, curves, references=run.references(model_a, model_b, parents, held_out))

@@ -13,6 +13,11 @@ class InputError(ValueError):
         return [f"InputError: {self}"]
 
 
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, its type where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def check_choice(name: str, value: object, accepted: Iterable[str]) -> None:
     """Raises InputError unless `value` is one of `accepted`."""
     accepted = tuple(accepted)

@@ -82,6 +82,8 @@ def check(p: Mapping[str, Any]) -> None:
         raise _refuse("evaluate_train", p["evaluate_train"], "true, false")
     if p["results_path"] and not str(p["results_path"]).endswith(".json"):
         raise _refuse("results_path", p["results_path"], "a path that ends in .json")
+    if str(p.get("save_aligned") or "").endswith(".json"):  # where the sidecar goes
+        raise _refuse("save_aligned", p["save_aligned"], "a path that ends in .safetensors")
     loaders.pick_device(p["device"])
 
 
@@ -213,13 +215,18 @@ class Run:
         Args:
             options: {matcher: its options}.
         """
-        found = {}
-        for name in self.matchers:
-            found[name] = matching.match(
-                model_a, model_b, self.groups, name, device=self.device,
-                batches=self.match_batches if matching.MATCHERS[name].images else None, **(options or {}).get(name, {}),
-            )  # fmt: skip
-            symmetry.prove(model_b, self.groups, models.example(self.model), found[name])
+        options = options or {}
+        return {name: self.match_by(name, model_a, model_b, **options.get(name, {})) for name in self.matchers}
+
+    def match_by(
+        self, name: str, model_a: nn.Module, model_b: nn.Module, *, progress: bool = True, **options
+    ) -> Matching:
+        """The permutations of one matcher, proved to leave B's outputs unchanged."""
+        found = matching.match(
+            model_a, model_b, self.groups, name, device=self.device, progress=progress,
+            batches=self.match_batches if matching.MATCHERS[name].images else None, **options,
+        )  # fmt: skip
+        symmetry.prove(model_b, self.groups, models.example(self.model), found)
         return found
 
     def correlation(self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching]) -> Matching:
@@ -380,7 +387,7 @@ class Run:
         checkpoints, seeds = {}, {"match": 0}
         for side in ("a", "b"):
             path = self.checkpoints[side]
-            checkpoints[side] = {"file": results.portable(path), "sha256": training.file_sha256(path)}
+            checkpoints[side] = {"file": results.portable(path), "sha256": paths.file_sha256(path)}
             seeds[side] = training.read_sidecar(path).get("spec", {}).get("seed")
         return results.record(
             experiment=self.experiment,
@@ -421,8 +428,6 @@ def begin(
     started = datetime.now(UTC)
     given = {name: parameters[name] for name in (*PARAMETERS, *extra)}
     check(given)
-    if str(given.get("save_aligned") or "").endswith(".json"):  # where the sidecar goes
-        raise _refuse("save_aligned", given["save_aligned"], "a path that ends in .safetensors")
     device = loaders.pick_device(given["device"])
     preset = given["preset"]
     if preset == "auto":

@@ -300,11 +300,7 @@ class Explorer:
     def _align(self, name: str, matcher: str) -> Aligned:
         pair = self.pair(name)
         run = pair.run
-        found = matching.match(
-            pair.model_a, pair.model_b, run.groups, matcher, device=run.device, progress=False,
-            batches=run.match_batches if matching.MATCHERS[matcher].images else None,
-        )  # fmt: skip
-        symmetry.prove(pair.model_b, run.groups, models.example(run.model), found)
+        found = run.match_by(matcher, pair.model_a, pair.model_b, progress=False)
         if matcher == "none":  # its correlations are drawn from those of "activation", beside which it stands
             arrays = results.matching_arrays(found)
         else:
@@ -549,7 +545,7 @@ class Panel(widgets.VBox):
         self.bar = widgets.IntProgress(layout=widgets.Layout(width="220px", display="none"))
         self.status, self.readout = widgets.HTML(), widgets.HTML()
         self.images = {tab: [widgets.Image(format="png") for _ in range(2 - (tab == TABS[2]))] for tab in TABS}
-        for image in (image for listed in self.images.values() for image in listed):
+        for image in self._every_image():
             image.layout = widgets.Layout(max_width="900px", width="100%", object_fit="contain")
         self.plane = widgets.Button(description="measure the plane", button_style="primary")
         self.hint = widgets.HTML()
@@ -599,8 +595,11 @@ class Panel(widgets.VBox):
 
     def _clear(self) -> None:
         self.readout.value = '<div style="font-size:1.5em; min-height:2.4em">—</div>'
-        for image in (image for listed in self.images.values() for image in listed):
+        for image in self._every_image():
             _put(image, None)
+
+    def _every_image(self) -> list[widgets.Image]:
+        return [image for listed in self.images.values() for image in listed]
 
     def _tick(self, done: int, total: int) -> None:
         self.bar.layout.display = ""

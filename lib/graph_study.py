@@ -68,7 +68,7 @@ def plant(
     """(network, its groups, state of its noisy permuted copy, the permutation that undoes it): see `planted`.
 
     Its weights are PyTorch's default ones, drawn from `seed`, whatever the model itself starts training from."""
-    network = models.build(model, width=width)
+    network = models.build(model, width=width, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         for module in network.modules():

@@ -389,8 +389,7 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
             continue
         (architecture, dataset), found = list(panels.items())[index]
         _heat_map(axes, found, metric, lines, across)
-        counts = sorted({row["n"] for row in found if "reference" not in row})
-        n = "–".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
+        n = _range_of_n(row for row in found if "reference" not in row)
         axes.set_title(f"{architecture} on {dataset}, n = {n}\n{_references(found)}", fontsize=6.5)
         names = [MATCHER_LABELS.get(name, name) + (f" ({variant})" if variant else "") for name, variant in lines]
         places = np.arange(len(lines)) + 0.5
@@ -412,6 +411,12 @@ def _ranked(names: Iterable[Any], order: Iterable[str], key: Callable[[Any], str
     """The distinct names, in `order` where it knows them, else as they come, behind."""
     known, found = list(order), list(dict.fromkeys(names))
     return sorted(found, key=lambda name: known.index(key(name)) if key(name) in known else len(known))
+
+
+def _range_of_n(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How many pairs stand behind rows: "3", or "1–3"."""
+    counts = [row["n"] for row in rows]
+    return "–".join(f"{count}" for count in dict.fromkeys((min(counts), max(counts))))
 
 
 def _references(rows: list[Mapping[str, Any]]) -> str:
@@ -546,8 +551,7 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
             face = {"color": colour} if clear else {"color": colour, "markerfacecolor": "white"}
             axes.plot(scale * row["mean"], y, **(mark(marker) | face | {"markeredgecolor": colour}))
         axes.axvline(0, color="#333333", linewidth=0.7)
-        counts = sorted({row["n"] for row in found})
-        n = "–".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
+        n = _range_of_n(found)
         kind = {"name": model, "norm": norm, "width": width}
         axes.set_title(f"{results.model_label(kind)}\n{dataset}, n = {n}", fontsize=7)
         axes.set_yticks(range(len(curves)), [labels[curve] for curve in curves] if not index % wide else [])

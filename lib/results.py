@@ -152,7 +152,7 @@ def provenance(parameters: Mapping[str, Any], dataset: Any, device: Any, started
         "started": started.astimezone(UTC).isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
         "dataset_sha256": getattr(dataset, "sha256", None),
-        "parameters": {name: _parameter(value) for name, value in parameters.items()},
+        "parameters": recorded(parameters),
     }
 
 
@@ -194,6 +194,11 @@ def _device_name(device: Any) -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, subprocess.SubprocessError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def recorded(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's parameters as its record holds them: as JSON does, and paths outside the repo as bare file names."""
+    return {name: _parameter(value) for name, value in parameters.items()}
 
 
 def _parameter(value: Any) -> Any:

@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
 import yaml
 
 from lib import paths
@@ -66,17 +64,14 @@ class Run:
             made = json.loads(self.record.read_text(encoding="utf-8"))["provenance"]["parameters"]
         except (ValueError, KeyError, TypeError):
             return ["not a record that says its parameters"]
-        from lib.results import portable  # here alone: it is slow to import
+        from lib.results import recorded  # here alone: it is slow to import
 
-        wanted = _defaults(self.notebook) | self.parameters
-        found = []
-        for name in [name for name in made if name in wanted and name not in PLACES]:
-            value = json.loads(json.dumps(wanted[name]))
-            if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", ".."))):
-                value = portable(value)  # as the record holds it
-            if made[name] != value:
-                found.append(f"{name} {json.dumps(made[name])}, now {json.dumps(value)}")
-        return found
+        wanted = recorded(_defaults(self.notebook) | self.parameters)
+        return [
+            f"{name} {json.dumps(value)}, now {json.dumps(wanted[name])}"
+            for name, value in made.items()
+            if name in wanted and name not in PLACES and value != wanted[name]
+        ]
 
 
 @dataclass(frozen=True)
@@ -251,7 +246,7 @@ def _essence(source: str) -> str:
 
 def _defaults(notebook: Path) -> dict[str, Any]:
     found = {}
-    for name, parameter in papermill.inspect_notebook(notebook).items():
+    for name, parameter in parameters_of(notebook).items():
         try:
             found[name] = ast.literal_eval(parameter["default"])
         except (ValueError, SyntaxError):  # an expression: nothing to compare with

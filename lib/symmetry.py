@@ -19,6 +19,8 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from lib.checks import first_line
+
 
 class SymmetryError(Exception):
     """Permuting a group changed what the network computes."""
@@ -511,7 +513,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> Groups:
         with torch.no_grad():
             ShapeProp(graph).propagate(example.to(device))
     except (fx.proxy.TraceError, TypeError) as error:
-        raise UnsupportedError(f"torch.fx cannot trace {type(model).__name__}: {str(error).splitlines()[0]}") from None
+        raise UnsupportedError(f"torch.fx cannot trace {type(model).__name__}: {first_line(error)}") from None
     finally:
         for module, mode in training.items():
             module.training = mode

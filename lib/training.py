@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lib import loaders, models, paths
-from lib.checks import InputError
-from lib.paths import file_sha256
+from lib.checks import InputError, first_line
 
 # Steps between two looks at the training loss. Each look makes the host wait for a CUDA device.
 LOOK_EVERY = 50
@@ -160,7 +159,7 @@ def _is_trained(path: Path, made: Mapping[str, Any], label: str) -> bool:
     sidecar = read_sidecar(path)
     if not made.items() <= sidecar.items():
         return False
-    if file_sha256(path) != sidecar.get("sha256"):
+    if paths.file_sha256(path) != sidecar.get("sha256"):
         print(f"{label}: {path.name} is not the file its sidecar tells of, training it again", flush=True)
         return False
     print(f"{label}: already trained, {path.name}", flush=True)
@@ -257,7 +256,7 @@ def _read_resume(resume: Path | None, label: str) -> dict[str, Any]:
     try:
         return _load_torch(resume.read_bytes())
     except Exception as error:  # a damaged file can make torch raise anything
-        print(f"{label}: {resume.name} cannot be read ({_first_line(error)}), starting afresh", flush=True)
+        print(f"{label}: {resume.name} cannot be read ({first_line(error)}), starting afresh", flush=True)
         return {}
 
 
@@ -358,7 +357,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # a damaged file can make the libraries raise anything
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds code ({culprit[1]}), which is never executed" if culprit else "it cannot be read"
-        why = "" if culprit else f" ({_first_line(error)})"
+        why = "" if culprit else f" ({first_line(error)})"
         raise InputError(f"checkpoint {path} is refused: {reason}{why}; {accepted}") from None
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
@@ -381,10 +380,6 @@ def _load_torch(content: bytes) -> Any:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} in it does not have its checksum")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _refuse_not_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
@@ -456,7 +451,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is {value!r}")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"sidecar {sidecar} is broken ({_first_line(error)}); accepted: the JSON that was saved with the "
+            f"sidecar {sidecar} is broken ({first_line(error)}); accepted: the JSON that was saved with the "
             "checkpoint, or no such file"
         ) from None
     return told

@@ -7,7 +7,6 @@ read ratios, not seconds. Data where it is at hand (FUSEBOOK_DATA), else random 
 
 import argparse
 import copy
-import itertools
 import math
 import statistics
 import sys
@@ -73,8 +72,8 @@ def solvers() -> None:
     print("SimpleNet ×1/2, planted permutation with noise of 2 standard deviations, two-sided objective")
     network, groups, state, truth = graph_study.plant("simplenet", 0.5, 2.0, 0)
     problem = Problem(network.state_dict(), state, groups)
-    starts = dict(zip(problem.sizes, [0, *itertools.accumulate(problem.sizes.values())], strict=False))
-    n = sum(problem.sizes.values())
+    sizes = list(problem.sizes.values())
+    n = sum(sizes)
     flat = torch.block_diag(*problem.flat().values())[None]
     peers = {
         "spectral_symmetric": lambda K: pygmtools.sm(K, n, n, backend="pytorch"),
@@ -83,10 +82,8 @@ def solvers() -> None:
     }
     for name, peer in peers.items():
         X, slow, large = timed(lambda peer=peer: peer(problem.affinity()).T, repeats=1)
-        theirs = {
-            group: assign(X[start : start + size, start : start + size])
-            for (group, size), start in zip(problem.sizes.items(), starts.values(), strict=True)
-        }
+        rows = zip(problem.sizes, X.split(sizes), strict=True)
+        theirs = {group: assign(found.split(sizes, dim=1)[i]) for i, (group, found) in enumerate(rows)}
         ours, quick, small = timed(lambda name=name: graph_solvers.solve(problem, solver=name))
         told = [
             f"objective {problem.objective(perms):.1f}, finds {graph_study.recovered_share(truth, perms):.2f}"

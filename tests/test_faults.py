@@ -38,13 +38,11 @@ FAULTS: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def told(request):
+def told(announce):
     """Says at the end how many faults were made to happen."""
     yield
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(FAULTS.items()))
-        print(f"\n{sum(FAULTS.values())} faults made to happen: {kinds}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(FAULTS.items()))
+    announce(f"{sum(FAULTS.values())} faults made to happen: {kinds}")
 
 
 # --- processes that can be killed, starved of disk, or counted ---
@@ -108,6 +106,13 @@ class Jobs:
         FAULTS["kills"] += "step" in options or options.get("die", False)
         FAULTS["full disks"] += not options.get("die", True)
         return process, said
+
+    def undisturbed(self, function, *arguments) -> dict[str, bytes]:
+        """The files that a run leaves which nothing disturbs; the folder is as it was before it."""
+        assert self.run(function, *arguments)[0] == 0
+        files = self.files()
+        self.reset()
+        return files
 
     def stop(self, process, how: int = signal.SIGKILL) -> None:
         FAULTS["kills" if how == signal.SIGKILL else "Ctrl-C"] += 1
@@ -245,9 +250,7 @@ def test_training_killed_at_any_change_of_a_file_ends_in_the_same_bytes(jobs):
 
 def test_training_killed_again_and_again_at_random_times_ends_in_the_same_bytes(jobs, tmp_path):
     rng, epochs = random.Random(0), 60
-    jobs.run(train, epochs)
-    undisturbed = jobs.files()
-    jobs.reset()
+    undisturbed = jobs.undisturbed(train, epochs)
     for _ in range(5):
         process, _ = jobs.start(train, epochs)
         begun = time.time_ns()
@@ -376,9 +379,7 @@ def test_a_full_disk_stops_a_notebook_in_one_line(jobs, tmp_path):
 
 
 def test_two_runs_for_one_checkpoint_train_it_once(jobs):
-    jobs.run(train, 30)
-    undisturbed = jobs.files()
-    jobs.reset()
+    undisturbed = jobs.undisturbed(train, 30)
     first, said_first = jobs.start(train, 30)
     wait_for(lambda: list(jobs.folder.glob("local/*.lock")), first)
     second, said = jobs.start(train, 30)
@@ -393,9 +394,7 @@ def test_two_runs_for_one_checkpoint_train_it_once(jobs):
 
 
 def test_whoever_waits_goes_on_where_a_killed_run_stopped(jobs):
-    jobs.run(train, 60)
-    undisturbed = jobs.files()
-    jobs.reset()
+    undisturbed = jobs.undisturbed(train, 60)
     first, _ = jobs.start(train, 60)
     wait_for(lambda: list(jobs.folder.glob("local/[!.]*.resume")), first)
     others = [jobs.start(train, 60) for _ in range(2)]
@@ -444,9 +443,7 @@ def run_zoo(folder: Path) -> int:
 
 
 def test_ctrl_c_stops_the_zoo_in_one_line_and_the_same_command_goes_on(jobs):
-    assert jobs.run(run_zoo)[0] == 0
-    undisturbed = jobs.files()
-    jobs.reset()
+    undisturbed = jobs.undisturbed(run_zoo)
     process, said = jobs.start(run_zoo)
     wait_for(lambda: list(jobs.folder.glob("local/[!.]*.resume")), process)
     jobs.stop(process, signal.SIGINT)

@@ -30,13 +30,11 @@ READ: Counter[str] = Counter()  # those of them that were read, and are right
 
 
 @pytest.fixture(scope="module", autouse=True)
-def told(request):
+def told(announce):
     """Says at the end how many inputs were tried."""
     yield
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(TRIED.items()))
-        print(f"\n{sum(TRIED.values())} inputs tried: {kinds}; {sum(READ.values())} of them read, the rest refused")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(TRIED.items()))
+    announce(f"{sum(TRIED.values())} inputs tried: {kinds}; {sum(READ.values())} of them read, the rest refused")
 
 
 def network(width: float = 0.02) -> nn.Module:

@@ -132,7 +132,7 @@ def test_kill_minus_nine_then_rerun_gives_the_same_checkpoint_hash(tmp_path):
     killed.wait()
     assert not (tmp_path / "killed" / "net.safetensors").exists()
     assert start("killed").wait() == left_alone.wait() == 0
-    hashes = [training.file_sha256(tmp_path / name / "net.safetensors") for name in ("killed", "left-alone")]
+    hashes = [paths.file_sha256(tmp_path / name / "net.safetensors") for name in ("killed", "left-alone")]
     assert hashes[0] == hashes[1]
     assert not list((tmp_path / "killed").glob("local/*.resume"))
 
@@ -152,7 +152,7 @@ def test_trained_saves_once_with_a_sidecar_and_then_reuses(tmp_path, capsys):
     assert sidecar["spec"]["seed"] == 1
     assert sidecar["spec"]["recipe"]["lr"] == 0.05
     assert sidecar["dataset"] == "tiny"
-    assert sidecar["sha256"] == training.file_sha256(path)
+    assert sidecar["sha256"] == paths.file_sha256(path)
     state = load_file(path)
     assert state["features.0.weight"].dtype == torch.float16
     model = training.load_state(spec.build(), state)

@@ -26,7 +26,7 @@ def test_a_shipped_pair_of_each_experiment_is_there():
 def test_a_shipped_checkpoint_is_the_one_its_sidecar_tells_of(path):
     _, spec = zoo.SPECS[path.stem]
     sidecar = training.read_sidecar(path)
-    assert sidecar["sha256"] == training.file_sha256(path)
+    assert sidecar["sha256"] == paths.file_sha256(path)
     assert sidecar["spec"]["seed"] == spec.seed
     assert sidecar["spec"]["width"] == spec.width
     assert path.stat().st_size <= 10_000_000
