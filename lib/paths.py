@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lib.checks import InputError
@@ -57,18 +57,17 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; moves it into place on success and removes it on any error.
+    """Yields a temporary path beside `path`; moves it into place on success and removes it on any error, and one that
+    a killed process left.
 
     Raises:
         InputError: the system refused to write (disk full, no permission, no such folder), in one line.
     """
     path = Path(path)
-    temporary = None
+    temporary = handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary, handle = _temporary(path)
         yield temporary
         temporary.chmod(0o644)
         with temporary.open("rb+") as written:
@@ -80,6 +79,39 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """A new file beside `path`, and the handle that locks it for as long as its process lives (None without locks)."""
+    _remove_left(path)
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        if not fcntl:
+            os.close(handle)
+            return Path(name), None
+        try:
+            # flock, not lockf: a lock of that kind ends when this process closes the file anywhere
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not os.path.exists(name)
+        except OSError as error:  # else the folder has no locks
+            taken = isinstance(error, BlockingIOError)
+        if not taken:
+            return Path(name), handle
+        os.close(handle)  # another process took the new file for one left over
+
+
+def _remove_left(path: Path) -> None:
+    """Removes what killed processes left of `path` half-written: the files of `_temporary` that nobody locks."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.????????{glob.escape(path.suffix)}") if fcntl else ():
+        with suppress(OSError):  # its process lives, or another one was faster
+            handle = os.open(left, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(handle)
 
 
 @contextmanager
@@ -96,9 +128,7 @@ def locked(*made: Path, waiting: str = "") -> Iterator[None]:
         return
     try:
         for path in made:
-            # names as `atomic` makes them
-            for left in path.parent.glob(f".{glob.escape(path.stem)}.????????{glob.escape(path.suffix)}"):
-                left.unlink(missing_ok=True)
+            _remove_left(path)
         yield
     finally:
         lock.unlink(missing_ok=True)

@@ -1,13 +1,16 @@
 """What is left when a process is killed, a disk is full, two runs race or Ctrl-C is pressed: each made to happen to a
 real process. Afterwards the same run again gives the undisturbed result, and nobody has to tidy up."""
 
+import contextlib
 import importlib.util
 import io
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -540,3 +543,104 @@ def test_a_checkpoint_written_for_another_sidecar_is_refused_and_trained_again(t
     assert "not the file its sidecar tells of" in capsys.readouterr().out
     assert (tmp_path / "net.safetensors").read_bytes() == whole
     assert json.loads((tmp_path / "net.json").read_text())["sha256"] == paths.file_sha256(tmp_path / "net.safetensors")
+
+
+# --- the whole of `make reproduce` ---
+
+TINY = "-p dataset mnist-5k -p epochs 2 -p limit_train 1000 -p limit_test 100 -p match_images 100 -p alphas [0.0,0.5]"
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+def make(target: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment with which `target` runs tiny and writes in `folder` alone."""
+    folders = {f"FUSEBOOK_{name}": str(folder / name.lower()) for name in ("CHECKPOINTS", "RESULTS", "FIGURES")}
+    return ["make", "-C", str(paths.ROOT), target, f"PYTHON={sys.executable}", f"ARGS={TINY}"], os.environ | folders
+
+
+def run_make(target: str, folder: Path) -> None:
+    command, environment = make(target, folder)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What runs left, {name: what tells of no time and no place}. Every file that is there has to be a whole one."""
+    told = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"):
+        name = path.relative_to(folder).as_posix()
+        told[name] = None
+        if path.name.startswith(".") or path.suffix == ".resume":  # unfinished by its name
+            continue
+        if path.suffix == ".ipynb":
+            nbformat.read(path, as_version=4)
+        elif path.suffix == ".safetensors":
+            training.read_state(path)
+            told[name] = paths.file_sha256(path)
+        elif path.suffix == ".json" and name.startswith("results/"):
+            record = results.read_record(path)
+            told[name] = [record["parents"], [[curve["points"], curve["barrier"]] for curve in record["curves"]]]
+            told[name] += [{key: array.tolist() for key, array in results.read_arrays(path).items()}]
+    return told
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[dict[str, object], float, Path]:
+    """What `make reproduce` leaves that nothing disturbs, the seconds it took, and where it lies."""
+    folder, begun = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+    run_make("reproduce", folder)
+    return outcome(folder), time.monotonic() - begun, folder
+
+
+@needs_make
+def test_make_reproduce_killed_at_random_moments_ends_in_the_undisturbed_result(undisturbed, tmp_path):
+    wanted, took, _ = undisturbed
+    assert {"results/local/simplenet_mnist.json", "results/local/vgg11_cifar10.json"} <= set(wanted)
+    command, environment = make("reproduce", tmp_path)
+    rng, quiet = random.Random(0), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.1, 0.9) * took)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        FAULTS["kills"] += 1
+        outcome(tmp_path)
+    run_make("reproduce", tmp_path)  # at once, though a kernel may take a second to notice that it is alone
+    assert outcome(tmp_path) == wanted
+
+
+def small_disk(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a shell script that may mount file systems, for itself alone."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-euc", script, "sh", *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@needs_make
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or small_disk("mount -t tmpfs none /tmp").returncode != 0,
+    reason="no user may mount a small disk here (Linux user namespaces)",
+)
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_a_disk_that_fills_up_is_one_line_and_with_more_room_all_is_as_ever(share, undisturbed, tmp_path):
+    wanted, _, made = undisturbed
+    size = sum((made / name).stat().st_size for name in wanted if "simplenet" in name)
+    disk, full, roomy = (tmp_path / name for name in ("disk", "full", "roomy"))
+    disk.mkdir()
+    command, environment = make("simplenet", disk)
+    script = """
+        disk=$1 small=$2 full=$3 roomy=$4; shift 4
+        mount -t tmpfs -o size="$small" none "$disk"
+        if env "$@" 2>&1; then exit 1; fi
+        cp -r "$disk" "$full"
+        mount -o remount,size=1g "$disk"
+        env "$@" >/dev/null 2>&1
+        cp -r "$disk" "$roomy"
+    """
+    settings = [f"{name}={value}" for name, value in environment.items() if name.startswith("FUSEBOOK_")]
+    done = small_disk(script, str(disk), str(int(share * size)), str(full), str(roomy), *settings, *command)
+    FAULTS["full disks"] += 1
+    assert done.returncode == 0, done.stdout
+    assert "No space left on device" in done.stdout and "Traceback" not in done.stdout
+    assert not [name for name in outcome(full) if "/." in name]
+    assert outcome(roomy) == {name: told for name, told in wanted.items() if "simplenet" in name}

@@ -188,7 +188,7 @@ def test_the_published_experiment_on_foreign_checkpoints_without_sidecars(tmp_pa
     parameters = {f"checkpoint_{side}": str(tmp_path / f"{side}.dat") for side in "ab"}
     record = run("simplenet_mnist", tmp_path, **parameters, matchers=["graph_sm"], alphas=[0.0, 0.5, 1.0])
     assert record["seeds"] == {"a": None, "b": None, "match": 0}
-    assert record["checkpoints"]["a"]["file"] == "a.dat"
+    assert record["checkpoints"]["a"]["file"] == results.portable(tmp_path / "a.dat")
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -85,6 +86,7 @@ def test_provenance_without_git_is_null_not_an_error(monkeypatch):
     assert found["git"] is None and found["dirty"] is None
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 def test_provenance_does_not_report_the_commit_of_a_repo_around_ours(tmp_path, monkeypatch):
     identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
     subprocess.run(["git", "init", "-q", tmp_path], check=True)

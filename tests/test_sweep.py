@@ -333,7 +333,7 @@ def test_the_summary_tells_how_each_run_ended(grid, tmp_path, monkeypatch):
         "toy_s2  failed            no module named torch",
         "toy_s3  reused",
         "toy_s4  not run",
-        f"what they printed, and notebooks as far as they came: {tmp_path}/local/grid/logs",
+        f"what they printed, and notebooks as far as they came: {sweep.inside(tmp_path)}/local/grid/logs",
     ]
 
 
