@@ -10,5 +10,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A user who may not write his home folder (a container's, say): matplotlib and IPython would warn at every start, and
 # Snakemake would not start at all.
 if not os.access(Path("~").expanduser(), os.W_OK):
-    for _name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "IPYTHONDIR"):
-        os.environ.setdefault(_name, str(Path(__file__).resolve().parents[1] / "data" / ".cache" / _name.lower()))
+    for _name, _folder in {"XDG_CACHE_HOME": ".cache", "XDG_CONFIG_HOME": ".config", "IPYTHONDIR": ".ipython"}.items():
+        os.environ.setdefault(_name, str(Path(__file__).resolve().parents[1] / "data" / _folder))

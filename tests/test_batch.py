@@ -1,7 +1,9 @@
 """lib.batch on small real notebooks: what it refuses before a kernel starts, what a run leaves on disk."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from lib import batch
 from lib.checks import InputError
-from lib.paths import NOTEBOOKS
+from lib.paths import NOTEBOOKS, ROOT
 
 PARAMETERS = """\
 # Parameters
@@ -149,6 +151,18 @@ def test_success_shows_the_run_and_keeps_the_executed_copy(notebook, run, tmp_pa
     executed = nbformat.read(tmp_path / "out" / "toy.executed.ipynb", as_version=4)
     assert executed.metadata.papermill.parameters.seed_a == 2
     assert executed.cells[-1].outputs[0].text.strip().endswith("['none', 'graph']")
+
+
+def test_a_user_without_a_home_to_write_in_gets_no_warnings(notebook, tmp_path):
+    source = "import matplotlib.pyplot as plt\nfig, _ = plt.subplots()\nfig.canvas.draw()"
+    environment = os.environ | {"HOME": "/no/such/home"}
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "IPYTHONDIR", "MPLCONFIGDIR"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.batch", str(notebook(source)), "--output", str(tmp_path / "out.ipynb")],
+        env=environment, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_refused_input_is_one_line_and_leaves_nothing(notebook, run, tmp_path):
