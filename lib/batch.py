@@ -78,7 +78,7 @@ def convert(value: object, kind: str, item: str = "") -> object:
             raise TypeError
         if kind == "float":
             return float(value)
-        if Fraction(value).denominator == 1:
+        if abs(float(value)) < 2**64 and Fraction(value).denominator == 1:  # Fraction("1e99999999") would take for ever
             return int(Fraction(value))
     else:
         value = yaml.safe_load(value) if isinstance(value, str) else value
@@ -230,7 +230,10 @@ def main(argv: list[str] | None = None) -> int:
             runs.append((notebook, check_parameters(notebook, given)))
         for notebook, parameters in runs:
             print(f"== {notebook.name}", flush=True)
-            print(f"executed notebook: {execute(notebook, parameters, arguments.output, arguments.report)}", flush=True)
+            output = arguments.output
+            if output is None and parameters.get("results_path"):  # runs of one notebook leave a copy each
+                output = LOCAL / f"{Path(parameters['results_path']).stem}.executed.ipynb"
+            print(f"executed notebook: {execute(notebook, parameters, output, arguments.report)}", flush=True)
     except (InputError, NotebookError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

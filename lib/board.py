@@ -9,6 +9,7 @@ from lib.checks import InputError
 from lib.correction import CORRECTIONS
 from lib.experiment import Run
 from lib.matching import MATCHERS
+from lib.models import ARCHITECTURES
 
 # What a leaderboard leaves to the checkpoints or does not vary.
 FIXED = {
@@ -19,14 +20,15 @@ SHARED = ("matchers", "corrections", "alphas", "device", "limit_test", "match_im
 
 
 def pairs() -> dict[str, dict[str, Any]]:
-    """{name: sidecar of network A} of the shipped pairs. A pair is named by its first network, such as simplenet-s0,
-    whose partner is simplenet-s1."""
+    """{name: sidecar of network A} of the shipped pairs of models that are known here. A pair is named by its first
+    network, such as simplenet-s0, whose partner is simplenet-s1."""
     found = {}
     for path in paths.CHECKPOINTS.glob("*-s*.safetensors"):
         kind, _, seed = path.stem.rpartition("-s")
         if seed.isdecimal() and int(seed) % 2 == 0 and path.with_name(f"{partner(path.stem)}.safetensors").is_file():
             found[kind, int(seed)] = training.read_sidecar(path)
-    return {f"{kind}-s{seed}": said for (kind, seed), said in sorted(found.items()) if "spec" in said}
+    known = {key: said for key, said in sorted(found.items()) if said.get("spec", {}).get("model") in ARCHITECTURES}
+    return {f"{kind}-s{seed}": said for (kind, seed), said in known.items()}
 
 
 def partner(name: str) -> str:
@@ -50,6 +52,9 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     kinds = list(dict.fromkeys(name.rpartition("-s")[0] for name in shipped))
     every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS)}
     parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
+    if 0.5 not in parameters["alphas"]:
+        raise InputError(f"alphas {parameters['alphas']!r} is not accepted; accepted: a list with 0.5, where all meet")
+    paths.check_writable("figures_dir", figures_path(parameters["figures_dir"]), folder=True)
     for kind in parameters["pairs"]:
         found = []
         for seed in parameters["seeds"]:
@@ -71,7 +76,10 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
             if run.matchers and run.corrections:
                 runs[run.results_path.stem] = run
         if not found:
-            raise InputError(f"no shipped pair '{kind}' with these seeds; accepted: {', '.join(kinds) or 'none'}")
+            seeds = [name.rpartition("-s")[2] for name in shipped if name.rpartition("-s")[0] == kind]
+            if seeds:
+                raise InputError(f"seeds {parameters['seeds']}: {kind} has no such pair; accepted: {', '.join(seeds)}")
+            raise InputError(f"no shipped pair '{kind}'; accepted: {', '.join(kinds) or 'none'}")
     return runs
 
 

@@ -26,8 +26,8 @@ def check_choice(name: str, value: object, accepted: Iterable[str]) -> None:
 
 
 def check_whole(name: str, value: object, least: int) -> None:
-    """Raises InputError unless `value` is a whole number ≥ `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """Raises InputError unless `value` is a whole number ≥ `least` that 64 bits hold (PyTorch's seeds and counts)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise InputError(f"{name} {value!r} is not accepted; accepted: a whole number of at least {least}")
 
 

@@ -6,7 +6,9 @@ See `CORRECTIONS` for what each does and whether it looks at images.
 
 import copy
 import dataclasses
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from lib import checks, least_squares, symmetry
+from lib import checks, least_squares, symmetry, training
 from lib.checks import InputError
 from lib.symmetry import Groups, Layer
 
@@ -39,10 +41,15 @@ def interpolate(state_a: State, state_b: State, alpha: float) -> dict[str, Tenso
 
     Args:
         alpha: share of B in [0, 1]; at 0 and 1 the result is exactly A and B.
+
+    Raises:
+        InputError: B does not have a parameter of A's, or has it in another shape.
     """
     fused = {}
     for name, a in state_a.items():
         if a.is_floating_point():
+            if name not in state_b or state_b[name].shape != a.shape:
+                raise InputError(f"A's {name} {tuple(a.shape)} has no counterpart in B; accepted: one architecture")
             b = state_b[name].to(a)
             # Not lerp: A + alpha·(B − A) is not B at alpha = 1.
             fused[name] = a.clone() if alpha == 0 else b.clone() if alpha == 1 else (1 - alpha) * a + alpha * b
@@ -66,9 +73,7 @@ class _Task:
 
     def network(self, state: State) -> nn.Module:
         """A copy of the template with this state, on the device, in evaluation mode."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(dict(state), strict=False)
-        return model.to(self.device).eval()
+        return training.load_state(copy.deepcopy(self.model), state).to(self.device).eval()
 
     def fused(self) -> nn.Module:
         return self.network(interpolate(self.state_a, self.state_b, self.alpha))
@@ -112,7 +117,7 @@ def reset(model: nn.Module, batches: Iterable[Tensor]) -> int:
         seen += len(images)
         for norm in norms:
             norm.momentum = len(images) / seen
-        model(images)
+        model(images.clone())  # a network may change its input in place
     if not seen:
         raise InputError("statistics cannot be estimated without images; accepted: correct_images ≥ 2")
     model.eval()
@@ -129,7 +134,13 @@ def _bn_reset(task: _Task) -> _Found:
 
 def sites(model: nn.Module, groups: Groups) -> list[Layer]:
     """The layers whose pre-activations are corrected: those with a non-linearity between them and the output or the
-    next layer, on any path. A final classifier, or a linear layer that only feeds another, is none."""
+    next layer, on any path. A final classifier, or a linear layer that only feeds another, is none; nor is a layer
+    that is used more than once, or whose BatchNorm is: one set of weights cannot serve several goals."""
+    return _sites(model, groups)[0]
+
+
+def _sites(model: nn.Module, groups: Groups) -> tuple[list[Layer], dict[str, str]]:
+    """`sites`, and {layer: why it keeps its interpolated weights}."""
     modules = dict(model.named_modules())
     nodes = {node.name: node for node in groups.graph.nodes}
     layers = {nodes[layer.node] for layer in groups.layers}
@@ -149,7 +160,9 @@ def sites(model: nn.Module, groups: Groups) -> list[Layer]:
             if node not in seen and node not in layers:
                 seen.add(node)
                 todo += node.users
-    return found
+    uses = Counter(node.target for node in groups.graph.nodes if node.op == "call_module")
+    left = {layer.name: "used more than once" for layer in found if max(uses[layer.name], uses[layer.norm]) > 1}
+    return [layer for layer in found if layer.name not in left], left
 
 
 @dataclass(frozen=True)
@@ -185,9 +198,15 @@ def moments(
 ) -> Moments:
     """Gathers, in one pass over both parents, what `repair`, `rescale` and `closed_form` need for every alpha.
 
-    Args: as in `correct`.
+    Args, Raises: as in `correct`.
     """
-    return _moments(_Task(model, state_a, state_b, 0.0, groups, batches, torch.device(device), progress, None))
+    states = _fitting(model, state_a, state_b)
+    return _moments(_Task(model, *states, 0.0, groups, batches, torch.device(device), progress, None))
+
+
+def _fitting(model: nn.Module, state_a: State, state_b: State) -> tuple[State, State]:
+    """Both parents' states, complete."""
+    return training.fitting(model, state_a, "state_a"), training.fitting(model, state_b, "state_b")
 
 
 @torch.inference_mode()
@@ -226,8 +245,11 @@ class Tracked(nn.Module):
     the batch, which it averages, in evaluation mode by the average.
 
     With `shift` outputs have mean `goal_mean` and deviation `goal_std` (float32 (units,)); without, they are only
-    multiplied by goal_std / deviation. Values have their units on axis `axis`.
+    multiplied by goal_std / deviation. A unit that neither varies nor should keeps its scale. Values have their units
+    on axis `axis`.
     """
+
+    EPSILON = 1e-5  # added to a variance, as BatchNorm does
 
     def __init__(self, module: nn.Module, goal_mean: Tensor, goal_std: Tensor, axis: int, shift: bool) -> None:
         super().__init__()
@@ -243,7 +265,9 @@ class Tracked(nn.Module):
         return self._affine(self.mean, self.variance)
 
     def _affine(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.goal_std / torch.sqrt(variance + 1e-5)  # BatchNorm's epsilon
+        scale = self.goal_std / torch.sqrt(variance + self.EPSILON)
+        # else a constant unit would lose the value that it always has
+        scale[(self.goal_std**2 < self.EPSILON) & (variance < self.EPSILON)] = 1
         return scale, self.goal_mean - scale * mean if self.shift else torch.zeros_like(scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,8 +297,8 @@ def tracked(model: nn.Module, groups: Groups, goals: Moments, alpha: float, *, s
     named = {node.target: node.name for node in groups.graph.nodes if node.op == "call_module"}
     for layer in sites(model, groups):
         place = layer.norm or layer.name
-        if isinstance(modules[place], Tracked) or _parameter(modules[place], "weight") is None:
-            continue  # a module that is used twice, a BatchNorm without weights
+        if _parameter(modules[place], "weight") is None:
+            continue  # a BatchNorm without weights
         mean, std = goals.goals(named[place], alpha)
         able = _parameter(modules[place], "bias") is not None
         wrapped = Tracked(modules[place], mean, std, -1 if layer.kind == "linear" else 1, shift and able)
@@ -307,7 +331,7 @@ def _tracked(shift: bool) -> Callable[[_Task], _Found]:
         goals = _moments(task)
         model = tracked(task.fused(), task.groups, goals, task.alpha, shift=shift)
         images = reset(model, task.images("reset"))
-        return fold(model).state_dict(), {"images": images}
+        return fold(model).state_dict(), {"images": images, "left": _sites(task.model, task.groups)[1]}
 
     return run
 
@@ -323,7 +347,8 @@ def _closed_form(task: _Task) -> _Found:
     """
     stats, model = _moments(task), task.fused()
     modules = dict(model.named_modules())
-    for layer in sites(model, task.groups):
+    found, left = _sites(model, task.groups)
+    for layer in found:
         mean, std = stats.goals(layer.node, task.alpha)
         variance = stats.variance(layer.node, task.alpha)
         if layer.norm:
@@ -337,7 +362,7 @@ def _closed_form(task: _Task) -> _Found:
         inner.weight.mul_(scale.view(-1, *(1,) * (inner.weight.dim() - 1)))
         if inner.bias is not None:
             inner.bias.mul_(scale).add_((1 - scale) * mean.to(scale))
-    return model.state_dict(), {"images": stats.images}
+    return model.state_dict(), {"images": stats.images, "left": left}
 
 
 def _least_squares(
@@ -350,8 +375,8 @@ def _least_squares(
 ) -> _Found:
     """`least_squares.fit` on the interpolated network; it says what the options mean."""
     for name, value in (("ridge", ridge), ("rounds", rounds), ("memory", memory)):
-        if value < 0:
-            raise InputError(f"{name} {value} is negative; accepted: {name} ≥ 0")
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} {value} is not accepted; accepted: a finite {name} ≥ 0")
     if rounds != int(rounds):
         raise InputError(f"rounds {rounds} is no whole number; accepted: 0, 1, 2 …")
     # float64 does not exist on MPS
@@ -450,8 +475,8 @@ def correct(
         options: the correction's own, such as ridge=1e-3.
 
     Raises:
-        InputError: unknown correction or option, alpha outside [0, 1], images needed and not given, or a network that
-            the correction cannot take.
+        InputError: unknown correction or option, alpha outside [0, 1], images needed and not given, a network that
+            the correction cannot take, or states that do not fit it (`training.fitting`).
     """
     check_options(correction, options)
     if not 0 <= alpha <= 1:
@@ -459,8 +484,9 @@ def correct(
     if CORRECTIONS[correction].images and batches is None:
         raise InputError(f"correction '{correction}' looks at images; give it batches")
     check_network(correction, model)
+    states = _fitting(model, state_a, state_b)
     start = time.perf_counter()
-    task = _Task(model, state_a, state_b, float(alpha), groups, batches, torch.device(device), progress, moments)
+    task = _Task(model, *states, float(alpha), groups, batches, torch.device(device), progress, moments)
     state, info = CORRECTIONS[correction].run(task, **options)
     found = Corrected({name: state[name].detach().cpu().clone() for name in model.state_dict()})
     found.correction, found.alpha, found.options, found.info = correction, float(alpha), dict(options), info

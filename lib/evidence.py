@@ -21,7 +21,7 @@ SETTINGS = (
     "epochs", "share", "solver", "similarity", "tap", "merge_linear", "limit_train", "limit_test", "match_images",
     "correct_images",
 )  # fmt: skip
-KIND = ("experiment", "preset", "dataset", "dataset_sha256", "model", "width", "norm", *SETTINGS)
+KIND = ("experiment", "preset", "dataset", "dataset_sha256", "model", "width", "norm", "training", *SETTINGS)
 METHODS = ("auto", "bootstrap", "t")
 RESAMPLES = 9999
 # From so many pairs on `auto` bootstraps: of n values at most 1 - 2 ** (1 - n) of the resampled means' ranges hold the
@@ -82,7 +82,8 @@ def mean_interval(
     check_choice("method", method, METHODS)
     if not 0 < level < 1:
         raise InputError(f"level {level!r} is not accepted; accepted: a number between 0 and 1, such as 0.95")
-    return _mean_interval(tuple(values), level, method, seed)
+    known = (None if value is None or value != value else value for value in values)  # NaN is not measured, either
+    return _mean_interval(tuple(known), level, method, seed)
 
 
 @functools.lru_cache(4096)
@@ -189,6 +190,11 @@ def check_poolable(data: Rows, metric: str = "test_accuracy") -> None:
     fields = (*KIND, "alphas") if metric.startswith(("barrier_", "best_")) else KIND
     for field in fields:
         found = list(dict.fromkeys(row.get(field) for row in rows))
+        if len(found) > 1 and field == "training" and None not in found:  # many words: those that differ
+            one, other = (value.split(" ") for value in found[:2])
+            found = [
+                " ".join(word for word in mine if word not in theirs) for mine, theirs in ((one, other), (other, one))
+            ]
         if len(found) > 1:
             raise InputError(
                 f"records of different {field} can not be pooled: {found[0]} and {found[1]}; accepted: one {field}"
@@ -284,6 +290,14 @@ def metrics(data: Rows) -> list[str]:
 def at(row: Mapping[str, Any], alpha: float) -> bool:
     """Whether the row was measured at `alpha`, to 1e-6."""
     return abs(row["alpha"] - alpha) < 1e-6
+
+
+def check_alpha(data: Rows, alpha: float) -> None:
+    """Raises InputError unless some curve was measured at `alpha`."""
+    rows = _rows(data)
+    if not any(at(row, alpha) for row in rows):
+        measured = ", ".join(f"{alpha:g}" for alpha in sorted({row["alpha"] for row in rows}))
+        raise InputError(f"nothing was measured at alpha {alpha:g}; accepted: {measured}")
 
 
 def whole_curve(metric: str) -> bool:

@@ -69,20 +69,23 @@ def check(p: Mapping[str, Any]) -> None:
         check_share("alpha", alpha)
     if len(set(p["alphas"])) < len(p["alphas"]):
         raise _refuse("alphas", p["alphas"], "no repeats")
+    if not any(0 < alpha < 1 for alpha in p["alphas"]):
+        raise _refuse("alphas", p["alphas"], "at least one strictly between the parents, 0 and 1")
     for name in ("seed_a", "seed_b", "limit_train", "limit_test"):
         check_whole(name, p[name], 0)
-    for name in ("epochs", "match_images", "correct_images"):
+    for name, least in {"epochs": 1, "match_images": 2, "correct_images": 2}.items():  # one image has no variance
         if p[name] is not None:
-            check_whole(name, p[name], 1)
+            check_whole(name, p[name], least)
     width = p["width"]
-    if width is not None and not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
+    number = isinstance(width, int | float) and not isinstance(width, bool)
+    if width is not None and not (number and math.isfinite(width) and width > 0):
         raise _refuse("width", width, "any multiplier > 0, such as 0.25, 1, 2")
     check_choice("loader", p["loader"], ("memory", "ffcv", "auto"))
     if not isinstance(p["evaluate_train"], bool):
         raise _refuse("evaluate_train", p["evaluate_train"], "true, false")
     if p["results_path"] and not str(p["results_path"]).endswith(".json"):
         raise _refuse("results_path", p["results_path"], "a path that ends in .json")
-    if str(p.get("save_aligned") or "").endswith(".json"):  # where the sidecar goes
+    if p.get("save_aligned") and not str(p["save_aligned"]).endswith(".safetensors"):
         raise _refuse("save_aligned", p["save_aligned"], "a path that ends in .safetensors")
     loaders.pick_device(p["device"])
 
@@ -140,22 +143,34 @@ class Run:
         Args:
             skew: {"a": …, "b": …} of further fields of `training.Spec`, such as the classes each network sees.
         """
-        pair = []
-        for side in ("a", "b"):
-            if side not in self.checkpoints:
-                seed = self.settings[f"seed_{side}"]
-                spec = training.Spec(self.model, seed, recipe, self.width, self.norm, **skew.get(side, {}))
-                self.checkpoints[side] = training.trained(
-                    spec,
-                    self.dataset,
-                    loader=self.loader,
-                    device=self.device,
-                    label=f"network {side.upper()}",
-                )
-            path = self.checkpoints[side]
-            network = training.load_state(self._unmerged(), training.read_state(path), str(path))
-            pair.append(self._merged(network).to(self.device))
-        return pair[0], pair[1]
+        specs = {
+            side: training.Spec(
+                self.model, self.settings[f"seed_{side}"], recipe, self.width, self.norm, **skew.get(side, {})
+            )
+            for side in ("a", "b")
+            if side not in self.checkpoints
+        }
+        if len(specs) == 2 and specs["a"] == specs["b"]:
+            raise InputError(f"A and B would be one network, both of seed {self.seed_a}; accepted: two seeds")
+        for side, spec in specs.items():
+            self.checkpoints[side] = training.trained(
+                spec, self.dataset, loader=self.loader, device=self.device, label=f"network {side.upper()}"
+            )
+        states = {side: training.read_state(path) for side, path in self.checkpoints.items()}
+        self._check_distinct(states)
+        pair = [
+            self._merged(training.load_state(self._unmerged(), states[side], str(self.checkpoints[side])))
+            for side in ("a", "b")
+        ]
+        return pair[0].to(self.device), pair[1].to(self.device)
+
+    def _check_distinct(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Raises InputError where both networks are there and are the same: no pair, whatever the barrier says."""
+        if len(states) == 2 and all(
+            torch.equal(tensor, states["b"].get(name, torch.empty(0))) for name, tensor in states["a"].items()
+        ):
+            files = " and ".join(path.name for path in self.checkpoints.values())
+            raise InputError(f"A and B are the same network ({files}); accepted: two networks")
 
     # Images -----------------------------------------------------------------------------------------------------------
 
@@ -195,7 +210,8 @@ class Run:
         counts: Mapping[str, Iterable[int]] | None = None,
     ) -> None:
         """Raises InputError, before any training, for matcher options that are not accepted (each matcher named in
-        `options` is tried on two random images) and for lists of image counts that hold no whole number ≥ 1."""
+        `options` is tried on two random images) and for lists of image counts that hold anything but whole numbers
+        ≥ 2."""
         fresh, images = self.build(), [models.example(self.model)]
         for name, chosen in (options or {}).items():
             matching.match(fresh, fresh, self.groups, name, batches=images, progress=False, **chosen)
@@ -203,7 +219,7 @@ class Run:
             if not isinstance(numbers, list | tuple):
                 raise _refuse(name, numbers, "a list of whole numbers")
             for number in numbers:
-                check_whole(name, number, 1)
+                check_whole(name, number, 2)
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -317,12 +333,12 @@ class Run:
                     batches=self.correct_batches(name) if looks else None, label=f"{found.matcher} + {name}",
                     keep=self.alphas if held_out else (),
                 )  # fmt: skip
-                extra: dict[str, Any] = {}
+                used = {"match": matching.MATCHERS[found.matcher].images, "correct": looks}
+                extra: dict[str, Any] = {
+                    "images": {key: self.settings[f"{key}_images"] * flag for key, flag in used.items()}
+                }
                 if held_out:
-                    extra["best"] = self._best(curve, held_out)
-                    used = {"match": matching.MATCHERS[found.matcher].images, "correct": looks}
-                    extra["share"] = curve.share()
-                    extra["images"] = {key: self.settings[f"{key}_images"] * flag for key, flag in used.items()}
+                    extra |= {"best": self._best(curve, held_out), "share": curve.share()}
                 entries.append(
                     results.curve_entry(
                         found, name, curve.points, curve.barrier, correct_seconds=curve.correct_seconds, **extra
@@ -387,8 +403,10 @@ class Run:
         checkpoints, seeds = {}, {"match": 0}
         for side in ("a", "b"):
             path = self.checkpoints[side]
-            checkpoints[side] = {"file": results.portable(path), "sha256": paths.file_sha256(path)}
-            seeds[side] = training.read_sidecar(path).get("spec", {}).get("seed")
+            made = training.read_sidecar(path)
+            told = {name: made[name] for name in ("spec", "dataset", "images") if name in made}
+            checkpoints[side] = {"file": results.portable(path), "sha256": paths.file_sha256(path)} | told
+            seeds[side] = made.get("spec", {}).get("seed")
         return results.record(
             experiment=self.experiment,
             preset=self.preset,
@@ -402,6 +420,20 @@ class Run:
             provenance=results.provenance(self.given, self.dataset, self.device, self.started),
             **extra,
         )
+
+
+def _check_sidecar(run: Run, side: str, made: Mapping[str, Any]) -> None:
+    """Raises InputError where a checkpoint says that it is of another architecture than the run's; prints a line where
+    it was trained on other data than it is measured on."""
+    spec, who = made.get("spec", {}), f"network {side.upper()} ({run.checkpoints[side].name})"
+    for name, wanted in run.architecture.items():
+        name = "model" if name == "name" else name
+        if name in spec and spec[name] != wanted:
+            raise InputError(f"{who} was trained with {name} {spec[name]}, this run has {wanted}; accepted: one {name}")
+    learnt, here = made.get("dataset"), run.dataset.name
+    if learnt and learnt != here:
+        inside = loaders.SOURCES[here].part_of == learnt
+        print(f"{who} was trained on {learnt}" + (f", whose training images hold all of {here}" if inside else ""))
 
 
 def begin(
@@ -458,8 +490,19 @@ def begin(
         paths.target(given["figures_dir"], paths.FIGURES / "local"),
         checkpoints,
     )  # fmt: skip
-    for path in checkpoints.values():
-        training.load_state(run._unmerged(), training.read_state(path), str(path))
+    paths.check_writable("results_path", run.results_path)
+    paths.check_writable("figures_dir", run.figures_dir, folder=True)
+    if given.get("save_aligned"):
+        aligned = paths.target(given["save_aligned"], "")
+        paths.check_writable("save_aligned", aligned)
+        if aligned.with_suffix(".json") == run.results_path:
+            raise _refuse("save_aligned", given["save_aligned"], "another name than that of the record")
+    states = {}
+    for side, path in checkpoints.items():
+        _check_sidecar(run, side, training.read_sidecar(path))
+        states[side] = training.read_state(path)
+        training.load_state(run._unmerged(), states[side], str(path))
+    run._check_distinct(states)
     if not lenient:
         for name in given["matchers"]:
             run.check_matcher(name)

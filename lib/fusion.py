@@ -95,7 +95,9 @@ def ensemble(
             self.parts = nn.ModuleList([model_a, model_b])
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.stack([part(x).softmax(dim=1) for part in self.parts]).mean(dim=0).log()
+            # in logarithms, which do not underflow; a copy each, for a network may change its input in place
+            logs = torch.stack([part(x.clone()).log_softmax(dim=1) for part in self.parts])
+            return logs.logsumexp(dim=0) - math.log(len(logs))
 
     accuracy, loss = training.evaluate(Mean(), test, device=device)
     return {"test_accuracy": accuracy, "test_loss": loss}

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.checks import InputError, check_choice
-from lib.graph_problem import KERNELS, Cache, Problem, assign
+from lib.graph_problem import KERNELS, Cache, Problem, assign, check_finite
 
 # A soft exact gradient takes n^4 kernel values: at 4e9 of them, a minute an iteration.
 MOST_SOFT_WORK = 4e9
@@ -91,6 +91,7 @@ def softassign(
             sharp, same = [], True
             for name in names if step % 2 else names[::-1]:
                 G = problem.soft_gradient(name, X, "inner")
+                check_finite(G, name)  # here, since one group's overflow spreads to all
                 G = G - G.mean(0, keepdim=True) - G.mean(1, keepdim=True) + G.mean()
                 X[name] = sinkhorn(G * (beta / G.std().clamp_min(1e-30)), sinkhorn_iterations).float()
                 top, where = X[name].max(1)
@@ -101,7 +102,7 @@ def softassign(
             steady = steady + 1 if same else 0
             if steady >= 3 and min(sharp) > 0.9:
                 break
-        perms = {name: assign(X[name]) for name in names}
+        perms = {name: assign(X[name], name) for name in names}
         final = problem.objective(perms)
     return Solution(perms, "softassign", "inner", final, len(history), steady > 0, history, X)
 
@@ -148,7 +149,7 @@ def coordinate_descent(
 
 def _improve(problem: Problem, name: str, perms: dict[str, Tensor], kernel: str, cache: Cache) -> bool:
     G = problem.gradient(name, perms, kernel, cache)
-    old, new = perms[name], assign(G)
+    old, new = perms[name], assign(G, name)
     if torch.equal(old, new):
         return False
     if name in problem.neighbours(name):  # F is not linear in this group: ask F itself
@@ -230,7 +231,7 @@ def frank_wolfe(
 
         for _ in tqdm(range(max_iterations), desc="Frank-Wolfe", disable=not progress, leave=False):
             G = slope(X, H, True)
-            perms = {n: assign(G[n]) for n in names}
+            perms = {n: assign(G[n], n) for n in names}
             P, HP = _vertex(problem, perms, kernel, cache)
             value = _dot(P, HP) / 2 + _dot(P, L)
             if value > best_value:
@@ -401,7 +402,7 @@ def _scaled(X: Mapping[str, Tensor], p: int, device: torch.device | None = None)
 
 
 def _rounded(problem, X, solver: str, kernel: str, history: list, converged: bool) -> Solution:
-    perms = {name: assign(x) for name, x in X.items()}
+    perms = {name: assign(x, name) for name, x in X.items()}
     return Solution(perms, solver, kernel, problem.objective(perms), len(history), converged, history, X)
 
 
@@ -450,6 +451,8 @@ def solve(
         raise InputError("restarts are random: pass a torch.Generator")
     if solver in ("graph", "softassign", "coordinate_descent"):
         options["generator"] = generator
+    if not problem.sizes:  # no groups: nothing to permute
+        return Solution({}, solver, options.get("kernel", "exp"), 0.0, 0, True)
 
     with problem.workers.session():
         best = SOLVERS[solver](problem, progress=progress, **options)

@@ -21,14 +21,18 @@ Rows = list[dict[str, Any]]
 INNER = ("spectral_symmetric", "rrwm", "ipfp", "frank_wolfe")
 
 
-def check(solvers: Iterable[str], widths: Iterable[float], noises: Iterable[float], seeds: Iterable[int]) -> None:
+def check(
+    *, solvers: Iterable[str], scaling_solvers: Iterable[str], widths: Iterable[float], recovery_width: float,
+    noises: Iterable[float], seeds: Iterable[int],
+) -> None:  # fmt: skip
     """Raises InputError, in one line, unless there is something of each to study and all of it is accepted."""
-    for name, values in (("solvers", solvers), ("widths", widths), ("noises", noises), ("seeds", seeds)):
+    lists = {"solvers": solvers, "scaling_solvers": scaling_solvers, "widths": widths, "noises": noises, "seeds": seeds}
+    for name, values in lists.items():
         if not isinstance(values, list | tuple) or not values:
             raise InputError(f"{name} {values!r} is not accepted; accepted: a list of at least one")
-    for solver in solvers:
+    for solver in (*solvers, *scaling_solvers):
         check_choice("solver", solver, graph_matching.SOLVERS)
-    for name, values in (("width", widths), ("noise", noises)):
+    for name, values in (("width", (*widths, recovery_width)), ("noise", noises)):
         for value in values:
             if not isinstance(value, int | float) or value < 0 or (name == "width" and value == 0):
                 raise InputError(f"{name} {value!r} is not accepted; accepted: a positive number")

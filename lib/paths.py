@@ -55,6 +55,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_writable(name: str, path: Path, folder: bool = False) -> None:
+    """Raises InputError, in one line, unless a file (or a folder) could be made or replaced at `path`."""
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if there.is_dir() != (folder or there != path):
+        kind = "folder" if there.is_dir() else "file"
+        raise InputError(f"{name} {path} cannot be written: {there} is a {kind}; accepted: a path that can be")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{name} {path} cannot be written: no permission for {there}; accepted: a path that can be")
+
+
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`; moves it into place on success and removes it on any error, and one that
@@ -87,7 +97,7 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
     """A new file beside `path`, and the handle that locks it for as long as its process lives (None without locks)."""
     _remove_left(path)
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.unfinished-", suffix=path.suffix)
         if not fcntl:
             os.close(handle)
             return Path(name), None
@@ -104,7 +114,7 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
 
 def _remove_left(path: Path) -> None:
     """Removes what killed processes left of `path` half-written: the files of `_temporary` that nobody locks."""
-    for left in path.parent.glob(f".{glob.escape(path.stem)}.????????{glob.escape(path.suffix)}") if fcntl else ():
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.unfinished-*{glob.escape(path.suffix)}") if fcntl else ():
         with suppress(OSError):  # its process lives, or another one was faster
             handle = os.open(left, os.O_RDWR)
             try:

@@ -20,7 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, ConnectionPatch, Rectangle, Wedge
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from lib import results
 from lib.checks import check_choice
@@ -368,13 +368,17 @@ def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]
 def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy", columns: int = 2) -> Figure:
     """A heat map of matcher × correction for each kind of pair, all on one grid; over it what it is compared with.
 
-    `rows` as `lib.results.leaderboard_rows` makes them; curves with a "variant" are lines of their own. The best
-    fused network of a panel is framed; an empty cell is a method that the network can not take or that was not
-    measured. `metric`: test_accuracy, barrier_accuracy, or best_accuracy, which also prints each cell's best alpha.
+    `rows` as `lib.results.leaderboard_rows` makes them; curves with a "variant" are lines of their own. The best fused
+    network of a panel, among those measured on all of its pairs, is framed; the others say their n. An empty cell is a
+    method that the network can not take or that was not measured. `metric`: test_accuracy, barrier_accuracy, or
+    best_accuracy, which also prints each cell's best alpha.
     """
     panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    rows = list(rows)
+    measured = {(row["architecture"], row["dataset"]) for row in rows if row.get(metric) is not None}
     for row in rows:
-        panels.setdefault((row["architecture"], row["dataset"]), []).append(row)
+        if (row["architecture"], row["dataset"]) in measured:
+            panels.setdefault((row["architecture"], row["dataset"]), []).append(row)
     fused = [row for found in panels.values() for row in found if "reference" not in row]
     lines = _ranked(((row["matcher"], row["variant"]) for row in fused), MATCHER_LABELS, lambda line: line[0])
     across = _ranked((row["correction"] for row in fused), CORRECTION_LABELS, lambda name: name)
@@ -439,16 +443,19 @@ def _heat_map(
     low, high = min(values, default=0), max(values, default=1)
     colours = matplotlib.colormaps["cividis_r" if lower_is_better else "cividis"]
     digits = 1 if scale == 100 else 2
+    most = max((row["n"] for row in fused), default=1)
     for row in fused:
         x, y = across.index(row["correction"]), lines.index((row["matcher"], row["variant"]))
         colour = colours((row[metric] - low) / (high - low or 1))
         dark = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5
         axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
         below = f"\nα {row['best_alpha']:.2g}" if metric.startswith("best_") else ""
+        below += f"\nn = {row['n']}" if row["n"] < most else ""
         look = {"ha": "center", "va": "center", "color": "w" if dark else "k", "linespacing": 1.1}
         axes.text(x + 0.5, y + 0.5, f"{scale * row[metric]:.{digits}f}{below}", fontsize=6, **look)
     if fused:
-        best = (min if lower_is_better else max)(fused, key=lambda row: row[metric])
+        alike = [row for row in fused if row["n"] == most]
+        best = (min if lower_is_better else max)(alike, key=lambda row: row[metric])
         corner = across.index(best["correction"]), lines.index((best["matcher"], best["variant"]))
         axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor=VERMILLION, linewidth=1.6, zorder=3))
     axes.set(xlim=(0, len(across)), ylim=(len(lines), 0), facecolor="#F2F2F2")
@@ -672,6 +679,7 @@ def objective_accuracy(rows: Iterable[Mapping[str, Any]], record: Mapping[str, A
         (handle,) = axes.plot(*here.T, color=colour, linestyle="none", **mark(marker))
         handles[SOLVER_LABELS.get(solver, solver)] = handle
     axes.set(xlabel="objective of the matching", ylabel=f"{METRIC_LABELS['test_accuracy']}, α = 0.5")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     headed(figure, _study_title(record, rows))
     legend_below(figure, handles)
     return figure

@@ -480,6 +480,8 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
         validate(found)
     except FileNotFoundError:
         raise InputError(f"{portable(path)}: no such record") from None
+    except OSError as error:
+        raise InputError(f"{portable(path)}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{portable(path)}: not a run record: {error}") from None
     return found
@@ -493,13 +495,15 @@ def read_records(folder: str | os.PathLike, experiment: str | None = None) -> di
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays beside the record at `path`; empty when it has none. Raises InputError where they belong to another
-    run or cannot be read."""
+    run, are lost or cannot be read."""
     path = Path(path)
     beside = path.with_suffix(".npz")
-    if not beside.is_file():
-        return {}
     # Records from before the sum was kept have none.
     wanted = read_record(path).get("arrays_sha256") if path.is_file() else None
+    if not beside.is_file():
+        if wanted:
+            raise InputError(f"{portable(beside)}: the arrays of the record beside it are lost; run it again")
+        return {}
     if wanted not in (None, file_sha256(beside)):
         raise InputError(f"{portable(beside)}: not the arrays of the record beside it; run it again")
     try:
@@ -528,12 +532,15 @@ def width_label(width: float) -> str:
 
 
 def headline(records: Records, *more: str) -> str:
-    """What stands over every table and figure: "SimpleNet on mnist, one pair (n = 1)"."""
+    """What stands over every table and figure: "SimpleNet on mnist, one pair (n = 1)". Records of one pair, matched
+    with several seeds, count once."""
     records = _as_list(records)
     subject = " + ".join(dict.fromkeys(model_label(r["model"]) for r in records if "model" in r))
     datasets = " + ".join(dict.fromkeys(r["dataset"] for r in records if r.get("dataset")))
     where = " on ".join(part for part in (subject, datasets) if part)
-    pairs = "one pair (n = 1)" if len(records) == 1 else f"{len(records)} pairs (n = {len(records)})"
+    n = len(evidence.pairs(rows(records))) if len(records) > 1 else 0
+    n = n or len(records)  # studies hold no pairs
+    pairs = "one pair (n = 1)" if n == 1 else f"{n} pairs (n = {n})"
     return ", ".join([where, pairs, *more])
 
 
@@ -582,11 +589,11 @@ def rows(records: Records) -> list[dict[str, Any]]:
     """The records flat: one row per pair × curve × alpha, every row with the same columns, None where not known.
 
     Columns: record (file stem, else its place in the list), experiment, preset, dataset, dataset_sha256, model, width,
-    norm, the run's `lib.evidence.SETTINGS`, seed_a, seed_b, seed_match, sha256_a, sha256_b (of the checkpoints),
-    test_images, device, threads, run_seconds; matcher, correction, variant, curve (its name), alphas (all of the
-    curve's, as text), match_seconds, correct_seconds, seconds (both), barrier_<metric>, best_alpha, best_test_accuracy,
-    best_test_loss, share_b; alpha and the four `METRICS`; parent_a_<metric>, parent_b_<metric>. Accuracies are
-    fractions, losses nats. Records of studies without curves give no rows.
+    norm, the run's `lib.evidence.SETTINGS`, training (of both networks, as text), seed_a, seed_b, seed_match, sha256_a,
+    sha256_b (of the checkpoints), test_images, device, threads, run_seconds; matcher, correction, variant, curve (its
+    name), alphas (all of the curve's, as text), match_seconds, correct_seconds, seconds (both), barrier_<metric>,
+    best_alpha, best_test_accuracy, best_test_loss, share_b; alpha and the four `METRICS`; parent_a_<metric>,
+    parent_b_<metric>. Accuracies are fractions, losses nats. Records of studies without curves give no rows.
     """
     several = isinstance(records, Mapping) and "dataset" not in records
     named = records.items() if several else enumerate(_as_list(records))
@@ -613,11 +620,30 @@ def _pair_columns(r: Mapping[str, Any]) -> dict[str, Any]:
     columns |= {"dataset_sha256": made["dataset_sha256"], "model": r["model"]["name"]}
     columns |= {field: r["model"][field] for field in ("width", "norm")}
     columns |= {field: made["parameters"].get(field) for field in evidence.SETTINGS}
+    columns["training"] = _training(r["checkpoints"])
     columns |= {f"seed_{field}": r["seeds"].get(field) for field in ("a", "b", "match")}
     columns |= {f"sha256_{side}": r["checkpoints"][side]["sha256"] for side in ("a", "b")}
     columns |= {"test_images": r["images"].get("test"), "device": made["device"], "threads": made["threads"]}
     columns["run_seconds"] = made["seconds"]
     return columns | {f"parent_{side}_{m}": r["parents"][side].get(m) for side in ("a", "b") for m in METRICS}
+
+
+def _training(checkpoints: Mapping[str, Any]) -> str | None:
+    """How the two networks of a pair were trained, "a.dataset=mnist a.images=60000 a.spec.recipe.epochs=1 …"; the seed,
+    which tells pairs apart, is left out, and what no sidecar said."""
+    words = []
+
+    def flatten(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key in sorted(value):
+                flatten(f"{name}.{key}", value[key])
+        elif not name.endswith(".spec.seed"):
+            words.append(f"{name}={json.dumps(value, separators=(',', ':'))}")
+
+    for side in ("a", "b"):
+        told = {name: checkpoints[side][name] for name in ("spec", "dataset", "images") if name in checkpoints[side]}
+        flatten(side, told)
+    return " ".join(words) or None
 
 
 def frame(records: Records) -> "pandas.DataFrame":
@@ -691,10 +717,12 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
     """One row per curve at `alpha`, then one per reference (the row has "reference"), means over pairs.
 
     Pairs of one kind (model and data set) are averaged; kinds follow one another. Row: architecture, dataset,
-    matcher, correction, variant, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, best_alpha and
-    best_accuracy (alpha chosen on held-out training images; None where a curve does not say), parents_accuracy (the
-    mean of both parents), each metric also with _std, _low and _high as in `aggregate`; seconds (match and correct
-    together), match_images, correct_images, share_b (the part of parent B's units in the fused network).
+    matcher, correction, variant, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, alphas (the number
+    measured), best_alpha and best_accuracy (alpha chosen on held-out training images; None where a curve does not say
+    or had no choice), parents_accuracy (the mean of both parents of the same pairs), each metric also with _std, _low
+    and _high as in `aggregate`; seconds (match and correct together), match_images, correct_images (None where a
+    curve does not say), images (the most that its record's curves looked at), share_b (the part of parent B's units in
+    the fused network).
     """
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for r in _as_list(records):
@@ -705,36 +733,48 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
 def _leaderboard_rows(records: list[Mapping[str, Any]], alpha: float) -> list[dict[str, Any]]:
     summary = aggregate(records)
     common = {"architecture": model_label(summary["model"]), "dataset": summary["dataset"]}
-    both = [fmean(r["parents"][side]["test_accuracy"] for side in ("a", "b")) for r in records]
+    # what was repeated on one pair counts once
+    pairs = [[records[int(name)] for name in names] for names in evidence.pairs(rows(records)).values()]
     answer = []
     for curve in summary["curves"]:
         at = point_at(curve, alpha)
         if not at:
             continue
-        found = [entry for r in records if (entry := curve_of(r, *curve_key(curve)))]
-        best = [entry.get("best") or {} for entry in found]
-        seconds = [(e.get("match_seconds") or 0) + (e.get("correct_seconds") or 0) for e in found]
-        images = found[0].get("images") or {}
+        found = [(alike, here) for alike in pairs if (here := _entries(alike, curve_key(curve)))]
+        entries = [entry for _, here in found for entry in here]
+        best = [_best(here) for _, here in found]
+        both = [fmean(alike[0]["parents"][side]["test_accuracy"] for side in ("a", "b")) for alike, _ in found]
+        images = entries[0].get("images") or {}
         row = {name: curve[name] for name in ("matcher", "correction", "variant", "n")}
         row |= {name: value for name, value in at.items() if name == "alpha" or name.startswith("test_")}
         row |= _renamed(curve["barrier"], "test_", "barrier_")
+        row["alphas"] = len(entries[0]["points"])
         row |= _renamed(_mean_metrics(best), "test_accuracy", "best_accuracy")
         row["best_alpha"] = _mean([b.get("alpha") for b in best])
-        row |= _renamed(
-            _mean_metrics([{"test_accuracy": value} for value in both]), "test_accuracy", "parents_accuracy"
-        )
-        row["seconds"] = fmean(seconds)
+        row |= _renamed(_mean_metrics([{"test_accuracy": v} for v in both]), "test_accuracy", "parents_accuracy")
+        row["seconds"] = fmean((e.get("match_seconds") or 0) + (e.get("correct_seconds") or 0) for e in entries)
         row |= {"match_images": images.get("match"), "correct_images": images.get("correct")}
-        row["share_b"] = fmean((entry.get("share") or {}).get("b", alpha) for entry in found)
+        row["images"] = max(summary["images"].get(name, 0) for name in ("match", "correct"))
+        row["share_b"] = fmean((entry.get("share") or {}).get("b", alpha) for entry in entries)
         answer.append(common | row)
-    references = {f"parent_{side}": [r["parents"][side] for r in records] for side in ("a", "b")}
-    for r in records:
-        for name, metrics in r.get("references", {}).items():
+    references = {f"parent_{side}": [alike[0]["parents"][side] for alike in pairs] for side in ("a", "b")}
+    for alike in pairs:
+        for name, metrics in alike[0].get("references", {}).items():
             references.setdefault(name, []).append(metrics)
     for name, metrics in references.items():
         means = _renamed(_mean_metrics(metrics), "test_", "test_")
         answer.append(common | {"reference": name, "n": len(metrics)} | means)
     return answer
+
+
+def _entries(records: list[Mapping[str, Any]], key: tuple[str, str, str]) -> list[Mapping[str, Any]]:
+    return [entry for r in records if (entry := curve_of(r, *key))]
+
+
+def _best(curves: list[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The mean of the best alpha and of its accuracy over repeats on one pair; {} where there was nothing to choose."""
+    best = [curve.get("best") or {} for curve in curves if len(curve["points"]) > 1]
+    return {name: _mean([b.get(name) for b in best]) for name in ("alpha", "test_accuracy")} if best else {}
 
 
 def _renamed(metrics: Mapping[str, Any], start: str, new: str) -> dict[str, Any]:

@@ -6,7 +6,9 @@ the fixed one, so a permuted tensor is tensor.index_select(axis, perm). With per
 `trace` walks a torch.fx graph with one rule per operation (`RULES`); `rule` registers more of them.
 """
 
+import contextlib
 import copy
+import io
 import math
 import operator
 import re
@@ -146,13 +148,13 @@ def permute(
     """A state dict whose units are reordered: unit perm[i] takes place i. Computes the same function.
 
     Args:
-        state: name → tensor; it is not changed.
+        state: name → tensor; it is not changed. What `load_state_dict` reads beside it (`_metadata`) is kept.
         perms: {group: LongTensor (size,)}; a group that is absent stays as it is.
 
     Raises:
         SymmetryError: an entry of `perms` names no group or is no permutation of its units.
     """
-    moved = dict(state)
+    moved = copy.copy(state) if hasattr(state, "_metadata") else dict(state)
     for name, perm in perms.items():
         if name not in groups:
             raise SymmetryError(f"there is no group '{name}'; groups: {', '.join(groups)}")
@@ -194,7 +196,7 @@ def prove(
     """Shows that permuting leaves the outputs unchanged, in float64 on the CPU.
 
     Args:
-        example: a batch of inputs (N, …).
+        example: a batch of inputs (N, …); it is not changed.
         perms: the permutations to prove on the model's own weights; None draws random ones and also randomises
             every weight and statistic of a copy, since a fresh BatchNorm (all ones) would hide a forgotten axis.
         tolerance: largest accepted change of an output, as a share of the largest output.
@@ -203,7 +205,7 @@ def prove(
         The largest change found, as that share.
 
     Raises:
-        SymmetryError: naming the groups that change the outputs.
+        SymmetryError: naming the groups that change the outputs; or the network puts out no tensor.
     """
     generator = generator or torch.Generator().manual_seed(0)
     twin = copy.deepcopy(model).cpu().double().eval()
@@ -215,12 +217,14 @@ def prove(
                 tensor.mul_(0.5 + noise).add_(0.1 * noise)
     example = example.cpu().double()
     state = copy.deepcopy(twin.state_dict())
-    expected = _tensors(twin(example))
+    expected = _tensors(twin(example.clone()))  # a network may write into its input
+    if not expected:
+        raise SymmetryError(f"{type(model).__name__} puts out no tensor, so nothing can be proved")
     scale = max(float(out.abs().max()) for out in expected) or 1.0
 
     def change(some: Mapping[str, torch.Tensor]) -> float:
         twin.load_state_dict(permute(state, groups, some))
-        found = _tensors(twin(example))
+        found = _tensors(twin(example.clone()))
         changes = [float((a - b).abs().max()) / scale for a, b in zip(found, expected, strict=True)]
         return math.inf if any(math.isnan(c) for c in changes) else max(changes)
 
@@ -236,26 +240,26 @@ class _Walker(fx.Interpreter):
     def steps(self, images: torch.Tensor) -> Iterator[tuple[fx.Node, object]]:
         self.env, self.args_iter = {}, iter([images])
         for node in self.graph.nodes:
-            value = self.env[node] = self.run_node(node)
+            value = self.env[node] = node.meta["constant"] if "constant" in node.meta else self.run_node(node)
             yield node, value
             for spent in self.user_to_last_uses.get(node, []):
                 del self.env[spent]
 
 
 def walk(model: nn.Module, groups: Groups, images: torch.Tensor) -> Iterator[tuple[fx.Node, object]]:
-    """Runs `model` node by node on images (N, …) and yields each graph node with its value.
+    """Runs `model` node by node on a copy of images (N, …) and yields each graph node with its value.
 
     Read a value before asking for the next: an in-place ReLU overwrites it. Several networks of one architecture can
     be walked in step with zip.
     """
-    return _Walker(fx.GraphModule(model, groups.graph)).steps(images)
+    return _Walker(model, graph=groups.graph).steps(images.clone())
 
 
 def _tensors(output) -> list[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         return [output]
-    values = output.values() if isinstance(output, Mapping) else output
-    return [tensor for value in values for tensor in _tensors(value)]
+    values = list(output.values()) if isinstance(output, Mapping) else output
+    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (list, tuple)) else []
 
 
 # --- tracing ----------------------------------------------------------------------------------------------------------
@@ -333,9 +337,9 @@ def _cut(axis: Axis, length: int) -> list[Axis]:
 
 class _Tracer:
     def __init__(self, model: nn.Module, graph: fx.GraphModule) -> None:
-        self.model, self.graph = model, graph
+        self.graph = graph
         self.modules = dict(graph.named_modules())
-        self.state = graph.state_dict()
+        self.state = model.state_dict()
         self.layouts: dict[fx.Node, Layout] = {}
         self.marks: dict[tuple[str, int, tuple[int, int] | None], Axis] = {}
         self.producers: list[tuple[str, Axis]] = []
@@ -358,6 +362,13 @@ class _Tracer:
         """Says that `segments` lie along an axis of a parameter or buffer; a tensor used twice ties what it meets."""
         key = (tensor, axis, rows)
         if tensor not in self.state:
+            owner, _, name = tensor.rpartition(".")
+            if getattr(self.modules.get(owner), name, None) is not None:
+                raise self.fail(
+                    node,
+                    f"its {name} is made from other tensors (weight_norm, spectral_norm, pruning); "
+                    "accepted: a plain one, as remove_parametrizations and prune.remove leave it",
+                )
             return
         if segments is None:
             segments = [(_Cell(self.state[tensor].shape[axis], fixed=True), 1)]
@@ -436,7 +447,12 @@ class _Tracer:
             raise self.fail(node, "its input is given by keyword")
         if any(isinstance(source.meta.get("tensor_meta"), list) for source in node.all_input_nodes):
             raise self.fail(node, "it takes several tensors at once from one node")
-        return found(self, node, module)
+        try:
+            return found(self, node, module)
+        except UnsupportedError:
+            raise
+        except Exception as error:
+            raise self.fail(node, f"its rule cannot read it: {first_line(error)}") from error
 
     def collect(self) -> Groups:
         producers: dict[_Cell, list[str]] = {}
@@ -496,28 +512,47 @@ def trace(model: nn.Module, example: torch.Tensor) -> Groups:
 
     Args:
         model: any network that torch.fx can trace; it is not changed.
-        example: a batch of inputs (N, …), N ≥ 2, that it takes.
+        example: a batch of inputs (N, …), N ≥ 2, that it takes; it is not changed.
 
     Returns:
         The groups: units of hidden layers that can be reordered without changing an output. Inputs and outputs keep
-        their order. Prove them (`prove`) before relying on them.
+        their order, and so does what meets a tensor that is not in the state dict. Prove them (`prove`) before
+        relying on them.
 
     Raises:
-        UnsupportedError: an operation or a layout has no rule; the line names the node and its module.
+        UnsupportedError: an operation or a layout has no rule (the line names the node and its module), torch.fx
+            cannot trace the network, it does not take the example, or a tensor stands in its state dict twice.
     """
+    names: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # Loading a permuted state dict, the second name would undo what the first one did.
+        if isinstance(tensor, torch.Tensor) and (first := names.setdefault(id(tensor), name)) != name:
+            raise UnsupportedError(f"'{first}' and '{name}' are one tensor; accepted: networks that name a tensor once")
     training = {module: module.training for module in model.modules()}
     model.eval()
+    doing = "torch.fx cannot trace"
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.symbolic_trace(copy.copy(model))  # it leaves constants on the module that it is given
+        doing = f"the example {_described(example)} does not go through"
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        with torch.no_grad():
-            ShapeProp(graph).propagate(example.to(device))
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise UnsupportedError(f"torch.fx cannot trace {type(model).__name__}: {first_line(error)}") from None
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # ShapeProp prints a stack
+            ShapeProp(graph).propagate(example.to(device, copy=True))
+    except Exception as error:
+        reason = first_line(error.__cause__ or error)
+        raise UnsupportedError(f"{doing} {type(model).__name__}: {reason}") from None
     finally:
         for module, mode in training.items():
             module.training = mode
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and node.target.startswith("_tensor_constant") and not hasattr(model, node.target):
+            node.meta["constant"] = getattr(graph, node.target)
     return _Tracer(model, graph).run()
+
+
+def _described(example: object) -> str:
+    if not isinstance(example, torch.Tensor):
+        return type(example).__name__
+    return f"{tuple(example.shape)} {example.dtype}".replace("torch.", "")
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -538,8 +573,16 @@ def rule(*operations) -> Callable:
     return register
 
 
-def _argument(node: fx.Node, position: int, name: str, default=None):
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+def _arguments(t: _Tracer, node: fx.Node, **known) -> list:
+    """The arguments after the first, in the order of `known` (names and defaults), with NumPy's names or torch's."""
+    given = {{"axis": "dim", "keepdims": "keepdim"}.get(name, name): value for name, value in node.kwargs.items()}
+    if unknown := given.keys() - known.keys():
+        listed = ", ".join(known)
+        raise t.fail(node, f"its rule does not know the keyword {', '.join(sorted(unknown))}; accepted: {listed}")
+    return [
+        node.args[position] if len(node.args) > position else given.get(name, default)
+        for position, (name, default) in enumerate(known.items(), 1)
+    ]
 
 
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -650,7 +693,7 @@ ACTIVATIONS += ("hardswish", "hardsigmoid", "hardtanh", "softplus", "logsigmoid"
 )
 def _activation(t: _Tracer, node: fx.Node, module) -> Layout:
     t.kinds[node] = "post_relu"
-    return t.layout(node.args[0])
+    return _pass(t, node, module)
 
 
 @rule(nn.PReLU)
@@ -698,6 +741,9 @@ def _prelu(t: _Tracer, node: fx.Node, module) -> Layout:
     "neg",
 )
 def _pass(t: _Tracer, node: fx.Node, module) -> Layout:
+    others = [n for n in node.all_input_nodes if n is not node.args[0] and _is_tensor(n) and math.prod(_shape(n)) > 1]
+    if others and node.target != "to":  # x.to(y) reads no entry of y
+        raise t.fail(node, f"its rule takes one tensor, and '{others[0].name}' goes in too")
     return t.layout(node.args[0])
 
 
@@ -769,6 +815,7 @@ def _reshape(t: _Tracer, node: fx.Node, module) -> Layout:
 @rule("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "pow")
 def _elementwise(t: _Tracer, node: fx.Node, module) -> Layout:
     """Arithmetic with broadcasting: axes that meet are tied, an axis of one entry meets nothing."""
+    _arguments(t, node, other=None, exponent=None, alpha=1, rounding_mode=None)  # operands may come by keyword
     operands = [n for n in node.all_input_nodes if _is_tensor(n)]
     rank = len(_shape(node))
     layout: Layout = {}
@@ -789,9 +836,9 @@ def _elementwise(t: _Tracer, node: fx.Node, module) -> Layout:
 
 @rule(torch.cat, torch.concat)
 def _cat(t: _Tracer, node: fx.Node, module) -> Layout:
-    parts = _argument(node, 0, "tensors")
+    parts, (dim,) = node.args[0], _arguments(t, node, dim=0)
     rank = len(_shape(node))
-    along = _argument(node, 1, "dim", 0) % rank
+    along = dim % rank
     layout: Layout = {}
     for axis in range(rank):
         axes = [t.layout(part).get(axis) for part in parts]
@@ -816,9 +863,8 @@ def _cat(t: _Tracer, node: fx.Node, module) -> Layout:
 def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
     """A sum, mean or maximum over whole axes does not see their order."""
     layout, rank = t.layout(node.args[0]), len(_shape(node.args[0]))
-    gone = _argument(node, 1, "dim")
-    gone = range(rank) if gone is None else [d % rank for d in (gone if isinstance(gone, Sequence) else [gone])]
-    keep = _argument(node, 2, "keepdim", False)
+    gone, keep, _ = _arguments(t, node, dim=None, keepdim=False, dtype=None)
+    gone = [d % rank for d in (gone if isinstance(gone, Sequence) else [gone]) if d is not None] or range(rank)
     return {
         axis if keep else axis - sum(d < axis for d in gone): segments
         for axis, segments in layout.items()
@@ -831,10 +877,10 @@ def _transpose(t: _Tracer, node: fx.Node, module) -> Layout:
     layout, rank = t.layout(node.args[0]), len(_shape(node.args[0]))
     name = getattr(node.target, "__name__", node.target)
     if name == "permute":
-        dims = node.args[1] if isinstance(node.args[1], Sequence) else node.args[1:]
-        order = [d % rank for d in dims]
+        (dims,) = _arguments(t, node, dims=())
+        order = [d % rank for d in (dims if isinstance(dims, Sequence) else node.args[1:])]
     else:
-        i, j = (0, 1) if name == "t" else (d % rank for d in node.args[1:3])
+        i, j = (d % rank for d in _arguments(t, node, dim0=0, dim1=1))
         order = list(range(rank))
         order[i], order[j] = order[j], order[i]
     return {new: layout[old] for new, old in enumerate(order) if old in layout}

@@ -128,20 +128,24 @@ def leaderboard_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def leaderboard_latex(rows: Iterable[Mapping[str, Any]]) -> str:
-    """`leaderboard_table` as a booktabs tabular."""
-    heads = [r"Acc., \%", "Loss, nats", "Barrier", r"Best $\alpha$", r"Acc., \%", "Share B", "Images", "Seconds", "$n$"]
-    lines = [r"\begin{tabular}{l" + "r" * len(heads) + "}", r"\toprule", _latex_row(["", *heads])]
+    """`leaderboard_table` as booktabs tabulars, one a kind of pair."""
+    heads = [r"Acc., \%", "Loss, nats", "Barrier", r"Best $\alpha$", r"Acc. there, \%"]
+    heads += ["Share B", "Images", "Seconds", "$n$"]
+    begin = [r"\begin{tabular}{l" + "r" * len(heads) + "}", r"\toprule"]
+    end = [r"\bottomrule", r"\end{tabular}", ""]
+    lines: list[str] = []
     kind, previous = None, None
     for row in rows:
         if kind != (kind := (row["architecture"], row["dataset"])):
             title = _escape(f"{kind[0]} on {kind[1]}, mean ± standard deviation over pairs")
-            lines += [r"\midrule", rf"\multicolumn{{{len(heads) + 1}}}{{l}}{{{title}}} \\", r"\midrule"]
+            lines += [*(end if lines else ()), *begin, rf"\multicolumn{{{len(heads) + 1}}}{{l}}{{{title}}} \\"]
+            lines += [r"\midrule", _latex_row(["", *heads]), r"\midrule"]
         elif "reference" in row and "reference" not in previous:
             lines.append(r"\addlinespace")
         cells = _leaderboard_cells(row, _latex_cell, missing="---")
         lines.append(_latex_row([_escape(_row_name(row, curve_label)), *cells, str(row["n"])]))
         previous = row
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join([*lines, *end])
 
 
 # Several pairs, with intervals
@@ -150,19 +154,27 @@ def leaderboard_latex(rows: Iterable[Mapping[str, Any]]) -> str:
 INTERVALS = "mean [95 % interval] over n independent pairs: bootstrap over pairs, Student's t for n < 5, none for n < 3"
 
 
+READ = (
+    "Images: what matching and correction could look at. Barrier: over the alphas that were measured; with * from the "
+    "midpoint alone. Parents: mean of both, of the same pairs."
+)
+
+
 def pooled_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as `leaderboard_rows` makes them, each with the name of its "records", as a Markdown table: what a README
     shows. References are left out."""
     lines = [
-        "| networks | data set | matching | correction | midpoint, % | barrier, points | parents, % | n | records |",
-        "|---|---|---|---|--:|--:|--:|--:|---|",
+        "| networks | data set | matching | correction | images | midpoint, % | barrier, points | parents, % | n "
+        "| records |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:
         if "reference" not in row:
             matcher, correction, variant = curve_key(row)
             correction = f"`{correction}`" + (f" ({variant})" if variant else "")
             names = [row["architecture"], row["dataset"], f"`{matcher}`", correction]
-            numbers = [pooled_cell(row, f"{what}_accuracy") for what in ("test", "barrier")]
+            numbers = [f"{row['images']:,}", *(pooled_cell(row, f"{what}_accuracy") for what in ("test", "barrier"))]
+            numbers[-1] += "*" if row["alphas"] == 1 else ""
             numbers += [_number_text(row["parents_accuracy"], "accuracy"), str(row["n"]), f"`{row['records']}`"]
             lines.append(f"| {' | '.join(names + numbers)} |")
     return "\n".join(lines)

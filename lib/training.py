@@ -47,6 +47,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} {getattr(self, name)} is not positive; accepted: any value > 0")
+        if not 0 <= self.warmup <= 1:
+            raise InputError(f"warmup {self.warmup} is not within [0, 1]; it is a share of the steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +71,32 @@ class Spec:
         return models.build(self.model, width=self.width, norm=self.norm, seed=self.seed)
 
 
+def _image_shape(model: str) -> tuple[int, int, int]:
+    """(channels, height, width) of one input of a registered model. Raises InputError for any other."""
+    if model not in models.ARCHITECTURES:
+        raise InputError(
+            f"unknown model {model!r}; accepted: {', '.join(models.ARCHITECTURES)}; a model of your own has to be "
+            "registered in ARCHITECTURES in lib/models.py"
+        )
+    return models.ARCHITECTURES[model][2]
+
+
 def open_dataset(name: str, model: str) -> loaders.Dataset:
-    """The data set `name` in the shape that `model` takes; "auto" takes the first within reach that suits it."""
-    shape = models.ARCHITECTURES[model][2]
+    """The data set `name` in the shape that `model` takes; "auto" takes the first within reach that suits it.
+
+    Raises:
+        InputError: the model is not registered, or as `loaders.load`.
+    """
+    shape = _image_shape(model)
     auto = ("mnist", "mnist-5k") if shape[0] == 1 else ("cifar10", "cifar10-jpeg", "mnist-5k")
     return loaders.load(name, auto=auto, shape=shape)
 
 
 def normalisation(model: str) -> loaders.Normalisation:
     """What a network's inputs are normalised by: grey ones by 255 alone (a mean and deviation cost the published
-    SimpleNet pair 2.5 points), colour ones by the reference's mean and deviation."""
-    return loaders.UNIT if models.ARCHITECTURES[model][2][0] == 1 else loaders.CIFAR
+    SimpleNet pair 2.5 points), colour ones by the reference's mean and deviation. InputError for a model that is not
+    registered."""
+    return loaders.UNIT if _image_shape(model)[0] == 1 else loaders.CIFAR
 
 
 def trained(
@@ -112,6 +129,7 @@ def trained(
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:10]
     stem = f"{spec.model}{'-bn' if spec.norm else ''}-w{spec.width:g}-{dataset.name}-s{spec.seed}-{key}"
     path = path or paths.CHECKPOINTS / "local" / f"{stem}.safetensors"
+    _check_suffix(path)
     resume = paths.CHECKPOINTS / "local" / f"{stem}.resume"
     if not resume.exists() and _is_trained(path, made, label):
         return path
@@ -189,15 +207,20 @@ def train(
         Mean training loss of each epoch, in nats.
 
     Raises:
-        InputError: the resume file belongs to another recipe; the loader is empty; the loss is no longer finite (the
-            line names the step).
+        InputError: the resume file belongs to another training; there are fewer than two steps in all (the learning
+            rate of a single one is 0); the loss is no longer finite (the line names the step).
     """
     device = torch.device(device)
     model.to(device, memory_format=torch.channels_last).train()
-    steps = len(loader)
+    steps, size = len(loader), recipe.batch_size
     if steps == 0:
         raise InputError(
-            f"no full batch of {recipe.batch_size} images to train on; accepted: a smaller batch_size or more images"
+            f"no full batch of {size} images to train on; accepted: at least {size} training images (limit_train)"
+        )
+    if recipe.epochs * steps < 2:
+        raise InputError(
+            f"one step of {size} images is no training, its learning rate is 0; accepted: more epochs, or at least "
+            f"{2 * size} training images (limit_train)"
         )
     optimiser = torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -211,14 +234,17 @@ def train(
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule, "scaler": scaler}
     losses: list[float] = []
     saved = _read_resume(resume, label)
-    if saved:
-        if saved["recipe"] != dataclasses.asdict(recipe) or saved["steps"] != steps:
-            raise InputError(f"{resume} belongs to another training; delete it to start afresh")
-        for name, part in parts.items():
-            if saved[name]:  # a scaler that is off, as on a CPU, saves nothing
-                part.load_state_dict(saved[name])
-        generator.set_state(saved["generator"])
-        losses = saved["losses"]
+    if saved is not None:
+        try:
+            if not isinstance(saved, dict) or saved["recipe"] != dataclasses.asdict(recipe) or saved["steps"] != steps:
+                raise ValueError
+            for name, part in parts.items():
+                if saved[name]:  # a scaler that is off, as on a CPU, saves nothing
+                    part.load_state_dict(saved[name])
+            generator.set_state(saved["generator"])
+            losses = saved["losses"]
+        except Exception:  # a file of something else can hold anything
+            raise InputError(f"{resume} belongs to another training; delete it to start afresh") from None
     with tqdm(
         total=recipe.epochs, initial=len(losses), desc=label, unit="epoch", disable=not progress, mininterval=1
     ) as bar:
@@ -249,15 +275,15 @@ def train(
     return losses
 
 
-def _read_resume(resume: Path | None, label: str) -> dict[str, Any]:
-    """What the resume file holds; {} where there is none, or none that can be read."""
+def _read_resume(resume: Path | None, label: str) -> Any:
+    """What the resume file holds; None where there is none, or none that can be read."""
     if resume is None or not resume.is_file():
-        return {}
+        return None
     try:
         return _load_torch(resume.read_bytes())
     except Exception as error:  # a damaged file can make torch raise anything
         print(f"{label}: {resume.name} cannot be read ({first_line(error)}), starting afresh", flush=True)
-        return {}
+        return None
 
 
 def _check_finite(losses: torch.Tensor, before: int, epoch: int, recipe: Recipe) -> None:
@@ -277,13 +303,19 @@ def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str 
 
     `model` is put and left in evaluation mode. An image with an output that is not a number counts as wrong. Pass a
     list of batches to have images read and normalised once for many networks.
+
+    Raises:
+        InputError: there are no images, or a label is none of the network's classes.
     """
     model.to(device).eval()
     correct = seen = 0
     loss = torch.zeros((), dtype=torch.float64, device="cpu")
     for images, labels in batches:
-        logits = model(images.to(device, torch.float32)).float()  # FFCV delivers float16 on CUDA
+        # FFCV delivers float16 on CUDA; a copy, for a network may change its input in place
+        logits = model(images.to(device, torch.float32, copy=True)).float()
         labels = labels.to(device)
+        if len(bad := labels[(labels < 0) | (labels >= logits.shape[1])]):
+            raise InputError(f"a label is {int(bad[0])}; accepted: 0 … {logits.shape[1] - 1}, the network's classes")
         loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
         # argmax takes NaN for the largest: a network that has diverged would be right on one class
         correct += int(((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)).sum())
@@ -334,6 +366,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint on the CPU, told by content and not by suffix: safetensors, or a torch file of
     tensors only. Code in a pickle is never executed.
 
+    Of a torch file with an entry "state_dict" that entry is taken. Where all names begin with "module.", as
+    `nn.DataParallel` saves them, the prefix is dropped.
+
     What can be checked is: the SHA-256 where a sidecar tells it, the CRC-32 that torch files carry, and that every
     value is a finite number. Damage to a safetensors file without a sidecar can be seen only where it breaks one of
     these or the format.
@@ -359,13 +394,17 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         reason = f"it holds code ({culprit[1]}), which is never executed" if culprit else "it cannot be read"
         why = "" if culprit else f" ({first_line(error)})"
         raise InputError(f"checkpoint {path} is refused: {reason}{why}; {accepted}") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         raise InputError(
-            f"checkpoint {path} is refused: it is no state dict; accepted: a mapping from names to tensors"
+            f"checkpoint {path} is refused: it is no state dict; accepted: a mapping from names to tensors, or one "
+            "that holds it as 'state_dict'"
         )
-    state = {name: tensor.detach() for name, tensor in state.items()}
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    state = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise InputError(f"checkpoint {path} is refused: {name} is sparse or quantised; accepted: dense tensors")
@@ -386,15 +425,24 @@ def _refuse_not_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
     """Raises InputError, naming the tensors of `state` that hold NaN or Inf (as float32)."""
     bad = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
     if bad:
-        raise InputError(f"{what} is refused: NaN or Inf in {', '.join(bad)}; accepted: finite numbers")
+        raise InputError(f"{what} is refused: NaN or Inf in {_few(bad, ', ')}; accepted: finite numbers")
 
 
-def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "state dict") -> nn.Module:
-    """Loads `state` into `model` (floating types are converted to the model's), after checking that every name, shape
-    and kind of number fits.
+def _few(items: list[str], separator: str) -> str:
+    """The first three of a list, and how many more there are."""
+    more = [f"and {len(items) - 3:,} more"] if len(items) > 3 else []
+    return separator.join(items[:3] + more)
+
+
+def fitting(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "state dict") -> dict[str, torch.Tensor]:
+    """`state`, complete and in the order of the model's own, after checking that every name, shape and kind of number
+    fits. A missing num_batches_tracked is no misfit: it is the model's.
+
+    Args:
+        origin: what the error calls the state.
 
     Raises:
-        InputError: naming what is missing, unexpected or different. A missing num_batches_tracked is no misfit.
+        InputError: naming what is missing, unexpected or different.
     """
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
@@ -406,8 +454,17 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str 
         elif tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
             problems.append(f"{name} is {tensor.dtype}, not {own[name].dtype}".replace("torch.", ""))
     if problems:
-        raise InputError(f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}")
-    model.load_state_dict(state, strict=False)
+        raise InputError(f"{origin} does not fit {type(model).__name__}: {_few(problems, '; ')}")
+    own.update(state)  # keeps the versions of the modules, which loading asks for
+    return own
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "state dict") -> nn.Module:
+    """Loads `state` into `model` (floating types are converted to the model's) if it fits.
+
+    Args, Raises: as in `fitting`.
+    """
+    model.load_state_dict(fitting(model, state, origin))
     return model
 
 
@@ -415,8 +472,10 @@ def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapp
     """Writes `state` as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it, each atomically.
 
     Raises:
-        InputError: a tensor holds NaN or Inf, or the disk refuses; nothing is written then.
+        InputError: the name does not end in .safetensors, a tensor holds NaN or Inf, or the disk refuses; nothing is
+            written then.
     """
+    _check_suffix(path)
     _refuse_not_finite(state, f"saving {path}")
     content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
     sidecar = {**sidecar, "sha256": hashlib.sha256(content).hexdigest()}
@@ -424,6 +483,12 @@ def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapp
         temporary.write_bytes(content)
     with paths.atomic(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(sidecar, indent=1) + "\n")
+
+
+def _check_suffix(path: Path) -> None:
+    # net.v1 and net.v2 would share the sidecar net.json
+    if path.suffix != ".safetensors":
+        raise InputError(f"saving {path} is refused: its name does not end in .safetensors")
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def test_values_take_the_declared_type(notebook, given, expected):
         ({"seed_a": "nan"}, "int"),
         ({"seed_a": True}, "int"),
         ({"seed_a": "1/0"}, "int"),
+        ({"seed_a": "1e99999999"}, "int"),
         ({"epochs": "many"}, "int"),
         ({"width": "wide"}, "float"),
         ({"alphas": "[0, x]"}, "list[float]"),
@@ -151,6 +152,20 @@ def test_success_shows_the_run_and_keeps_the_executed_copy(notebook, run, tmp_pa
     executed = nbformat.read(tmp_path / "out" / "toy.executed.ipynb", as_version=4)
     assert executed.metadata.papermill.parameters.seed_a == 2
     assert executed.cells[-1].outputs[0].text.strip().endswith("['none', 'graph']")
+
+
+def test_runs_with_records_of_their_own_leave_executed_copies_of_their_own(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "LOCAL", tmp_path)
+    path = notebook("")
+    node = nbformat.read(path, as_version=4)
+    node.cells[1].source += '\nresults_path: str = ""'
+    nbformat.write(node, path)
+    for arguments in ((), ("-p", "results_path", "data/results/mine.json")):
+        assert batch.main([str(path), *arguments]) == 0
+    assert sorted(found.name for found in tmp_path.glob("*.executed.ipynb")) == [
+        "mine.executed.ipynb",
+        "toy.executed.ipynb",
+    ]
 
 
 def test_a_user_without_a_home_to_write_in_gets_no_warnings(notebook, tmp_path):

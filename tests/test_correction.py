@@ -150,9 +150,48 @@ def test_correct_refuses_alpha_missing_images_and_a_network_without_norm():
     for name in set(CORRECTIONS) - {"none", "bn_reset"}:
         with pytest.raises(InputError, match="without images|correct_images"):
             correct(a, *states, 0.5, name, groups=groups, batches=[], **QUIET)
-    for option in ({"ridge": -1.0}, {"rounds": -1}, {"rounds": 1.5}):
+    for option in ({"ridge": -1.0}, {"rounds": -1}, {"rounds": 1.5}, {"memory": torch.inf}):
         with pytest.raises(InputError, match="accepted"):
             correct(a, *states, 0.5, "least_squares", groups=groups, batches=batches, **option, **QUIET)
+
+
+MISFITS = {
+    "module.0.weight is unexpected": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    "1.running_mean is missing": lambda state: {n: t for n, t in state.items() if n != "1.running_mean"},
+    r"0.bias is \(1,\), not \(6,\)": lambda state: state | {"0.bias": state["0.bias"][:1]},  # it would broadcast
+}
+
+
+@pytest.mark.parametrize("which", ["state_a", "state_b"])
+@pytest.mark.parametrize("told", MISFITS)
+def test_states_that_do_not_fit_the_network_are_refused(told, which):
+    a, b, groups, batches, _ = pair("norm")
+    states = {"state_a": dict(a.state_dict()), "state_b": dict(b.state_dict())}
+    states[which] = MISFITS[told](states[which])
+    if told.startswith("module"):
+        told = "0.weight is missing"
+    for kind in CORRECTIONS:
+        with pytest.raises(InputError, match=f"{which} does not fit Sequential: .*{told}"):
+            correct(a, *states.values(), 0.5, kind, groups=groups, batches=batches, **QUIET)
+    with pytest.raises(InputError, match=f"{which} does not fit"):
+        correction.moments(a, *states.values(), groups, batches, progress=False)
+
+
+def test_interpolate_refuses_what_would_broadcast():
+    for b in ({"w": torch.ones(1)}, {}):
+        with pytest.raises(InputError, match=r"A's w \(3,\) has no counterpart in B"):
+            correction.interpolate({"w": torch.ones(3)}, b, 0.5)
+
+
+@pytest.mark.parametrize("kind", CORRECTIONS)
+def test_states_without_counters_are_complete_enough(kind):
+    a, b, groups, batches, _ = pair("norm")
+    states = [m.state_dict() for m in (a, b)]
+    bare = [{n: t for n, t in state.items() if not n.endswith("num_batches_tracked")} for state in states]
+    found, expected = (
+        correct(a, *given, 0.5, kind, groups=groups, batches=batches, **QUIET) for given in (bare, states)
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in states[0])
 
 
 @pytest.mark.parametrize("name", ["no-bias", "norm", "residual"])
@@ -207,6 +246,83 @@ def test_sites_are_layers_before_a_nonlinearity():
     assert names["simplenet"] == ["conv1", "conv2"]  # fc1 feeds fc2 directly
     assert len(names["vgg11"]) == 8 and "classifier" not in names["vgg11"]
     assert "layer1.0.conv2" in names["resnet20"] and "fc" not in names["resnet20"]
+
+
+class Shared(nn.Module):
+    """A layer that is used twice, or a BatchNorm that serves two layers."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.fc, self.norm = nn.Linear(20, 16), nn.Linear(16, 5), nn.BatchNorm1d(16) if norm else None
+        self.one = nn.Linear(16, 16)
+        self.other = nn.Linear(16, 16) if norm else None
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        if self.norm is None:
+            return self.fc(F.relu(self.one(F.relu(self.one(x)))))
+        return self.fc(F.relu(self.norm(self.other(F.relu(self.norm(self.one(x)))))))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("kind", ["repair", "rescale", "closed_form"])
+def test_a_layer_used_more_than_once_keeps_its_interpolated_weights(kind, norm):
+    a, b = (randomise(Shared(norm), seed) for seed in (1, 2))
+    x = draw(500, 20)
+    groups = symmetry.trace(a, x[:2])
+    states = a.state_dict(), b.state_dict()
+    found = correct(a, *states, 0.5, kind, groups=groups, batches=[x], **QUIET)
+    averaged = correction.interpolate(*states, 0.5)
+    changed = {name.split(".")[0] for name in averaged if not torch.equal(found[name], averaged[name])}
+    assert "first" in changed and not changed & {"one", "other"}
+    assert found.info["left"] == dict.fromkeys(("one", "other") if norm else ("one",), "used more than once")
+    assert [site.name for site in correction.sites(a, groups)] == ["first"]
+    if not norm:
+        alone = correct(a, states[0], states[0], 0.5, kind, groups=groups, batches=[x], **QUIET)
+        torch.testing.assert_close(outputs(a, alone, x), a(x).detach(), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["repair", "rescale", "closed_form", "least_squares"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_unit_that_never_varies_keeps_its_value(kind, norm):
+    """Weights of 0, as weight decay or pruning leave them."""
+    a = nn.Sequential(nn.Linear(20, 32), *[nn.BatchNorm1d(32)] * norm, nn.ReLU(), nn.Linear(32, 5))
+    x = draw(1000, 20)
+    correction.reset(randomise(a, 1), [x])
+    with torch.no_grad():
+        a[int(norm)].weight[:8], a[int(norm)].bias[:8] = 0, 1
+        expected = a(x)
+    state, groups = a.state_dict(), symmetry.trace(a, x[:2])
+    found = correct(a, state, state, 0.5, kind, groups=groups, batches=[x], **QUIET)
+    torch.testing.assert_close(outputs(a, found, x), expected, rtol=0.01, atol=0.01)
+
+
+class InPlace(nn.Module):
+    """Normalises its input where it lies."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(20, 16), nn.BatchNorm1d(16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.two(F.relu(self.norm(self.one(x.sub_(0.3).div_(0.5)))))
+
+
+@pytest.mark.parametrize("kind", CORRECTIONS)
+def test_a_network_that_changes_its_input_in_place_is_corrected_like_one_that_does_not(kind):
+    a, b = (randomise(InPlace(), seed) for seed in (1, 2))
+    x = torch.rand(500, 20, generator=generator())
+    groups, states, batches = symmetry.trace(a, x[:2].clone()), [m.state_dict() for m in (a, b)], [x.clone()]
+    found = correct(a, *states, 0.5, kind, groups=groups, batches=batches, **QUIET)
+    assert torch.equal(batches[0], x)
+    model = nn.Sequential(*(getattr(a, name) for name in ("one", "norm")), nn.ReLU(), a.two)
+    places = {"one": "0", "norm": "1", "two": "3"}
+    renamed = [{f"{places[n.split('.')[0]]}.{n.split('.')[1]}": t for n, t in state.items()} for state in states]
+    x = (x - 0.3) / 0.5
+    plain = correct(model, *renamed, 0.5, kind, groups=symmetry.trace(model, x[:2]), batches=[x], **QUIET)
+    for name, tensor in zip(found, found.values(), strict=True):
+        where, _, rest = name.partition(".")
+        torch.testing.assert_close(tensor, plain[f"{places[where]}.{rest}"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -639,6 +755,14 @@ def test_least_squares_refuses_activations_that_overflow():
     groups = symmetry.trace(model, models.example("mlp"))
     with pytest.raises(InputError, match="not finite"):
         correct(model, state, state, 0.5, "least_squares", groups=groups, batches=[models.example("mlp")], **QUIET)
+
+
+@pytest.mark.parametrize("ridge", [torch.nan, torch.inf, 1e308])
+def test_a_ridge_that_is_no_number_or_too_large_is_refused_and_does_not_hang(ridge):
+    a, b, groups, batches, _ = pair("plain")
+    states = a.state_dict(), b.state_dict()
+    with pytest.raises(InputError, match="finite ridge"):
+        correct(a, *states, 0.5, "least_squares", groups=groups, batches=batches, ridge=ridge, **QUIET)
 
 
 def test_choose_takes_units_that_never_fire():

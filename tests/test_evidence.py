@@ -8,6 +8,7 @@ from lib import evidence, results
 from lib.checks import InputError
 
 SIMPLE = {"name": "simplenet", "width": 1.0, "norm": None}
+TRAINED = {"file": "x", "sha256": None, "dataset": "mnist", "spec": {"seed": 0, "recipe": {"epochs": 1}}}
 
 
 def record(index, middles, match=0, **changes):
@@ -59,7 +60,8 @@ def test_fewer_than_three_values_have_no_interval_and_say_n(values):
 def test_equal_values_have_an_interval_of_no_width_and_unmeasured_ones_none():
     equal = evidence.mean_interval([0.1] * 6)
     assert equal.low == equal.high == pytest.approx(0.1)
-    assert evidence.mean_interval([0.1, None, 0.2, 0.3]).mean is None
+    for unmeasured in (None, float("nan")):
+        assert evidence.mean_interval([0.1, unmeasured, 0.2, 0.3]).mean is None
 
 
 @pytest.mark.parametrize(("option", "value"), [("method", "BCa"), ("level", 95)])
@@ -115,10 +117,19 @@ def test_a_difference_counts_the_pairs_that_have_both():
         ({"model": SIMPLE | {"norm": "batch"}}, "norm can not be pooled: None and batch"),
         ({"model": SIMPLE | {"name": "mlp"}}, "model can not be pooled: simplenet and mlp"),
         ({"provenance": provenance(parameters={"correct_images": 9})}, "correct_images can not be pooled: None and 9"),
+        (
+            {"checkpoints": {side: TRAINED | {"spec": {"seed": 3, "recipe": {"epochs": 100}}} for side in "ab"}},
+            "training can not be pooled: a.spec.recipe.epochs=1 b.spec.recipe.epochs=1 and a.spec.recipe.epochs=100 b",
+        ),
+        (
+            {"checkpoints": {side: TRAINED | {"dataset": "mnist-5k"} for side in "ab"}},
+            'training can not be pooled: a.dataset="mnist" b.dataset="mnist" and a.dataset="mnist-5k"',
+        ),
     ],
 )
 def test_unlike_records_are_not_pooled(change, named):
-    data = rows(record(0, {"none": 0.2}), record(1, {"none": 0.3}, **change))
+    alike = {"checkpoints": dict.fromkeys("ab", TRAINED)} if "checkpoints" in change else {}
+    data = rows(record(0, {"none": 0.2}, **alike), record(1, {"none": 0.3}, **change))
     for measure in (evidence.interval, evidence.variance_components):
         with pytest.raises(InputError, match=named) as caught:
             measure(data, curve="none")

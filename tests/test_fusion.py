@@ -101,3 +101,38 @@ def test_a_barrier_of_what_is_no_number_is_none_wherever_it_stands():
         found = fusion.barrier(points, ends)
         assert found["test_loss"] is None
         assert found["test_accuracy"] == pytest.approx(0.1)
+
+
+def test_an_ensemble_that_is_sure_and_wrong_has_a_finite_loss():
+    class Sure(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([[150.0, 0.0, 0.0]]).expand(len(x), 3)
+
+    found = fusion.ensemble(Sure(), Sure(), [(torch.rand(4, 2), torch.tensor([0, 0, 0, 1]))])
+    assert found == {"test_accuracy": 0.75, "test_loss": pytest.approx(150 / 4)}
+
+
+def test_an_ensembles_loss_is_that_of_the_mean_probability():
+    a, b = (torch.nn.Linear(4, 3) for _ in range(2))
+    x, y = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 3
+    mean = (a(x).softmax(1) + b(x).softmax(1)) / 2
+    found = fusion.ensemble(a, b, [(x, y)])
+    assert found["test_loss"] == pytest.approx(torch.nn.functional.nll_loss(mean.log(), y).item())
+    assert found["test_accuracy"] == pytest.approx((mean.argmax(1) == y).double().mean().item())
+
+
+def test_a_network_that_changes_its_input_in_place_is_measured_alike_each_time():
+    class InPlace(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x.sub_(0.3).div_(0.5))
+
+    a, b = InPlace(20, 5), InPlace(20, 5)
+    x = torch.rand(200, 20, generator=torch.Generator().manual_seed(0))
+    batches = [(x, a(x.clone()).argmax(1))]
+    first, again = (fusion.measure(InPlace(20, 5), a.state_dict(), batches) for _ in range(2))
+    assert first == again and first["test_accuracy"] == 1
+    plain = [torch.nn.Linear(20, 5) for _ in range(2)]
+    for model, other in zip(plain, (a, b), strict=True):
+        model.load_state_dict(other.state_dict())
+    expected = fusion.ensemble(*plain, [((x - 0.3) / 0.5, batches[0][1])])
+    assert fusion.ensemble(a, b, batches)["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)

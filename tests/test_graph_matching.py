@@ -552,6 +552,21 @@ def test_similarity_of_the_wrong_shape_is_refused():
         gm.Problem(a, a, CHAIN, similarity={"fc1": torch.eye(3)})
 
 
+@pytest.mark.parametrize("solver", graph_solvers.SOLVERS)
+def test_without_groups_there_is_nothing_to_permute(solver):
+    a = draw(SHAPES, 0)
+    run = gm.solve(gm.Problem(a, a, {}), solver=solver, restarts=0)
+    assert (run.perms, run.objective, run.converged) == ({}, 0.0, True)
+
+
+@pytest.mark.parametrize("solver", ["graph", "softassign", "coordinate_descent", "frank_wolfe"])
+def test_weights_that_are_no_numbers_are_refused_naming_the_group(solver):
+    a, b = draw(SHAPES, 0), draw(SHAPES, 1)
+    a["fc2.weight"][0, 0] = math.nan
+    with pytest.raises(InputError, match="group 'fc1' are infinite or NaN"):
+        gm.solve(gm.Problem(a, b, CHAIN), solver=solver)
+
+
 @pytest.mark.parametrize("solver", ["spectral", "spectral_symmetric", "rrwm"])
 def test_exact_soft_solvers_refuse_what_would_not_end(solver, monkeypatch):
     a = draw(SHAPES, 0)

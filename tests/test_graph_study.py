@@ -34,8 +34,10 @@ def test_dense_bytes_of_simplenet_and_vgg11():
 
 def test_bad_input_is_one_line():
     good = {"solvers": ["graph"], "widths": [1.0], "noises": [0.0], "seeds": [0]}
+    good |= {"scaling_solvers": ["graph"], "recovery_width": 0.5}
     graph_study.check(**good)
-    for name, bad in (("solvers", ["sm"]), ("widths", [0]), ("noises", [-1]), ("seeds", [])):
+    bad_values = {"solvers": ["sm"], "widths": [0], "noises": [-1], "seeds": [], "scaling_solvers": []}
+    for name, bad in (*bad_values.items(), ("widths", [])):
         with pytest.raises(InputError, match=name.rstrip("s")) as error:
             graph_study.check(**good | {name: bad})
         assert "\n" not in str(error.value)

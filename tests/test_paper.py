@@ -57,10 +57,9 @@ def test_command_rebuilds_every_figure(folder, tmp_path, capsys, unrendered):
     drawn = ["network_graph", "simple_curves", "vgg_s0_curves", "vgg_s0_matching_activation", "vgg_s0_correlations"]
     drawn += ["vgg_s0_bn_images", "vgg_curves", "wide_s0_curves"]
     drawn += ["study_scaling", "study_recovery", "study_objective"]
-    for main in ("leaderboard", "vgg11_cifar10_cifar10_jpeg_widths", "widths_w0.125_curves", "widths_w0.25_curves"):
-        drawn += [main, f"{main}_column"]
+    drawn += ["leaderboard", *(f"widths_w{width}_curves{end}" for width in (0.125, 0.25) for end in ("", "_column"))]
     drawn += [f"widths_{what}{end}" for what in ("widths", "differences") for end in ("", "_column")]
-    texts = ["simple", "vgg", "wide", "leaderboard", "vgg11_cifar10_cifar10_jpeg_widths", "widths", "widths_widths"]
+    texts = ["simple", "vgg", "wide", "leaderboard", "widths", "widths_widths"]
     files = {f"{stem}.{kind}" for stem in drawn for kind in ("png", "pdf")} | {f"{stem}.tex" for stem in texts}
     files |= {"results.md", "index.txt"}
     assert set(os.listdir(figures)) == files
@@ -170,7 +169,7 @@ def test_the_readme_is_rewritten_between_its_markers_alone(folder, tmp_path):
     paper.write_readme(readme, folder)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| VGG11-BN ×1/8 | cifar10-jpeg | `activation` | `bn_reset` | 58.33 [39.36, 77.31] |" in text
+    assert "| VGG11-BN ×1/8 | cifar10-jpeg | `activation` | `bn_reset` | 0 | 58.33 [39.36, 77.31] |" in text
 
 
 # The notebook that reads a sweep
@@ -204,6 +203,7 @@ def test_sweep_summary_counts_every_record_and_compares_methods(folder, tmp_path
         ({"results_dir": "nowhere"}, "no run records in results_dir 'nowhere'"),
         ({"metric": "accuracy"}, "unknown metric 'accuracy'; accepted: .*test_accuracy"),
         ({"baseline": "graph"}, "unknown baseline 'graph'; accepted: none, activation"),
+        ({"alpha": 0.4}, "nothing was measured at alpha 0.4; accepted: 0, .*0.5"),
     ],
 )
 def test_sweep_summary_refuses_bad_parameters_in_one_line(folder, tmp_path, monkeypatch, parameters, named):

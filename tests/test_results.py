@@ -234,6 +234,13 @@ def test_arrays_of_another_run_are_refused(tmp_path):
         results.read_arrays(path)
 
 
+def test_arrays_that_are_lost_are_said_to_be(tmp_path):
+    path = results.write_record(tmp_path / "pair.json", pair(), {"perm/graph/conv1": np.arange(4)})
+    path.with_suffix(".npz").unlink()
+    with pytest.raises(InputError, match="pair.npz: the arrays of the record beside it are lost"):
+        results.read_arrays(path)
+
+
 def test_rewriting_without_arrays_leaves_none_of_an_older_run(tmp_path):
     path = results.write_record(tmp_path / "pair.json", pair(), {"perm/graph/conv1": np.arange(4)})
     results.write_record(path, pair())
@@ -261,6 +268,14 @@ def test_an_interrupted_write_leaves_the_old_record_and_no_rest(tmp_path, monkey
     assert os.listdir(tmp_path) == ["pair.json"]
 
 
+def test_a_hidden_file_of_the_users_own_stays(tmp_path):
+    mine = [tmp_path / ".pair.original.json", tmp_path / ".pair.json"]
+    for path in mine:
+        path.write_text("mine")
+    results.write_record(tmp_path / "pair.json", pair())
+    assert all(path.read_text() == "mine" for path in mine)
+
+
 def test_arrays_are_in_place_before_the_record_that_says_done(tmp_path, monkeypatch):
     order = []
     replace = os.replace
@@ -278,6 +293,9 @@ def test_reading_something_else_names_file_and_reason(tmp_path):
         results.read_record(tmp_path / "other.json")
     with pytest.raises(InputError, match="gone.json: no such record"):
         results.read_record(tmp_path / "gone.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(InputError, match="folder.json: cannot be read"):
+        results.read_record(tmp_path / "folder.json")
 
 
 def test_read_records_of_one_experiment(tmp_path):
@@ -422,6 +440,30 @@ def test_leaderboard_averages_pairs_of_a_kind_and_keeps_kinds_apart():
     counts = {(row["architecture"], row["n"]) for row in rows}
     assert counts == {("SimpleNet", 2), ("MLP", 1)}
     assert rows[0]["parents_accuracy"] == pytest.approx(0.83)
+
+
+def test_leaderboard_counts_pairs_not_records_and_gives_a_curve_the_parents_of_its_own_pairs():
+    best = {"alpha": 0.5, "held_out_accuracy": 0.9, "test_accuracy": 0.5, "test_loss": 0.2}
+    seeds = [{"a": 0, "b": 1, "match": match} for match in range(3)]
+    ensemble = {"ensemble": {"test_accuracy": 0.95, "test_loss": 0.1}}
+    repeats = [pair(curve("none", (0.84, 0.5, 0.82), best=best), seeds=s, references=ensemble) for s in seeds]
+    row, *references = results.leaderboard_rows(repeats)
+    assert row["n"] == 1 and row["best_accuracy"] == 0.5
+    assert all(row[f"{what}_accuracy_low"] is None for what in ("test", "best", "parents"))
+    assert [reference["n"] for reference in references] == [1, 1, 1]
+    assert "one pair (n = 1)" in results.headline(repeats)
+
+    better = {"a": metrics(0.9), "b": metrics(0.9)}
+    other = pair(curve("graph", (0.9, 0.6, 0.9)), seeds={"a": 2, "b": 3, "match": 0}, parents=better)
+    rows = {row["matcher"]: row for row in results.leaderboard_rows([repeats[0], other]) if "reference" not in row}
+    assert rows["none"]["parents_accuracy"] == pytest.approx(0.83)
+    assert rows["graph"]["parents_accuracy"] == pytest.approx(0.9)
+
+
+def test_one_alpha_leaves_no_choice_of_the_best():
+    best = {"alpha": 0.5, "held_out_accuracy": 0.9, "test_accuracy": 0.5, "test_loss": 0.2}
+    row, *_ = results.leaderboard_rows(pair(curve("none", (0.5,), alphas=(0.5,), best=best)))
+    assert row["alphas"] == 1 and row["best_alpha"] is None and row["best_accuracy"] is None
 
 
 @pytest.mark.parametrize(

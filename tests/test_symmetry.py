@@ -6,6 +6,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from lib import matching, models, symmetry
 from lib.symmetry import Member, SymmetryError, UnsupportedError
@@ -337,3 +338,131 @@ def test_operands_given_by_keyword_are_tied_or_refused():
     symmetry.prove(model, groups, x)
     with pytest.raises(UnsupportedError, match="out.*given by keyword"):
         symmetry.trace(Keywords(True).eval(), x)
+
+
+def pruned(layer):
+    return prune.l1_unstructured(layer, "weight", 0.3)
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm, pruned])
+def test_a_weight_made_from_other_tensors_is_refused_by_name(wrap):
+    model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), wrap(nn.Linear(8, 2, bias=False)))
+    with pytest.raises(UnsupportedError, match="module '2'.*its weight is made from other tensors"):
+        symmetry.trace(model, torch.rand(2, 3))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["a module under two names", "a weight of two layers"])
+def test_a_tensor_under_two_names_is_refused(tied):
+    model = Forward(lambda m, x: m.b(torch.relu(m.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    if tied:
+        model.b.weight = model.a.weight
+    else:
+        model.c = model.a
+    with pytest.raises(UnsupportedError, match=r"'a\.weight' and '[bc]\.weight' are one tensor"):
+        symmetry.trace(model, torch.rand(2, 4))
+
+
+@pytest.mark.parametrize(
+    "pooled",
+    [
+        lambda h: h.mean(axis=(2, 3)),
+        lambda h: h.sum(axis=3, keepdims=True).mean((2, 3)),
+        lambda h: h.mean(dim=()) + torch.cat([h, h], axis=2).mean((2, 3)),
+        lambda h: h.flatten(2).transpose(dim0=1, dim1=2).mean(1),
+        lambda h: h.permute(dims=(0, 2, 3, 1)).mean((1, 2)),
+    ],
+    ids=["axis", "keepdims", "cat along axis", "dim0 and dim1", "dims"],
+)
+def test_arguments_by_keyword_mean_what_torch_takes_them_for(pooled):
+    model = Forward(lambda m, x: m.out(pooled(m.a(x))), a=nn.Conv2d(3, 8, 1), out=nn.Linear(8, 2)).eval()
+    x = torch.rand(2, 3, 5, 5)
+    groups = symmetry.trace(model, x)
+    assert {name: group.size for name, group in groups.items()} == {"a": 8}
+    symmetry.prove(model, groups, x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda m, h: torch.clamp(h, min=m.p), "node 'clamp'.*takes one tensor, and 'p' goes in too"),
+        (lambda m, h: torch.mean(h, 1, keepdim=True, out=m.p) + h, "node 'mean'.*not know the keyword out; accepted"),
+        (lambda m, h: h.sum(h.dim() - 1, keepdim=True), "node 'sum.*its rule cannot read it"),
+    ],
+)
+def test_an_argument_that_a_rule_does_not_know_is_refused(forward, said):
+    p = nn.Parameter(torch.rand(2, 1), requires_grad=False)
+    model = Forward(lambda m, x: m.out(forward(m, m.a(x)).expand(2, 8)), a=nn.Linear(3, 8), out=nn.Linear(8, 2), p=p)
+    with pytest.raises(UnsupportedError, match=said) as error:
+        symmetry.trace(model, torch.rand(2, 3))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "said"),
+    [
+        (Forward(lambda m, x: m.a(x) if len(x.shape) == 2 else x, a=nn.Linear(3, 4)), (2, 3), "'len' is not supported"),
+        (nn.Linear(3, 4), (2, 5), r"example \(2, 5\) float32 does not go through Sequential: mat1"),
+        (nn.Linear(3, 4).double(), (2, 3), r"example \(2, 3\) float32 does not go through Sequential: mat1"),
+    ],
+)
+def test_what_cannot_be_traced_is_one_line(model, example, said, capsys):
+    with pytest.raises(UnsupportedError, match=said) as error:
+        symmetry.trace(nn.Sequential(model), torch.rand(example))
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().err == ""
+
+
+class Constant(nn.Module):
+    """Eight units scaled by a tensor that is in no state dict."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.out, self.kind = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2), kind
+        self.plain = torch.arange(1.0, 9)
+        self.register_buffer("hidden", torch.arange(1.0, 9), persistent=False)
+
+    def forward(self, x):
+        scale = torch.arange(1.0, 9) if self.kind == "inline" else getattr(self, self.kind)
+        return self.out(torch.relu(self.b(torch.relu(self.a(x)) * scale)))
+
+
+@pytest.mark.parametrize("kind", ["inline", "plain", "hidden"])
+def test_what_meets_a_tensor_outside_the_state_dict_keeps_its_order(kind):
+    model, twin, x = Constant(kind).eval(), Constant(kind).eval(), torch.rand(2, 3)
+    before = set(vars(model))
+    groups = symmetry.trace(model, x)
+    assert set(vars(model)) == before
+    assert {name: group.size for name, group in groups.items()} == {"b": 8}
+    symmetry.prove(model, groups, x)
+    *_, (_, value) = symmetry.walk(twin, groups, x)  # not the network that was traced
+    assert torch.equal(value, twin(x))
+
+
+def test_outputs_that_are_no_tensors_are_passed_over():
+    model = Forward(lambda m, x: (m.b(torch.relu(m.a(x))), None, 3), a=nn.Linear(3, 8), b=nn.Linear(8, 2)).eval()
+    groups = symmetry.trace(model, torch.rand(2, 3))
+    assert symmetry.prove(model, groups, torch.rand(2, 3)) < 1e-9
+    model.function = lambda m, x: None
+    with pytest.raises(SymmetryError, match="no tensor"):
+        symmetry.prove(model, groups, torch.rand(2, 3))
+
+
+def test_permute_keeps_the_versions_that_a_state_dict_carries():
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    groups, state = symmetry.trace(model, torch.rand(2, 3)), model.state_dict()
+    moved = symmetry.permute(state, groups, groups.random(generator()))
+    assert moved._metadata == state._metadata
+    assert not torch.equal(moved["0.weight"], state["0.weight"])
+    assert torch.equal(model.state_dict()["0.weight"], state["0.weight"])
+
+
+def test_a_network_that_writes_into_its_input_leaves_the_callers_alone():
+    model = Forward(lambda m, x: m.b(torch.relu(m.a(x.sub_(1.0)))), a=nn.Linear(3, 8), b=nn.Linear(8, 2)).eval()
+    x = torch.rand(2, 3).double()  # what prove needs no copy of, were it not for this
+    model.double()
+    before = x.clone()
+    groups = symmetry.trace(model, x)
+    symmetry.prove(model, groups, x)
+    *_, (_, value) = symmetry.walk(model, groups, x)
+    assert torch.equal(x, before)
+    assert torch.equal(value, model(x))

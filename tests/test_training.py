@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lib import loaders, models, paths, training
 from lib.checks import InputError
@@ -145,6 +145,38 @@ def test_a_foreign_resume_file_is_refused(tmp_path):
         training.train(small(), loader, RECIPE, generator=generator, resume=resume, progress=False)
 
 
+@pytest.mark.parametrize("content", [{}, {"a": 1}, {"model": {}}, torch.rand(3), [1, 2], "text", "another width"])
+def test_a_resume_file_of_something_else_is_refused(content, tmp_path):
+    generator, resume = torch.Generator().manual_seed(0), tmp_path / "x.resume"
+    if content == "another width":
+        options = {"generator": generator, "resume": resume, "progress": False}
+        other = models.build("vgg11", width=0.1, norm="batch")
+        training.train(other, loader_of(tiny_dataset(), generator), RECIPE, **options)
+    else:
+        torch.save(content, resume)
+    with pytest.raises(InputError, match="x.resume belongs to another training") as caught:
+        training.train(
+            small(), loader_of(tiny_dataset(), generator), RECIPE, generator=generator, resume=resume, progress=False
+        )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("images", "told"), [(40, "at least 50 training"), (50, "at least 100 training")])
+def test_fewer_than_two_steps_are_no_training(images, told):
+    generator = torch.Generator().manual_seed(0)
+    loader = loader_of(tiny_dataset(images), generator)
+    with pytest.raises(InputError, match=f"{told} images .limit_train."):
+        training.train(small(), loader, Recipe(epochs=1, batch_size=50), generator=generator, progress=False)
+
+
+def test_two_steps_train():
+    generator, model = torch.Generator().manual_seed(0), small()
+    before = training.state_of(model)
+    loader = loader_of(tiny_dataset(100), generator)
+    training.train(model, loader, Recipe(epochs=1, batch_size=50), generator=generator, progress=False)
+    assert not torch.equal(before["classifier.weight"], model.state_dict()["classifier.weight"])
+
+
 def test_trained_saves_once_with_a_sidecar_and_then_reuses(tmp_path, capsys):
     dataset, spec = tiny_dataset(), Spec("vgg11", 1, RECIPE, width=0.0625, norm="batch")
     path = training.trained(spec, dataset, path=tmp_path / "net.safetensors", half=True, progress=False)
@@ -184,6 +216,19 @@ def test_evaluate_weighs_images_and_not_batches():
     assert whole[1] == pytest.approx(torch.nn.functional.cross_entropy(model(x), y).item())
 
 
+@pytest.mark.parametrize("label", [3, -1, -100])
+def test_a_label_that_is_no_class_of_the_network_is_refused(label):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    with pytest.raises(InputError, match=f"a label is {label}; accepted: 0 … 2"):
+        training.evaluate(model, [(torch.rand(2, 1, 2, 2), torch.tensor([0, label]))])
+
+
+@pytest.mark.parametrize("use", [training.normalisation, lambda name: training.open_dataset("mnist-5k", name)])
+def test_a_model_that_is_not_registered_is_told_where_to_register(use):
+    with pytest.raises(InputError, match=r"unknown model 'mine'; accepted: simplenet, .* registered .* lib/models\.py"):
+        use("mine")
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch executed",)
@@ -208,6 +253,68 @@ def test_checkpoints_are_told_by_content_and_not_by_suffix(tmp_path):
     (tmp_path / "c.pt").write_bytes(b"neither of the two")
     with pytest.raises(InputError, match="cannot be read"):
         training.read_state(tmp_path / "c.pt")
+
+
+def wrapped(state):
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda state, path: save_file(state, path)])
+def test_names_of_data_parallel_lose_their_prefix(write, tmp_path):
+    state = training.state_of(small())
+    write(wrapped(state), tmp_path / "net.pt")
+    found = training.read_state(tmp_path / "net.pt")
+    assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    write(wrapped(state) | {"scale": torch.ones(1)}, tmp_path / "net.pt")  # not all
+    assert training.read_state(tmp_path / "net.pt").keys() == {*wrapped(state), "scale"}
+
+
+def test_the_state_dict_of_a_training_checkpoint_is_taken(tmp_path):
+    state, path = training.state_of(small()), tmp_path / "net.pt"
+    torch.save({"state_dict": wrapped(state), "epoch": 3, "optimizer": {"lr": 0.1}}, path)
+    found = training.read_state(path)
+    assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    for held, told in (
+        ({"state_dict": {"w": 3}, "epoch": 3}, "no state dict"),
+        ({"state_dict": torch.ones(2), "epoch": 3}, "no state dict"),
+        ({"state_dict": {"w": torch.tensor(float("nan"))}}, "NaN or Inf in w"),
+        ({"state_dict": {"w": torch.ones(2)}, "epoch": Evil()}, "never executed"),
+    ):
+        torch.save(held, path)
+        with pytest.raises(InputError, match=told):
+            training.read_state(path)
+
+
+def test_no_more_than_three_misfits_are_listed(tmp_path):
+    model = small()
+    with pytest.raises(InputError, match=r"(; [^;]+){2}; and \d+ more$") as error:
+        training.load_state(model, {})
+    assert len(str(error.value)) < 200
+    state = {name: torch.full_like(tensor, torch.nan) for name, tensor in model.named_parameters()}
+    with pytest.raises(InputError, match=rf"in [^,]+, [^,]+, [^,]+, and {len(state) - 3} more; accepted"):
+        training.save_checkpoint(tmp_path / "net.safetensors", state, {})
+
+
+@pytest.mark.parametrize("name", ["net", "net.v1", "net.pt", "net.safetensors.json"])
+def test_checkpoints_are_saved_under_names_whose_sidecars_cannot_collide(name, tmp_path):
+    with pytest.raises(InputError, match="does not end in .safetensors"):
+        training.save_checkpoint(tmp_path / name, {"w": torch.ones(2)}, {})
+    with pytest.raises(InputError, match="does not end in .safetensors"):  # before it is trained
+        training.trained(Spec("vgg11", 0, RECIPE), tiny_dataset(), path=tmp_path / name, progress=False)
+    assert not list(tmp_path.iterdir())
+    for version in ("v1", "v2"):
+        training.save_checkpoint(tmp_path / f"net.{version}.safetensors", {"w": torch.rand(3)}, {})
+    assert training.read_state(tmp_path / "net.v1.safetensors").keys() == {"w"}
+
+
+def test_loading_keeps_the_versions_of_the_modules():
+    """Modules tell by them how a state was saved; without, mnasnet0_5 takes it for an old one."""
+    from torchvision.models import mnasnet0_5
+
+    model = mnasnet0_5(num_classes=2)
+    state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    found = training.load_state(model, state).state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state)
 
 
 def test_a_state_that_does_not_fit_is_refused_with_the_names_that_differ():
@@ -237,6 +344,12 @@ def test_a_missing_checkpoint_lists_the_shipped_ones():
 def test_a_recipe_refuses_nonsense(bad):
     with pytest.raises(InputError, match="is not positive"):
         Recipe(**bad)
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 2.0, float("nan")])
+def test_a_warmup_beyond_the_training_is_refused(warmup):
+    with pytest.raises(InputError, match="warmup .* is not within"):
+        Recipe(epochs=1, warmup=warmup)
 
 
 def test_a_loss_that_explodes_is_one_line():
