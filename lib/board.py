@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib import experiment, paths, results, training
+from lib import experiment, models, paths, results, training
 from lib.checks import InputError
 from lib.correction import CORRECTIONS
 from lib.experiment import Run
 from lib.matching import MATCHERS
-from lib.models import ARCHITECTURES
 
 # What a leaderboard leaves to the checkpoints or does not vary.
 FIXED = {
@@ -27,7 +26,9 @@ def pairs() -> dict[str, dict[str, Any]]:
         kind, _, seed = path.stem.rpartition("-s")
         if seed.isdecimal() and int(seed) % 2 == 0 and path.with_name(f"{partner(path.stem)}.safetensors").is_file():
             found[kind, int(seed)] = training.read_sidecar(path)
-    known = {key: said for key, said in sorted(found.items()) if said.get("spec", {}).get("model") in ARCHITECTURES}
+    known = {
+        key: said for key, said in sorted(found.items()) if said.get("spec", {}).get("model") in models.ARCHITECTURES
+    }
     return {f"{kind}-s{seed}": said for (kind, seed), said in known.items()}
 
 

@@ -428,7 +428,7 @@ def _references(rows: list[Mapping[str, Any]]) -> str:
     value = {row["reference"]: f"{100 * row['test_accuracy']:.1f}" for row in rows if "reference" in row}
     lines = [f"parents {value.get('parent_a', '—')}, {value.get('parent_b', '—')}", ""]
     lines[1] = f"ensemble {value['ensemble']}" if "ensemble" in value else ""
-    lines[0] += f"; better one {value['one_parent']}" if "one_parent" in value else ""
+    lines[0] += f"; better held out {value['one_parent']}" if "one_parent" in value else ""
     return "\n".join(line for line in lines if line)
 
 

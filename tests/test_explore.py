@@ -1,6 +1,7 @@
 """Looking around by hand: the plane and the filters are where they should be, and the notebook works in a browser."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -118,7 +119,7 @@ def test_pairs_are_two_consecutive_seeds_that_are_both_there(tmp_path, monkeypat
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     for name in ("mlp-w0.5-s0", "mlp-w0.5-s1", "mlp-w0.5-s2", "simplenet-s1", "simplenet-s10", "simplenet-s11", "mine"):
         (tmp_path / f"{name}.safetensors").touch()
-        (tmp_path / f"{name}.json").write_text('{"spec": {}}')
+        (tmp_path / f"{name}.json").write_text(json.dumps({"spec": {"model": name.partition("-")[0]}}))
     assert list(board.pairs()) == ["mlp-w0.5-s0", "simplenet-s10"]
 
 

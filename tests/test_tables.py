@@ -96,7 +96,7 @@ def test_pooled_tables_show_an_interval_from_three_pairs_on():
     half = 100 * 4.302653 * 0.1 / 3**0.5
     cell = f"50.00 [{50 - half:.2f}, {50 + half:.2f}]"
     markdown = tables.pooled_markdown(rows).splitlines()[2]
-    assert f"| `none` | `none` | {cell} |" in markdown and "| 83.00 | 3 | `a_sweep` |" in markdown
+    assert f"| `none` | `none` | 0 | {cell} |" in markdown and "| 83.00 | 3 | `a_sweep` |" in markdown
     assert cell in tables.pooled_table(rows) and "Student" in tables.pooled_table(rows)
     assert f"${cell.replace(' [', chr(92) + '; [')}$" in tables.pooled_latex(rows)
     assert "| 45.00 |" in tables.pooled_markdown(pooled(0.4, 0.5))
