@@ -26,10 +26,11 @@ def pairs() -> dict[str, dict[str, Any]]:
         kind, _, seed = path.stem.rpartition("-s")
         if seed.isdecimal() and int(seed) % 2 == 0 and path.with_name(f"{partner(path.stem)}.safetensors").is_file():
             found[kind, int(seed)] = training.read_sidecar(path)
-    known = {
-        key: said for key, said in sorted(found.items()) if said.get("spec", {}).get("model") in models.ARCHITECTURES
+    return {
+        f"{kind}-s{seed}": said
+        for (kind, seed), said in sorted(found.items())
+        if said.get("spec", {}).get("model") in models.ARCHITECTURES
     }
-    return {f"{kind}-s{seed}": said for (kind, seed), said in known.items()}
 
 
 def partner(name: str) -> str:
