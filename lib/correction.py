@@ -343,7 +343,8 @@ def _closed_form(task: _Task) -> _Found:
     It takes the fused pre-activation for (1 − α)·z_A + α·z_B, whose deviation follows from the parents' moments:
     σ² = (1 − α)²·σ_A² + α²·σ_B² + 2α(1 − α)·cov(z_A, z_B); at α = ½, equal deviations and correlation r that is
     σ_A·√((1 + r) / 2). Units are scaled by ((1 − α)·σ_A + α·σ_B) / σ around the mean (1 − α)·μ_A + α·μ_B, or around
-    zero where a layer has no bias; a BatchNorm gets that mean and σ² as its running statistics.
+    zero where a layer has no bias; a BatchNorm gets that mean and σ² as its running statistics. So a network with
+    BatchNorm wants images as it saw them in training, augmented: on others even A fused with A is not A.
     """
     stats, model = _moments(task), task.fused()
     modules = dict(model.named_modules())
