@@ -78,10 +78,10 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
             if run.matchers and run.corrections:
                 runs[run.results_path.stem] = run
         if not found:
-            seeds = [name.rpartition("-s")[2] for name in shipped if name.rpartition("-s")[0] == kind]
-            if seeds:
-                raise InputError(f"seeds {parameters['seeds']}: {kind} has no such pair; accepted: {', '.join(seeds)}")
-            raise InputError(f"no shipped pair '{kind}'; accepted: {', '.join(kinds) or 'none'}")
+            if kind not in kinds:
+                raise InputError(f"no shipped pair '{kind}'; accepted: {', '.join(kinds) or 'none'}")
+            seeds = ", ".join(name.removeprefix(f"{kind}-s") for name in shipped if name.startswith(f"{kind}-s"))
+            raise InputError(f"seeds {parameters['seeds']}: {kind} has no such pair; accepted: {seeds}")
     return runs
 
 

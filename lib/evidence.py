@@ -292,12 +292,13 @@ def at(row: Mapping[str, Any], alpha: float) -> bool:
     return abs(row["alpha"] - alpha) < 1e-6
 
 
-def check_alpha(data: Rows, alpha: float) -> None:
-    """Raises InputError unless some curve was measured at `alpha`."""
+def check_alpha(data: Rows, alpha: float, curve: str | None = None) -> None:
+    """Raises InputError unless something was measured at `alpha`; `curve`: of which all rows are."""
     rows = _rows(data)
     if not any(at(row, alpha) for row in rows):
-        measured = ", ".join(f"{alpha:g}" for alpha in sorted({row["alpha"] for row in rows}))
-        raise InputError(f"nothing was measured at alpha {alpha:g}; accepted: {measured}")
+        listed = ", ".join(f"{alpha:g}" for alpha in sorted({row["alpha"] for row in rows}))
+        what = f"{curve} was not" if curve else "nothing was"
+        raise InputError(f"{what} measured at alpha {alpha:g}; accepted: {listed}")
 
 
 def whole_curve(metric: str) -> bool:
@@ -330,11 +331,8 @@ def _by_pair(rows: list[dict[str, Any]], curve: str, metric: str, alpha: float) 
     if whole_curve(metric):
         mine = list({row["record"]: row for row in mine}.values())
     else:
-        alphas = sorted({row["alpha"] for row in mine})
+        check_alpha(mine, alpha, curve)
         mine = [row for row in mine if at(row, alpha)]
-        if not mine:
-            listed = ", ".join(f"{alpha:g}" for alpha in alphas)
-            raise InputError(f"{curve} was not measured at alpha {alpha:g}; accepted: {listed}")
     found: dict[Any, dict[Any, float | None]] = {}
     for row in mine:
         found.setdefault(_pair(row), {})[row.get("seed_match")] = row[metric]

@@ -445,6 +445,7 @@ def begin(
     norm: str | None = None,
     extra: Iterable[str] = (),
     lenient: bool = False,
+    writes: bool = True,
 ) -> Run:
     """Checks a notebook's parameters, fills in its preset, opens the data set and any checkpoints.
 
@@ -453,6 +454,7 @@ def begin(
         extra: names of further parameters, to be checked by the notebook, filled and recorded like the others.
         lenient: accept matchers and corrections that the architecture cannot take; see `Run.applicable`.
         presets: {"quick": {parameter: value}, "paper": …}; a value may be {data set: value}.
+        writes: the run is to leave a record and figures, so that their places have to be writable.
 
     Raises:
         InputError: in one line, before anything is trained or written.
@@ -490,8 +492,9 @@ def begin(
         paths.target(given["figures_dir"], paths.FIGURES / "local"),
         checkpoints,
     )  # fmt: skip
-    paths.check_writable("results_path", run.results_path)
-    paths.check_writable("figures_dir", run.figures_dir, folder=True)
+    if writes:
+        paths.check_writable("results_path", run.results_path)
+        paths.check_writable("figures_dir", run.figures_dir, folder=True)
     if given.get("save_aligned"):
         aligned = paths.target(given["save_aligned"], "")
         paths.check_writable("save_aligned", aligned)

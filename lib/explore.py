@@ -268,7 +268,9 @@ class Explorer:
         )
         given |= {"matchers": [given["matcher"]], "corrections": [given["correction"]], "limit_test": given["images"]}
         presets = {"quick": {"width": spec["width"]}}
-        run = experiment.begin("explore", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True)
+        run = experiment.begin(
+            "explore", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True, writes=False
+        )
         model_a, model_b = run.open_pair()
         states = (training.state_of(model) for model in (model_a, model_b))
         return Pair(run, model_a, model_b, run.parents(model_a, model_b), note, *states)

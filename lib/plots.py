@@ -374,11 +374,9 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     best_accuracy, which also prints each cell's best alpha.
     """
     panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    rows = list(rows)
-    measured = {(row["architecture"], row["dataset"]) for row in rows if row.get(metric) is not None}
     for row in rows:
-        if (row["architecture"], row["dataset"]) in measured:
-            panels.setdefault((row["architecture"], row["dataset"]), []).append(row)
+        panels.setdefault((row["architecture"], row["dataset"]), []).append(row)
+    panels = {kind: found for kind, found in panels.items() if any(row.get(metric) is not None for row in found)}
     fused = [row for found in panels.values() for row in found if "reference" not in row]
     lines = _ranked(((row["matcher"], row["variant"]) for row in fused), MATCHER_LABELS, lambda line: line[0])
     across = _ranked((row["correction"] for row in fused), CORRECTION_LABELS, lambda name: name)

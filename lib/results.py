@@ -538,10 +538,10 @@ def headline(records: Records, *more: str) -> str:
     subject = " + ".join(dict.fromkeys(model_label(r["model"]) for r in records if "model" in r))
     datasets = " + ".join(dict.fromkeys(r["dataset"] for r in records if r.get("dataset")))
     where = " on ".join(part for part in (subject, datasets) if part)
-    n = len(evidence.pairs(rows(records))) if len(records) > 1 else 0
-    n = n or len(records)  # studies hold no pairs
-    pairs = "one pair (n = 1)" if n == 1 else f"{n} pairs (n = {n})"
-    return ", ".join([where, pairs, *more])
+    pairs = evidence.pairs(rows(records)) if len(records) > 1 else ()
+    n = len(pairs) or len(records)  # studies hold no pairs
+    told = "one pair (n = 1)" if n == 1 else f"{n} pairs (n = {n})"
+    return ", ".join([where, told, *more])
 
 
 def curve_key(curve: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -670,11 +670,11 @@ def aggregate(records: Records) -> dict[str, Any]:
         raise InputError("no records to aggregate; accepted: one or more")
     flat = rows(records)
     evidence.check_poolable(flat)
-    pairs = [[records[int(name)] for name in names] for names in evidence.pairs(flat).values()]
+    pairs = _by_pair(records, flat)
     keys = dict.fromkeys(curve_key(curve) for r in records for curve in r["curves"])
     curves = []
     for key in keys:
-        found = [here for alike in pairs if (here := [curve for r in alike if (curve := curve_of(r, *key))])]
+        found = [here for alike in pairs if (here := _entries(alike, key))]
         grids = [[round(point["alpha"], 6) for point in curve["points"]] for here in found for curve in here]
         shared = [alpha for alpha in grids[0] if all(alpha in grid for grid in grids)]
         barriers = [_within([curve["barrier"] for curve in here]) for here in found]
@@ -733,8 +733,7 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
 def _leaderboard_rows(records: list[Mapping[str, Any]], alpha: float) -> list[dict[str, Any]]:
     summary = aggregate(records)
     common = {"architecture": model_label(summary["model"]), "dataset": summary["dataset"]}
-    # what was repeated on one pair counts once
-    pairs = [[records[int(name)] for name in names] for names in evidence.pairs(rows(records)).values()]
+    pairs = _by_pair(records, rows(records))
     answer = []
     for curve in summary["curves"]:
         at = point_at(curve, alpha)
@@ -765,6 +764,11 @@ def _leaderboard_rows(records: list[Mapping[str, Any]], alpha: float) -> list[di
         means = _renamed(_mean_metrics(metrics), "test_", "test_")
         answer.append(common | {"reference": name, "n": len(metrics)} | means)
     return answer
+
+
+def _by_pair(records: list[Mapping[str, Any]], flat: list[dict[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The records of each pair, by their `rows`: what was repeated on one pair counts once."""
+    return [[records[int(name)] for name in names] for names in evidence.pairs(flat).values()]
 
 
 def _entries(records: list[Mapping[str, Any]], key: tuple[str, str, str]) -> list[Mapping[str, Any]]:

@@ -112,6 +112,11 @@ def test_batchnorm_statistics_of_the_plane_are_mixed_or_reset_and_it_says_which(
     assert explorer.plane(given["pair"], "activation", "repair") is mixed
 
 
+def test_a_clone_that_cannot_be_written_can_be_explored(monkeypatch):
+    monkeypatch.setattr(paths, "check_writable", lambda *_, **__: pytest.fail("nothing is to be written"))
+    assert explore.Explorer(GIVEN).pair(GIVEN["pair"]).run.experiment == "explore"
+
+
 # What is kept and what is shown
 
 
