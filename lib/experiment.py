@@ -87,6 +87,8 @@ def check(p: Mapping[str, Any]) -> None:
         raise _refuse("results_path", p["results_path"], "a path that ends in .json")
     if p.get("save_aligned") and not str(p["save_aligned"]).endswith(".safetensors"):
         raise _refuse("save_aligned", p["save_aligned"], "a path that ends in .safetensors")
+    if "held_out" in p:
+        check_whole("held_out", p["held_out"], 0)
     loaders.pick_device(p["device"])
 
 
@@ -145,8 +147,14 @@ class Run:
         """
         specs = {
             side: training.Spec(
-                self.model, self.settings[f"seed_{side}"], recipe, self.width, self.norm, **skew.get(side, {})
-            )
+                self.model,
+                self.settings[f"seed_{side}"],
+                recipe,
+                self.width,
+                self.norm,
+                held_out=self.settings.get("held_out", 0),
+                **skew.get(side, {}),
+            )  # fmt: skip
             for side in ("a", "b")
             if side not in self.checkpoints
         }
@@ -486,6 +494,13 @@ def begin(
     dataset = dataclasses.replace(
         dataset, train=dataset.train.head(given["limit_train"]), test=dataset.test.head(given["limit_test"])
     )
+    if settings.get("held_out") and settings["held_out"] + max(
+        settings["match_images"], settings["correct_images"]
+    ) > len(dataset.train):
+        raise _refuse(
+            "held_out", settings["held_out"],
+            f"at most what match_images and correct_images leave of {len(dataset.train)} training images",
+        )  # fmt: skip
     run = Run(
         experiment, model, norm, given, settings, preset, dataset, device, started,
         paths.target(given["results_path"], paths.LOCAL / f"{experiment}.json"),

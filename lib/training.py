@@ -55,7 +55,8 @@ class Recipe:
 class Spec:
     """One network to train: an architecture, a seed (of initialisation, order and augmentation) and a recipe.
 
-    `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class.
+    `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. It never
+    sees the last `held_out` training images: they are for choices that must see neither them nor the test set.
     """
 
     model: str
@@ -65,6 +66,12 @@ class Spec:
     norm: str | None = None
     classes: tuple[int, ...] | None = None
     share: float = 1.0
+    held_out: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a sidecar says of it; a `held_out` of 0 is left out, as by those written before there was one."""
+        entries = dataclasses.asdict(self)
+        return entries if self.held_out else {name: value for name, value in entries.items() if name != "held_out"}
 
     def build(self) -> nn.Module:
         """The freshly initialised network."""
@@ -123,8 +130,12 @@ def trained(
     Returns:
         Path of the .safetensors file; its JSON sidecar says how it was made.
     """
-    made = {"spec": dataclasses.asdict(spec), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
+    made = {"spec": spec.as_dict(), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
     made["images"] = len(dataset.train)
+    if not 0 <= spec.held_out < len(dataset.train):
+        raise InputError(
+            f"held_out {spec.held_out} of {len(dataset.train)} training images leaves none to train on; accepted: fewer"
+        )
     made = json.loads(json.dumps(made))  # as the sidecar will give it back
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:10]
     stem = f"{spec.model}{'-bn' if spec.norm else ''}-w{spec.width:g}-{dataset.name}-s{spec.seed}-{key}"
@@ -139,9 +150,10 @@ def trained(
             resume.unlink(missing_ok=True)
             return path
         generator = torch.Generator().manual_seed(spec.seed)
-        indices = None
+        labels = dataset.train.labels[: len(dataset.train) - spec.held_out]
+        indices = torch.arange(len(labels))
         if spec.classes is not None:
-            indices = skewed_indices(dataset.train.labels, spec.classes, spec.share, spec.seed)
+            indices = skewed_indices(labels, spec.classes, spec.share, spec.seed)
         options = {"normalise": normalisation(spec.model), "device": device, "loader": loader}
         batches = loaders.make_loader(
             dataset, "train", spec.recipe.batch_size, indices=indices, shuffle=True, augment=spec.recipe.augment,

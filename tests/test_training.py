@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -488,3 +489,22 @@ def test_alphas_in_any_order_give_one_curve():
     assert [point["alpha"] for point in curves[0].points] == [0, 0.5, 1]
     assert curves[0].points == curves[1].points
     assert curves[0].barrier == curves[1].barrier
+
+
+def test_held_out_images_are_never_trained_on(monkeypatch, tmp_path):
+    """The last `held_out` images are in no batch of the training, and a spec without them reads as it always did."""
+    images = torch.zeros(40, 1, 28, 28, dtype=torch.uint8)
+    numbered = loaders.Split(images, torch.arange(40))
+    numbered = loaders.Dataset(
+        "numbered", numbered, loaders.Split(images, torch.zeros(40, dtype=torch.int64)), "0" * 64
+    )
+    seen = []
+    monkeypatch.setattr(training, "train", lambda model, batches, *_, **__: [seen.append(list(batches)), 0.0][1:])
+    spec = Spec("mlp", 0, Recipe(epochs=1, batch_size=10, augment=False), width=0.02, held_out=10)
+    path = training.trained(spec, numbered, path=tmp_path / "net.safetensors", progress=False)
+    labels = torch.cat([labels for _, labels in seen[0]])
+    assert sorted(labels.tolist()) == list(range(30))
+    assert training.read_sidecar(path)["spec"]["held_out"] == 10
+    assert "held_out" not in dataclasses.replace(spec, held_out=0).as_dict()
+    with pytest.raises(InputError, match="held_out 40 of 40 training images leaves none"):
+        training.trained(dataclasses.replace(spec, held_out=40), numbered, path=tmp_path / "other.safetensors")
