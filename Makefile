@@ -41,11 +41,11 @@ leaderboard: $(READY)  ## every matcher with every correction on the shipped pai
 	@$(BATCH) notebooks/leaderboard.ipynb $(ARGS)
 
 sweep: $(READY)  ## a notebook over a grid: SWEEP=tiny, or a YAML file as in notebooks/sweeps (CORES=2 PROFILE=slurm KEEP=1)
-	@set -f; $(PY) -m lib.sweep '$(SWEEP)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(KEEP),--keep) \
+	@set -f; $(PY) -m lib.batch.sweep '$(SWEEP)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(KEEP),--keep) \
 	  $(if $(PROFILE)$(CORES),$(if $(CORES),--cores $(CORES)),--cores 2) $(ARGS)
 
 zoo: $(READY)  ## train the shipped checkpoints that are missing
-	@$(PY) -m lib.zoo $(ARGS)
+	@$(PY) -m lib.study.zoo $(ARGS)
 
 figures: $(READY)  ## the paper's figures and tables again, from the records in data/results
 	@$(PY) -m lib.paper

@@ -16,9 +16,10 @@ from collections.abc import Callable
 import pygmtools
 import torch
 
-from lib import fusion, graph_matching, graph_solvers, graph_study, loaders, matching, models, symmetry, training
+from lib import fusion, loaders, matching, models, symmetry
 from lib.checks import InputError
-from lib.graph_problem import Problem, assign
+from lib.matching import Problem, assign
+from lib.study import scaling
 from tests.oracles import layer_by_layer
 
 
@@ -46,7 +47,7 @@ def spectral() -> None:
     states = [model.state_dict() for model in pair]
 
     def solve(solver: str) -> Callable:
-        return lambda: graph_matching.spectral(*states, groups, solver=solver)[0]
+        return lambda: matching.spectral(*states, groups, solver=solver)[0]
 
     solve("sweep")()
     lean, quick, small = timed(solve("sweep"))
@@ -59,7 +60,7 @@ def spectral() -> None:
 
 def images(count: int) -> list[torch.Tensor]:
     try:
-        dataset = training.open_dataset("cifar10-jpeg", "vgg11")
+        dataset = models.open_dataset("cifar10-jpeg", "vgg11")
         batches = loaders.MemoryLoader(dataset.train.head(count), 500, normalise=loaders.CIFAR)
         return [x for x, _ in batches]
     except InputError:
@@ -70,7 +71,7 @@ def images(count: int) -> list[torch.Tensor]:
 def solvers() -> None:
     """pygmtools' general solvers on dense K against the same iterations without it."""
     print("SimpleNet ×1/2, planted permutation with noise of 2 standard deviations, two-sided objective")
-    network, groups, state, truth = graph_study.plant("simplenet", 0.5, 2.0, 0)
+    network, groups, state, truth = scaling.plant("simplenet", 0.5, 2.0, 0)
     problem = Problem(network.state_dict(), state, groups)
     sizes = list(problem.sizes.values())
     n = sum(sizes)
@@ -84,9 +85,9 @@ def solvers() -> None:
         X, slow, large = timed(lambda peer=peer: peer(problem.affinity()).T, repeats=1)
         rows = zip(problem.sizes, X.split(sizes), strict=True)
         theirs = {group: assign(found.split(sizes, dim=1)[i]) for i, (group, found) in enumerate(rows)}
-        ours, quick, small = timed(lambda name=name: graph_solvers.solve(problem, solver=name))
+        ours, quick, small = timed(lambda name=name: matching.solve(problem, solver=name))
         told = [
-            f"objective {problem.objective(perms):.1f}, finds {graph_study.recovered_share(truth, perms):.2f}"
+            f"objective {problem.objective(perms):.1f}, finds {scaling.recovered_share(truth, perms):.2f}"
             for perms in (theirs, ours.perms)
         ]
         row(f"{name}, pygmtools: {told[0]}", slow, large)
@@ -95,10 +96,10 @@ def solvers() -> None:
 
 def shipped(name: str) -> torch.nn.Module:
     """A shipped network by name."""
-    path = training.find_checkpoint(name)
-    spec = training.read_sidecar(path)["spec"]
+    path = models.find_checkpoint(name)
+    spec = models.read_sidecar(path)["spec"]
     model = models.build(spec["model"], width=spec["width"], norm=spec["norm"])
-    return training.load_state(model, training.read_state(path), name)
+    return models.load_state(model, models.read_state(path), name)
 
 
 def rebasin() -> None:
@@ -123,7 +124,7 @@ def rebasin() -> None:
 
         def own(a=a, b=b, groups=groups) -> torch.nn.Module:
             perms = matching.match(a, b, groups, "weight", progress=False)
-            return training.load_state(copy.deepcopy(b), symmetry.permute(b.state_dict(), groups, perms))
+            return models.load_state(copy.deepcopy(b), symmetry.permute(b.state_dict(), groups, perms))
 
         own()
         theirs, slow, large = timed(peer, repeats=1)
@@ -179,9 +180,7 @@ def graph() -> None:
     """Two-sided graph matching against Git Re-Basin's weight matching, planted permutations with noise 2 σ."""
     print("VGG11, planted permutation with noise of 2 standard deviations")
     for width in (0.125, 0.25, 0.5, 1.0):
-        rows = {
-            row["solver"]: row for row in graph_study.scaling_rows(["vgg11"], [width], ["coordinate_descent", "graph"])
-        }
+        rows = {row["solver"]: row for row in scaling.scaling_rows(["vgg11"], [width], ["coordinate_descent", "graph"])}
         ratio = rows["graph"]["seconds"] / rows["coordinate_descent"]["seconds"]
         dense = rows["graph"]["dense_bytes"] / max(rows["graph"]["peak_bytes"] or 1, 1)
         told = ", ".join(f"{name} {row['seconds']:.2f} s finds {row['recovered']:.3f}" for name, row in rows.items())

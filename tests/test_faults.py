@@ -22,9 +22,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib import batch, loaders, paths, results, training, zoo
+from lib import loaders, models, paths
+from lib.batch import run as batch
 from lib.checks import InputError
-from lib.training import Recipe, Spec
+from lib.models import Recipe, Spec
+from lib.records import read_arrays, read_record, run_record, write_record
+from lib.study import zoo
 
 if not hasattr(signal, "SIGKILL") or "forkserver" not in multiprocessing.get_all_start_methods():
     pytest.skip("this system has neither kill -9 nor forked processes", allow_module_level=True)
@@ -34,7 +37,8 @@ needs_ffcv = pytest.mark.skipif(not FFCV, reason="FFCV is not installed")
 
 # Importing torch takes seconds: one server does it, and each process here is a fork of it.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "lib.batch", "lib.results", "lib.zoo", *["lib.ffcv_loader"] * FFCV])
+PRELOADED = ["pytest", "lib.batch.run", "lib.records", "lib.study.zoo", *["lib.loaders.ffcv"] * FFCV]
+PROCESSES.set_forkserver_preload(PRELOADED)
 
 
 FAULTS: Counter[str] = Counter()
@@ -187,23 +191,23 @@ def dataset(channels: int = 1, count: int = 200) -> loaders.Dataset:
 def train(folder: Path, epochs: int = 3, seed: int = 0, name: str = "net") -> None:
     paths.CHECKPOINTS = folder
     spec = Spec("mlp", seed, Recipe(epochs=epochs, batch_size=20, lr=0.05, augment=False), width=0.05)
-    training.trained(spec, dataset(), path=folder / f"{name}.safetensors", progress=False)
+    models.trained(spec, dataset(), path=folder / f"{name}.safetensors", progress=False)
 
 
 def checkpoint(folder: Path, value: float) -> None:
     state = {"weight": torch.full((64, 64), value), "bias": torch.full((64,), value)}
-    training.save_checkpoint(folder / "net.safetensors", state, {"spec": {"seed": int(value)}})
+    models.save_checkpoint(folder / "net.safetensors", state, {"spec": {"seed": int(value)}})
 
 
 def record(folder: Path, value: int, times: int = 1) -> None:
     provenance = dict.fromkeys(("git", "dirty", "versions", "device", "threads", "started", "seconds"))
-    told = results.record(
+    told = run_record.record(
         experiment="faults", preset="quick", dataset=None, rows=[{"value": value}] * 100,
         provenance=provenance | {"dataset_sha256": None, "parameters": {}},
     )  # fmt: skip
     noise = np.random.default_rng(0).normal(size=500)  # does not compress
     for _ in range(times):
-        results.write_record(folder / "run.json", told, {"value": noise + value})
+        write_record(folder / "run.json", told, {"value": noise + value})
 
 
 def decode(folder: Path) -> None:
@@ -213,7 +217,7 @@ def decode(folder: Path) -> None:
 
 
 def beton(folder: Path) -> None:
-    from lib import ffcv_loader
+    from lib.loaders import ffcv as ffcv_loader
 
     paths.CACHE = folder
     ffcv_loader.write_beton(dataset(3, 400).train, "tiny")
@@ -246,7 +250,7 @@ def test_training_killed_at_any_change_of_a_file_ends_in_the_same_bytes(jobs):
         jobs.reset()
         assert jobs.run(train, step=step)[0] == -signal.SIGKILL
         if "net.safetensors" in jobs.files() and "net.json" in jobs.files():
-            training.read_state(jobs.folder / "net.safetensors")
+            models.read_state(jobs.folder / "net.safetensors")
         assert jobs.run(train)[0] == 0
         assert jobs.files() == undisturbed, f"killed at change {step} of {count}"
 
@@ -269,8 +273,8 @@ def test_training_killed_again_and_again_at_random_times_ends_in_the_same_bytes(
 @pytest.mark.parametrize(
     ("write", "old", "new", "read"),
     [
-        (checkpoint, (1.0,), (2.0,), lambda folder: float(training.read_state(folder / "net.safetensors")["bias"][0])),
-        (record, (1,), (2,), lambda folder: results.read_record(folder / "run.json")["rows"][0]["value"]),
+        (checkpoint, (1.0,), (2.0,), lambda folder: float(models.read_state(folder / "net.safetensors")["bias"][0])),
+        (record, (1,), (2,), lambda folder: read_record(folder / "run.json")["rows"][0]["value"]),
     ],
     ids=["checkpoint", "record"],
 )
@@ -424,13 +428,13 @@ def test_a_record_that_several_write_is_always_a_whole_one(jobs):
     record(jobs.folder, 0)
     racing = [jobs.start(record, value, 40)[0] for value in (1, 2, 3)]
     while any(process.is_alive() for process in racing):
-        rows = results.read_record(jobs.folder / "run.json")["rows"]
+        rows = read_record(jobs.folder / "run.json")["rows"]
         assert len(rows) == 100 and len({row["value"] for row in rows}) == 1
     jobs.join(racing)
     assert sorted(jobs.files()) == ["run.json", "run.npz"]
-    value = results.read_record(jobs.folder / "run.json")["rows"][0]["value"]
+    value = read_record(jobs.folder / "run.json")["rows"][0]["value"]
     undisturbed = np.random.default_rng(0).normal(size=500) + value
-    assert np.array_equal(results.read_arrays(jobs.folder / "run.json")["value"], undisturbed), "arrays of another run"
+    assert np.array_equal(read_arrays(jobs.folder / "run.json")["value"], undisturbed), "arrays of another run"
 
 
 # --- Ctrl-C, and a kernel that dies ---
@@ -440,7 +444,7 @@ def run_zoo(folder: Path) -> int:
     paths.CHECKPOINTS = folder
     spec = Spec("mlp", 0, Recipe(epochs=80, batch_size=20, lr=0.05, augment=False), width=0.05)
     zoo.SPECS = {"tiny": ("tiny", spec)}
-    training.open_dataset = lambda *_: dataset()
+    models.open_dataset = lambda *_: dataset()
     sys.argv = ["zoo", "tiny", "--device", "cpu"]
     return zoo.main()
 
@@ -538,7 +542,7 @@ def test_a_checkpoint_written_for_another_sidecar_is_refused_and_trained_again(t
     whole = (tmp_path / "net.safetensors").read_bytes()
     (tmp_path / "net.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes())
     with pytest.raises(InputError, match="its SHA-256 is not the one in net.json"):
-        training.read_state(tmp_path / "net.safetensors")
+        models.read_state(tmp_path / "net.safetensors")
     train(tmp_path, 1, seed=0, name="net")
     assert "not the file its sidecar tells of" in capsys.readouterr().out
     assert (tmp_path / "net.safetensors").read_bytes() == whole
@@ -575,12 +579,12 @@ def outcome(folder: Path) -> dict[str, object]:
         if path.suffix == ".ipynb":
             nbformat.read(path, as_version=4)
         elif path.suffix == ".safetensors":
-            training.read_state(path)
+            models.read_state(path)
             told[name] = paths.file_sha256(path)
         elif path.suffix == ".json" and name.startswith("results/"):
-            record = results.read_record(path)
+            record = read_record(path)
             told[name] = [record["parents"], [[curve["points"], curve["barrier"]] for curve in record["curves"]]]
-            told[name] += [{key: array.tolist() for key, array in results.read_arrays(path).items()}]
+            told[name] += [{key: array.tolist() for key, array in read_arrays(path).items()}]
     return told
 
 

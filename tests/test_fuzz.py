@@ -19,11 +19,15 @@ import pytest
 import torch
 from safetensors.torch import save
 from test_faults import parquet
-from test_loaders import empty, idx, put, tiny_cifar10, tiny_mnist  # noqa: F401  fixtures
 from torch import nn
 
-from lib import batch, loaders, models, paths, results, sweep, training
+from lib import loaders, models, paths
+from lib.batch import run as batch
+from lib.batch import sweep
 from lib.checks import InputError
+from lib.loaders import sources as data_sources
+from lib.records import read_record, validate
+from tests.loaders.test_loaders import empty, idx, put, tiny_cifar10, tiny_mnist  # noqa: F401  fixtures
 
 TRIED: Counter[str] = Counter()  # inputs by kind
 READ: Counter[str] = Counter()  # those of them that were read, and are right
@@ -59,7 +63,7 @@ def attempt(kind: str, what: object, function, *arguments):
 
 def read(path: Path) -> nn.Module:
     """What a notebook does with a checkpoint."""
-    return training.load_state(network(), training.read_state(path), path.name)
+    return models.load_state(network(), models.read_state(path), path.name)
 
 
 def flips(content: bytes, count: int, seed: int = 0):
@@ -73,7 +77,7 @@ def flips(content: bytes, count: int, seed: int = 0):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, bytes]:
     """The same state dict in every format that is read."""
-    state, folder = training.state_of(network()), tmp_path_factory.mktemp("formats")
+    state, folder = models.state_of(network()), tmp_path_factory.mktemp("formats")
     torch.save(state, folder / "zip")
     torch.save(state, folder / "legacy", _use_new_zipfile_serialization=False)
     return {"safetensors": save(state)} | {name: (folder / name).read_bytes() for name in ("zip", "legacy")}
@@ -212,12 +216,12 @@ def test_names_that_are_no_file_are_refused(tmp_path):
         "-",
     )
     for name in (*odd, "no-such-net", str(tmp_path)):
-        assert attempt("names of checkpoints", name, training.find_checkpoint, name) is None
+        assert attempt("names of checkpoints", name, models.find_checkpoint, name) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_none_are_refused_by_name(value, tmp_path):
-    state = training.state_of(network())
+    state = models.state_of(network())
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             continue
@@ -236,7 +240,7 @@ def test_numbers_that_are_none_are_refused_by_name(value, tmp_path):
 
 
 def test_a_double_beyond_single_precision_is_refused(tmp_path):
-    state = training.state_of(network())
+    state = models.state_of(network())
     name = next(iter(state))
     torch.save(state | {name: torch.full_like(state[name], 1e300, dtype=torch.float64)}, tmp_path / "net.pt")
     with pytest.raises(InputError, match=f"NaN or Inf in {name}"):
@@ -245,7 +249,7 @@ def test_a_double_beyond_single_precision_is_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
 def test_other_kinds_of_numbers_are_refused_and_other_precisions_converted(tmp_path):
-    state, path = training.state_of(network()), tmp_path / "net.pt"
+    state, path = models.state_of(network()), tmp_path / "net.pt"
     floats = [name for name, tensor in state.items() if tensor.is_floating_point()]
     refused = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool, torch.complex64)
     for dtype in (*refused, torch.complex128):
@@ -268,11 +272,11 @@ def test_other_kinds_of_numbers_are_refused_and_other_precisions_converted(tmp_p
 
 
 def test_other_architectures_widths_and_tensors_are_refused(tmp_path):
-    path, state = tmp_path / "net.pt", training.state_of(network())
+    path, state = tmp_path / "net.pt", models.state_of(network())
     others = [models.build("simplenet"), models.build("mlp", width=0.02), network(0.03), network(0.5)]
     others += [models.build("vgg11", width=0.0625, norm=norm) for norm in (None, "batch")]
     others += [models.build("resnet20", width=0.25, norm="batch"), nn.Linear(2, 2), nn.Identity()]
-    variants = [training.state_of(other) for other in others]
+    variants = [models.state_of(other) for other in others]
     for name, tensor in state.items():
         if not name.endswith("num_batches_tracked"):
             variants.append({key: value for key, value in state.items() if key != name})  # missing
@@ -331,7 +335,7 @@ def test_broken_parquet_is_refused(empty, monkeypatch):  # noqa: F811
     rows = pyarrow.parquet.read_table(path).to_pydict()
 
     def load():
-        loaders._parse.cache_clear()
+        data_sources._parse.cache_clear()
         shutil.rmtree(cache, ignore_errors=True)
         return loaders.load("cifar10-jpeg")
 
@@ -370,7 +374,7 @@ def test_a_damaged_cache_of_decoded_images_is_decoded_again(empty, capsys):  # n
     whole = path.read_bytes()
     for at, content in [*flips(whole, 30), *((length, whole[:length]) for length in range(0, len(whole), 8192))]:
         path.write_bytes(content)
-        loaders._parse.cache_clear()
+        data_sources._parse.cache_clear()
         found = attempt("caches of decoded images", at, loaders.load, "cifar10-jpeg")
         assert found.sha256 == expected.sha256, at
         assert path.read_bytes() == whole
@@ -461,25 +465,25 @@ def a_record() -> dict:
 def test_other_records_are_refused_or_valid(tmp_path):
     path, whole = tmp_path / "run.json", a_record()
     path.write_text(json.dumps(whole))
-    assert results.read_record(path) == whole
+    assert read_record(path) == whole
     for schema in (0, 2, 99, -1, None, "1", 1.5, [1]):
         path.write_text(json.dumps(whole | {"schema": schema}))
-        assert attempt("records", schema, results.read_record, path) is None, schema
+        assert attempt("records", schema, read_record, path) is None, schema
     text = json.dumps(whole)
     for length in range(0, len(text), 40):
         path.write_text(text[:length])
-        assert attempt("records", length, results.read_record, path) is None, length
+        assert attempt("records", length, read_record, path) is None, length
     for place in parts(whole):
         for new in (..., None, "text", [], {}, -1, 1e9, True, math.nan):
             path.write_text(json.dumps(changed(whole, place, new)))
-            found = attempt("records", (place, new), results.read_record, path)
+            found = attempt("records", (place, new), read_record, path)
             if found is not None:
-                results.validate(found)
+                validate(found)
                 for curve in found["curves"]:
                     assert all(0 <= p["test_accuracy"] <= 1 and 0 <= p["alpha"] <= 1 for p in curve["points"]), place
     for content in (b"\xff\xfe\0", b"[]", b"null", b"1e999"):
         path.write_bytes(content)
-        assert attempt("records", content[:9], results.read_record, path) is None
+        assert attempt("records", content[:9], read_record, path) is None
 
 
 # --- sweeps ---

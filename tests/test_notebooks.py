@@ -12,7 +12,9 @@ import pytest
 import torch
 from papermill.parameterize import parameterize_notebook
 
-from lib import batch, models, paths, results, symmetry, training
+from lib import models, paths, symmetry
+from lib.batch import run as batch
+from lib.records import portable, read_arrays, read_record
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 TINY = {
@@ -60,7 +62,7 @@ def own_folders(tmp_path, monkeypatch):
 def run(name, tmp_path, record=None, **parameters):
     chosen = {"dataset": "mnist-5k"} | TINY[name] | parameters
     batch.execute(paths.NOTEBOOKS / f"{name}.ipynb", chosen, tmp_path / "executed.ipynb")
-    return results.read_record(tmp_path / "results" / "local" / f"{record or name}.json")
+    return read_record(tmp_path / "results" / "local" / f"{record or name}.json")
 
 
 def test_simplenet_leaves_a_record_figures_and_an_executed_copy(tmp_path):
@@ -81,7 +83,7 @@ def test_simplenet_leaves_a_record_figures_and_an_executed_copy(tmp_path):
     assert record["images"] == {"train": 400, "test": 200, "match": 100, "correct": 0}
     assert record["seeds"] == {"a": 0, "b": 1, "match": 0}
     assert record["provenance"]["parameters"]["limit_train"] == 400
-    arrays = results.read_arrays(tmp_path / "results" / "local" / "simplenet_mnist.json")
+    arrays = read_arrays(tmp_path / "results" / "local" / "simplenet_mnist.json")
     assert sorted(arrays["perm/graph_sm/conv2"]) == list(range(64))
     drawn = {path.name for path in (tmp_path / "figures" / "local").iterdir()}
     assert {
@@ -109,8 +111,8 @@ def test_vgg_trains_matches_resets_and_saves_the_aligned_network(tmp_path):
     assert [row["images"] for row in record["studies"]["bn_images"]] == [0, 20, 50] * 2
     # The saved network computes what B computes, and its units stand elsewhere.
     b = next((tmp_path / "checkpoints" / "local").glob("*-s1-*.safetensors"))
-    original, moved = training.read_state(b), training.read_state(aligned)
-    nets = [training.load_state(models.build("vgg11", width=0.0625, norm="batch"), s) for s in (original, moved)]
+    original, moved = models.read_state(b), models.read_state(aligned)
+    nets = [models.load_state(models.build("vgg11", width=0.0625, norm="batch"), s) for s in (original, moved)]
     x = models.example("vgg11")
     assert torch.allclose(nets[0](x), nets[1](x), atol=1e-4)
     assert not torch.equal(original["features.25.weight"], moved["features.25.weight"])
@@ -161,7 +163,7 @@ def test_graph_matching_finds_a_noiseless_plant_again(tmp_path, monkeypatch):
     assert recovered == [1.0, 1.0]
     dense = {r["model"]: r["dense_bytes"] for r in record["rows"] if r["study"] == "scaling"}
     assert dense["simplenet"] == 4 * (1 + 2 + 4 + 2 + 10) ** 4
-    objective = results.read_record(tmp_path / "results" / "local" / "graph_matching_scaling_objective.json")
+    objective = read_record(tmp_path / "results" / "local" / "graph_matching_scaling_objective.json")
     assert objective["dataset"] == "mnist-5k"
     assert len(objective["rows"]) == 3
 
@@ -188,7 +190,7 @@ def test_the_published_experiment_on_foreign_checkpoints_without_sidecars(tmp_pa
     parameters = {f"checkpoint_{side}": str(tmp_path / f"{side}.dat") for side in "ab"}
     record = run("simplenet_mnist", tmp_path, **parameters, matchers=["graph_sm"], alphas=[0.0, 0.5, 1.0])
     assert record["seeds"] == {"a": None, "b": None, "match": 0}
-    assert record["checkpoints"]["a"]["file"] == results.portable(tmp_path / "a.dat")
+    assert record["checkpoints"]["a"]["file"] == portable(tmp_path / "a.dat")
     assert not (tmp_path / "checkpoints").exists()
 
 

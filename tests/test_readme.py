@@ -5,7 +5,11 @@ import re
 import pytest
 import torch
 
-from lib import board, loaders, matching, models, paths, symmetry, training
+from lib import loaders, matching, models, paths, symmetry
+from lib.loaders import sources as data_sources
+from lib.matching import matchers
+from lib.models import architectures
+from lib.study import board
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (paths.ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
@@ -13,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (paths.ROOT / "README.md").read_text
 @pytest.fixture
 def registries(monkeypatch, tmp_path):
     """What the README adds is gone again after the test, and what it trains lies elsewhere."""
-    for module, name in ((models, "ARCHITECTURES"), (matching, "MATCHERS"), (loaders, "SOURCES")):
+    for module, name in ((architectures, "ARCHITECTURES"), (matchers, "MATCHERS"), (data_sources, "SOURCES")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
 
@@ -31,7 +35,7 @@ def test_every_block_runs_and_what_it_adds_is_used(registries):
     groups = symmetry.trace(pair[0], models.example("twolayers"))
     # the matcher: a permuted copy is lined up again
     truth = groups.random(torch.Generator().manual_seed(0))
-    training.load_state(pair[1], symmetry.permute(pair[0].state_dict(), groups, truth))
+    models.load_state(pair[1], symmetry.permute(pair[0].state_dict(), groups, truth))
     found = matching.match(*pair, groups, "by_norm", progress=False)
     restored = symmetry.permute(pair[1].state_dict(), groups, found)
     assert all(torch.equal(restored[name], tensor) for name, tensor in pair[0].state_dict().items())

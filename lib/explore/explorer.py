@@ -1,0 +1,341 @@
+"""Look around by hand: a pair, a matcher, a correction, alpha (notebooks/explore.ipynb shows the panel).
+
+An Explorer keeps what was opened, matched and measured, so that a second look costs nothing, and draws it; a Panel
+puts widgets before it. Neither writes a file.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from .. import fusion, matching, models, symmetry
+from ..checks import InputError, check_choice, check_whole
+from ..matching import Matching
+from ..paper import figures, pool
+from ..paper.names import CORRECTION_LABELS, MATCHER_LABELS, model_label
+from ..paper.style import VERMILLION, mark
+from ..records import curve_entry, matching_arrays
+from ..study import board
+from ..study.parameters import check_share
+from ..study.run import Run, begin
+from .plane import FILTERS, PALE, Plane, State, corners, filters_figure, mix, nodes, plane_figure
+
+SLOW = ("least_squares",)  # corrections that take seconds to a minute: fitted when a button says so
+
+
+@dataclass
+class Pair:
+    """A pair as it was opened, what its parents reach, and a line about its data set where that is not the one it was
+    trained on."""
+
+    run: Run
+    model_a: nn.Module
+    model_b: nn.Module
+    parents: dict[str, dict[str, float | None]]
+    note: str
+    a: State = field(repr=False)
+    b: State = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """B moved by one matcher, and the arrays that figures need."""
+
+    found: Matching
+    state: State = field(repr=False)
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One fused network, measured; `first` is its first layer's weight."""
+
+    values: dict[str, float | None]
+    first: Tensor = field(repr=False)
+
+
+def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first `count` images and labels of batches."""
+    taken = []
+    for images, labels in batches:
+        if count > 0:
+            taken.append((images[:count], labels[:count]))
+            count -= len(labels)
+    return taken
+
+
+class Explorer:
+    """Opens, matches, fuses, corrects and measures what is asked for, once; every figure is made from that.
+
+    Args:
+        parameters: those of the notebook's parameters cell, by name.
+
+    Raises:
+        InputError: in one line, when a parameter is not accepted or the pair's data set cannot be had.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        names = ("pair", "matcher", "correction", "alpha", "alphas", "dataset", "device", "images")
+        names += ("match_images", "correct_images", "plane_images", "plane_size")
+        self.given = {name: parameters[name] for name in names}
+        self._kept: dict[tuple, Any] = {}
+        self._unreachable: dict[str, str] = {}
+        check_share("alpha", self.given["alpha"])
+        for name, least in (("images", 1), ("plane_images", 1), ("plane_size", 2)):
+            check_whole(name, self.given[name], least)
+        run = self.pair(self.given["pair"]).run
+        run.check_matcher(self.given["matcher"])
+        run.check_correction(self.given["correction"])
+
+    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def pair(self, name: str) -> Pair:
+        """The pair of that name, opened and measured."""
+        return self._once(("pair", name), lambda: self._open(name))
+
+    def _open(self, name: str) -> Pair:
+        shipped = board.pairs()
+        check_choice("pair", name, shipped)
+        spec = shipped[name]["spec"]
+        dataset, note = self._dataset(name, shipped)
+        given = (
+            self.given | board.FIXED | {"dataset": dataset, "checkpoint_a": name, "checkpoint_b": board.partner(name)}
+        )
+        given |= {"matchers": [given["matcher"]], "corrections": [given["correction"]], "limit_test": given["images"]}
+        presets = {"quick": {"width": spec["width"]}}
+        run = begin("explore", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True, writes=False)
+        model_a, model_b = run.open_pair()
+        states = (models.state_of(model) for model in (model_a, model_b))
+        return Pair(run, model_a, model_b, run.parents(model_a, model_b), note, *states)
+
+    def _dataset(self, name: str, shipped: Mapping[str, Mapping]) -> tuple[str, str]:
+        """The data set to look at a pair on, and why it is not the one that the pair was trained on."""
+        if self.given["dataset"] != "auto":
+            return self.given["dataset"], ""
+        model, trained_on = shipped[name]["spec"]["model"], shipped[name]["dataset"]
+        grey = models.ARCHITECTURES[model][2][0] == 1
+        for dataset in (trained_on, "mnist-5k" if grey else "cifar10"):
+            if dataset in self._unreachable:
+                continue
+            try:
+                models.open_dataset(dataset, model)
+            except InputError as error:
+                self._unreachable[dataset] = str(error)
+            else:
+                return dataset, "" if dataset == trained_on else f"{self._unreachable[trained_on]}: using {dataset}"
+        others = [other for other, said in shipped.items() if said["dataset"] != trained_on]
+        raise InputError(
+            f"{name}: {self._unreachable[trained_on]}; pairs that work here: {', '.join(others) or 'none'}"
+        )
+
+    def aligned(self, name: str, matcher: str) -> Aligned:
+        """B of that pair moved by that matcher, proved to leave its outputs unchanged."""
+        return self._once(("aligned", name, matcher), lambda: self._align(name, matcher))
+
+    def _align(self, name: str, matcher: str) -> Aligned:
+        pair = self.pair(name)
+        run = pair.run
+        found = run.match_by(matcher, pair.model_a, pair.model_b, progress=False)
+        if matcher == "none":  # its correlations are drawn from those of "activation", beside which it stands
+            arrays = matching_arrays(found)
+        else:
+            plain = found if matcher == "activation" else self.aligned(name, "activation").found
+            arrays = matching_arrays(self.aligned(name, "none").found, found, correlation=plain)
+        return Aligned(found, symmetry.permute(pair.b, run.groups, found), arrays)
+
+    def is_measured(self, name: str, matcher: str, corrected: str, alpha: float) -> bool:
+        return ("point", name, matcher, corrected, round(alpha, 6)) in self._kept
+
+    def point(self, name: str, matcher: str, corrected: str, alpha: float) -> Point:
+        """The fused network at `alpha`, measured on the test images."""
+        key = ("point", name, matcher, corrected, round(alpha, 6))
+        return self._once(key, lambda: self._measure(name, matcher, corrected, alpha))
+
+    def _measure(self, name: str, matcher: str, corrected: str, alpha: float) -> Point:
+        pair = self.pair(name)
+        run, how, options = pair.run, fusion.CORRECTIONS[corrected], {}
+        run.check_correction(corrected)
+        aligned = self.aligned(name, matcher)
+        template = run.build().to(run.device)
+        batches = (
+            self._once(("batches", name, how.augmented), lambda: run.correct_batches(corrected)) if how.images else None
+        )
+        if how.moments:
+            options["moments"] = self._once(
+                ("moments", name, matcher, how.augmented),
+                lambda: fusion.moments(
+                    template, pair.a, aligned.state, run.groups, batches, device=run.device, progress=False
+                ),
+            )
+        fused = fusion.correct(
+            template, pair.a, aligned.state, alpha, corrected,
+            groups=run.groups, batches=batches, device=run.device, progress=False, **options,
+        )  # fmt: skip
+        values = fusion.measure(template, fused, run.test, device=run.device)
+        return Point(values, fused[run.groups.layers[0].weight].clone())
+
+    def record(self, name: str, images: str) -> dict[str, Any]:
+        """What figures read of a pair: a run record of every point measured so far, and of plain averaging without
+        matching at the notebook's alphas; `images` says on what. Never written."""
+        pair, curves = self.pair(name), {}
+        for alpha in self.given["alphas"]:
+            self.point(name, "none", "none", alpha)
+        for key, kept in self._kept.items():
+            if key[:2] == ("point", name):
+                curves.setdefault(key[2:4], []).append({"alpha": key[4], **kept.values})
+        entries = [
+            curve_entry(self.aligned(name, matcher).found, corrected, points, fusion.barrier(points, pair.parents))
+            for (matcher, corrected), points in curves.items()
+        ]
+        for entry in entries:
+            entry["points"].sort(key=lambda point: point["alpha"])
+        made = self._once(("record", name), lambda: pair.run.record(pair.parents, entries))
+        return made | {"dataset": f"{pair.run.dataset.name} ({images})", "curves": entries}
+
+    def describe(self, name: str) -> str:
+        """A pair in a few lines: what, on what, and what its parents reach."""
+        pair = self.pair(name)
+        ends = ", ".join(f"{side.upper()} {100 * pair.parents[side]['test_accuracy']:.2f} %" for side in ("a", "b"))
+        lines = [pair.note, f"{name} and {board.partner(name)}: {model_label(pair.run.architecture)}"]
+        return "\n".join([*filter(None, lines), f"{pair.run.dataset.name}, {self._on_test(name)}: {ends}"])
+
+    def _on_test(self, name: str) -> str:
+        return f"first {len(self.pair(name).run.dataset.test):,} test images"
+
+    def _on_train(self, name: str) -> str:
+        run = self.pair(name).run
+        return f"first {min(run.match_images, len(run.dataset.train)):,} training images"
+
+    def plane(
+        self, name: str, matcher: str, corrected: str, tick: Callable[[int, int], None] = lambda done, total: None
+    ) -> Plane:
+        """The plane through A, B and aligned B, measured on the first plane_images test images. BatchNorm's statistics
+        are mixed like the weights, or reset at every node under bn_reset; other corrections are not applied.
+
+        Args:
+            tick: called with how many nodes of how many are measured.
+        """
+        key = ("plane", name, matcher, self._resets(name, corrected))
+        return self._once(key, lambda: self._plane(name, matcher, corrected, tick))
+
+    def is_plane_measured(self, name: str, matcher: str, corrected: str) -> bool:
+        return ("plane", name, matcher, self._resets(name, corrected)) in self._kept
+
+    def _resets(self, name: str, corrected: str) -> bool:
+        return corrected == "bn_reset" and self.pair(name).run.norm is not None
+
+    def _plane(self, name: str, matcher: str, corrected: str, tick: Callable[[int, int], None]) -> Plane:
+        pair, moved = self.pair(name), self.aligned(name, matcher).state
+        run, resets = pair.run, self._resets(name, corrected)
+        points = corners(pair.a, pair.b, moved)
+        x, y = (nodes(points[:, axis], self.given["plane_size"]) for axis in (0, 1))
+        test, train = (_first(batches, self.given["plane_images"]) for batches in (run.test, run.match_batches))
+        network = run.build().to(run.device)
+        values = np.empty((2, len(y), len(x)))
+        for row, column in np.ndindex(values.shape[1:]):
+            tick(row * len(x) + column, values[0].size)
+            models.load_state(network, mix(pair.a, pair.b, moved, np.array([x[column], y[row]]), points))
+            if resets:
+                fusion.reset(network, [images for images, _ in train])
+            values[:, row, column] = models.evaluate(network, test, device=run.device)
+        tick(values[0].size, values[0].size)
+        test_images, train_images = (sum(len(labels) for _, labels in batches) for batches in (test, train))
+        note = f"first {test_images:,} test images"
+        if run.norm:
+            how = f"reset on the first {train_images:,} training images" if resets else "mixed like the weights"
+            note += f"; BatchNorm statistics {how}"
+        return Plane(points, x, y, *values, note)
+
+    # Figures of one choice
+
+    def path(self, name: str, matcher: str, corrected: str, alpha: float) -> Figure:
+        """Accuracy and loss along alpha: the points measured of this choice, of plain averaging without matching, and
+        of the last few other choices; a dot is the fused network at `alpha`."""
+        record = self.record(name, self._on_test(name))
+        kept = (("none", "none"), (matcher, corrected))
+        others = [curve for curve in record["curves"] if (curve["matcher"], curve["correction"]) not in kept]
+        record["curves"] = [curve for curve in record["curves"] if curve not in others[:-6]]
+        figure = figures.curves(record)
+        for axes, metric, scale in zip(figure.axes, ("test_accuracy", "test_loss"), (100, 1), strict=True):
+            axes.axvline(alpha, color=PALE, linewidth=0.8, zorder=0)
+            if self.is_measured(name, matcher, corrected, alpha):
+                value = scale * self.point(name, matcher, corrected, alpha).values[metric]
+                axes.plot(alpha, value, color=VERMILLION, zorder=6, **mark("o", 7))
+        return figure
+
+    def filters(self, name: str, matcher: str, corrected: str, alpha: float) -> Figure:
+        """First-layer filters of A, B, aligned B and, where it is measured, the fused network."""
+        pair, aligned = self.pair(name), self.aligned(name, matcher)
+        weight = pair.run.groups.layers[0].weight
+        rows = {"A": pair.a[weight], "B": pair.b[weight], "aligned B": aligned.state[weight]}
+        if self.is_measured(name, matcher, corrected, alpha):
+            rows[f"fused, α = {alpha:g}"] = self.point(name, matcher, corrected, alpha).first
+        channels, height, width = models.ARCHITECTURES[pair.run.model][2]
+        # a linear layer's rows are images
+        rows = {
+            key: value.view(-1, channels, height, width) if value.dim() == 2 else value for key, value in rows.items()
+        }
+        group = next((g for g in pair.run.groups if self._starts(pair.run, g, weight)), None)
+        similarity = aligned.arrays.get(f"corr/{matcher}/{group}")
+        units = len(rows["A"])
+        which = f"the {FILTERS} largest of {units}" if units > FILTERS else f"{units} units"
+        title = f"{model_label(pair.run.architecture)}: first-layer filters ({which})"
+        title += ", with the correlation of matched units" if similarity is not None else ""
+        return filters_figure(rows, similarity, title)
+
+    @staticmethod
+    def _starts(run: Run, group: str, weight: str) -> bool:
+        return any(member.tensor == weight and member.axis == 0 for member in run.groups[group].members)
+
+    def correlations(self, name: str, matcher: str) -> Figure:
+        """The correlation of matched units in each layer, beside that without matching."""
+        arrays = self.aligned(name, "activation" if matcher == "none" else matcher).arrays
+        if matcher == "none":
+            arrays = {key: value for key, value in arrays.items() if key.split("/")[1] == "none"}
+        return figures.correlations(arrays, self.record(name, self._on_train(name)))
+
+    def permutations(self, name: str, matcher: str) -> Figure:
+        """The permutation matrices, beside what was assigned where the matcher has it."""
+        found = self.aligned(name, matcher).found
+        soft = {group: values.cpu() for group, values in (found.similarity or {}).items()}
+        looks = self._on_train(name) if matching.MATCHERS[matcher].images else "weights alone"
+        return figures.matching_matrix(dict(found), self.record(name, looks), matcher, soft or None)
+
+    def plane_figure(self, name: str, matcher: str, corrected: str, alpha: float, **options) -> Figure:
+        """The loss plane (measured where it is not yet)."""
+        plane = self.plane(name, matcher, corrected, **options)
+        more = [f"matching: {MATCHER_LABELS[matcher]}"]
+        if corrected not in ("none", "bn_reset"):
+            more.append(f"without {CORRECTION_LABELS[corrected]}")
+        title = pool.headline(self.record(name, plane.note), *more)
+        return plane_figure(plane, title, alpha)
+
+    def figures(self, plane: bool = False) -> Iterator[Figure]:
+        """What the panel shows of the notebook's own choice, one after the other."""
+        chosen = [self.given[key] for key in ("pair", "matcher", "correction", "alpha")]
+        name, matcher, corrected, alpha = chosen
+        for each in sorted({alpha} if corrected in SLOW else {*self.given["alphas"], alpha}):
+            self.point(name, matcher, corrected, each)
+        yield self.path(*chosen)
+        yield self.filters(*chosen)
+        yield self.correlations(name, matcher)
+        yield self.permutations(name, matcher)
+        if plane:
+            yield self.plane_figure(*chosen)
+
+    def summary(self, name: str, matcher: str, corrected: str, alpha: float) -> dict[str, float]:
+        """Accuracy and loss at `alpha`, of the parents, and how far above the line between the parents it is."""
+        values, parents = self.point(name, matcher, corrected, alpha).values, self.pair(name).parents
+        line = (1 - alpha) * parents["a"]["test_accuracy"] + alpha * parents["b"]["test_accuracy"]
+        return {
+            "accuracy": values["test_accuracy"],
+            "loss": values["test_loss"],
+            "above": values["test_accuracy"] - line,
+        }

@@ -1,0 +1,186 @@
+"""The widgets."""
+
+import contextlib
+import html
+from collections.abc import Iterator
+
+import ipywidgets as widgets
+from matplotlib.figure import Figure
+
+from .. import fusion, matching
+from ..checks import InputError
+from ..paper.names import model_label
+from ..paper.style import BLUE, VERMILLION
+from ..study import board
+from .explorer import SLOW, Explorer
+
+TABS = ("Fusing", "Matching", "Loss plane")
+
+
+def css(name: str) -> str:
+    """The CSS class of a part of the panel."""
+    return f"fusebook-{name.lower().replace(' ', '-')}"
+
+
+def _put(image: widgets.Image, figure: Figure | None) -> None:
+    image.value = figure._repr_png_() if figure else b""
+    image.layout.display = "" if figure else "none"
+
+
+class Panel(widgets.VBox):
+    """The widgets: choices, alpha, what it reaches, the figures of the tab in front. A mistake is told in one line."""
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer = explorer
+        given, shipped = explorer.given, board.pairs()
+        wide = {"description_width": "initial"}
+
+        def choice(description: str, options: list, value: str, width: str) -> widgets.Dropdown:
+            layout = widgets.Layout(width=width)
+            return widgets.Dropdown(options=options, value=value, description=description, style=wide, layout=layout)
+
+        names = [
+            (f"{model_label(said['spec'] | {'name': said['spec']['model']})}: {name}", name)
+            for name, said in shipped.items()
+        ]
+        self.pair = choice("pair", names, given["pair"], "340px")
+        self.matcher = choice("matcher", list(matching.MATCHERS), given["matcher"], "220px")
+        self.correction = choice("correction", list(fusion.CORRECTIONS), given["correction"], "220px")
+        self.alpha = widgets.FloatSlider(
+            value=given["alpha"], min=0, max=1, step=0.05, description="α, share of B", readout_format=".2f",
+            continuous_update=False, style=wide, layout=widgets.Layout(width="440px"),
+        )  # fmt: skip
+        self.fit = widgets.Button(description="fit and measure", button_style="primary")
+        self.whole = widgets.Button(description="measure the path", tooltip=f"at {given['alphas']}")
+        self.bar = widgets.IntProgress(layout=widgets.Layout(width="220px", display="none"))
+        self.status, self.readout = widgets.HTML(), widgets.HTML()
+        self.images = {tab: [widgets.Image(format="png") for _ in range(2 - (tab == TABS[2]))] for tab in TABS}
+        for image in self._every_image():
+            image.layout = widgets.Layout(max_width="900px", width="100%", object_fit="contain")
+        self.plane = widgets.Button(description="measure the plane", button_style="primary")
+        self.hint = widgets.HTML()
+        boxes = [widgets.VBox(self.images[tab]) for tab in TABS]
+        boxes[2].children = (widgets.HBox([self.plane, self.hint]), *boxes[2].children)
+        self.tabs = widgets.Tab(boxes, titles=TABS)
+        super().__init__([
+            widgets.HBox([self.pair, self.matcher, self.correction], layout=widgets.Layout(flex_flow="row wrap")),
+            widgets.HBox([self.alpha, self.whole, self.fit], layout=widgets.Layout(flex_flow="row wrap")),
+            self.readout, widgets.HBox([self.bar, self.status]), self.tabs,
+        ])  # fmt: skip
+        for part, name in ((self, "panel"), (self.status, "status"), (self.readout, "readout")):
+            part.add_class(css(name))
+        for box, tab in zip(boxes, TABS, strict=True):
+            box.add_class(css(tab))
+        for control in (self.pair, self.matcher, self.correction, self.alpha):
+            control.observe(lambda _: self.refresh(), "value")
+        self.tabs.observe(lambda _: self.refresh(), "selected_index")
+        self.fit.on_click(lambda _: self.refresh(fit=True))
+        self.whole.on_click(lambda _: self.measure_path())
+        self.plane.on_click(lambda _: self.measure_plane())
+        self.refresh()
+
+    @property
+    def chosen(self) -> tuple[str, str, str, float]:
+        return self.pair.value, self.matcher.value, self.correction.value, self.alpha.value
+
+    def _say(self, text: str, colour: str = "#555") -> None:
+        self.status.value = f'<div style="color:{colour}; min-height:1.5em">{html.escape(text)}</div>'
+
+    @contextlib.contextmanager
+    def _working(self, what: str) -> Iterator[None]:
+        """Says that something is being worked on; a mistake of the user is told in its place."""
+        self._say(f"working: {what} …", BLUE)
+        try:
+            yield
+        except InputError as error:
+            self._clear()
+            self._say(str(error), VERMILLION)
+        except Exception as error:
+            self._say(f"{type(error).__name__}: {error}", VERMILLION)
+            raise
+        else:
+            self._say(self.explorer.pair(self.pair.value).note)
+        finally:
+            self.bar.layout.display = "none"
+
+    def _clear(self) -> None:
+        self.readout.value = '<div style="font-size:1.5em; min-height:2.4em">—</div>'
+        for image in self._every_image():
+            _put(image, None)
+
+    def _every_image(self) -> list[widgets.Image]:
+        return [image for listed in self.images.values() for image in listed]
+
+    def _tick(self, done: int, total: int) -> None:
+        self.bar.layout.display = ""
+        self.bar.value, self.bar.max = done, total
+
+    def refresh(self, fit: bool = False) -> None:
+        """Measures what is chosen, unless it is measured or slow and nobody asked to `fit` it, and shows it."""
+        name, matcher, corrected, alpha = self.chosen
+        slow = corrected in SLOW
+        self.fit.layout.display = "" if slow else "none"
+        with self._working(f"{matcher} + {corrected} at α = {alpha:.2f}"):
+            self.explorer.pair(name).run.check_correction(corrected)
+            if fit or not slow or self.explorer.is_measured(*self.chosen):
+                self.explorer.point(*self.chosen)
+            self._show()
+
+    def measure_path(self) -> None:
+        """Measures the path at the notebook's alphas, and shows it."""
+        name, matcher, corrected, _ = self.chosen
+        alphas = self.explorer.given["alphas"]
+        with self._working(f"the path under {matcher} + {corrected}"):
+            for done, alpha in enumerate(alphas):
+                self._tick(done, len(alphas))
+                self.explorer.point(name, matcher, corrected, alpha)
+            self._show()
+
+    def measure_plane(self) -> None:
+        """Measures the loss plane, and shows it."""
+        with self._working("the plane through A, B and aligned B"):
+            self.explorer.plane(*self.chosen[:3], tick=self._tick)
+            self._show()
+
+    def _show(self) -> None:
+        name, matcher, corrected, alpha = self.chosen
+        explorer = self.explorer
+        self._tell()
+        tab = TABS[self.tabs.selected_index or 0]
+        if tab == "Fusing":
+            figures = [explorer.path(*self.chosen), explorer.filters(*self.chosen)]
+        elif tab == "Matching":
+            figures = [explorer.correlations(name, matcher), explorer.permutations(name, matcher)]
+        else:
+            ready = explorer.is_plane_measured(name, matcher, corrected)
+            figures = [explorer.plane_figure(*self.chosen)] if ready else []
+            self.plane.disabled = ready
+            count, images = explorer.given["plane_size"] ** 2, explorer.given["plane_images"]
+            self.hint.value = "" if ready else f"about {count} networks, each on {images} test images"
+        for image, figure in zip(self.images[tab], figures or [None] * 2, strict=False):
+            _put(image, figure)
+
+    def _tell(self) -> None:
+        """The numbers over the figures."""
+        name, _, corrected, alpha = self.chosen
+        pair = self.explorer.pair(name)
+        run = pair.run
+        where = f"{run.dataset.name}, first {len(run.dataset.test):,} test images, one pair (n = 1)"
+        ends = " · ".join(
+            f"{side.upper()} {100 * values['test_accuracy']:.1f} % ({values['test_loss']:.3f})"
+            for side, values in pair.parents.items()
+        )
+        if self.explorer.is_measured(*self.chosen):
+            values = self.explorer.summary(*self.chosen)
+            above = 100 * values["above"]
+            big = f"{100 * values['accuracy']:.1f} %"
+            loss = f"cross-entropy {values['loss']:.3f} nats"
+            line = f"{abs(above):.1f} points {'above' if above >= 0 else 'below'} the line between the parents"
+        else:
+            big, loss, line = "—", "not fitted yet", f"{corrected} takes seconds to a minute: press fit and measure"
+        self.readout.value = (
+            '<div style="display:flex; gap:1.6em; align-items:baseline; flex-wrap:wrap; line-height:1.4">'
+            f'<span class="fusebook-accuracy" style="font-size:1.9em; font-weight:600">{big}</span>'
+            f"<span><b>{loss}</b> at α = {alpha:.2f}<br>{line}</span>"
+            f'<span style="color:#555">parents: {ends}<br>{where}</span></div>'
+        )

@@ -1,0 +1,255 @@
+"""Corrections that set the statistics of units: BatchNorm reset, REPAIR, rescaling, their closed form."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import symmetry
+from ..checks import InputError
+from ..symmetry import Groups
+from .sites import _sites, sites
+from .task import State, _fitting, _Found, _Task, interpolate
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+def _none(task: _Task) -> _Found:
+    return interpolate(task.state_a, task.state_b, task.alpha), {}
+
+
+@torch.inference_mode()
+def reset(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Re-estimates the statistics of every BatchNorm and `Tracked` in place, weighting each batch by its images.
+
+    Each layer's statistics are measured behind layers already normalised by those of the batch. Returns how many
+    images were used: a batch of one is passed over, it has no variance.
+    """
+    norms = _norms(model.eval())
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.training = True
+    for module in model.modules():
+        if isinstance(module, Tracked):
+            module.training, module.seen = True, 0
+    seen = 0
+    for images in batches:
+        if len(images) < 2:
+            continue
+        seen += len(images)
+        for norm in norms:
+            norm.momentum = len(images) / seen
+        model(images.clone())  # a network may change its input in place
+    if not seen:
+        raise InputError("statistics cannot be estimated without images; accepted: correct_images ≥ 2")
+    model.eval()
+    return seen
+
+
+def _bn_reset(task: _Task) -> _Found:
+    """Running statistics reset and re-estimated: the mean over batches, weighted by their images, of what BatchNorm
+    measures in training mode."""
+    model = task.fused()
+    images = reset(model, task.images("bn_reset"))
+    return model.state_dict(), {"images": images}
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of the parents' matched units at the nodes of the graph, all float64 (units,) on the
+    CPU: {node: (mean A, mean B, variance A, variance B, covariance A B)}, and of how many images."""
+
+    images: int
+    nodes: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+
+    def goals(self, node: str, alpha: float) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (units,) that a fused network should have: those of the parents, interpolated."""
+        mean_a, mean_b, var_a, var_b, _ = self.nodes[node]
+        return (1 - alpha) * mean_a + alpha * mean_b, (1 - alpha) * var_a.sqrt() + alpha * var_b.sqrt()
+
+    def variance(self, node: str, alpha: float) -> Tensor:
+        """Variance (units,) of (1 − alpha)·A + alpha·B."""
+        _, _, var_a, var_b, covariance = self.nodes[node]
+        total = (1 - alpha) ** 2 * var_a + alpha**2 * var_b + 2 * alpha * (1 - alpha) * covariance
+        return total.clamp(min=0)
+
+
+@torch.inference_mode()
+def moments(
+    model: nn.Module,
+    state_a: State,
+    state_b: State,
+    groups: Groups,
+    batches: Iterable,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Moments:
+    """Gathers, in one pass over both parents, what `repair`, `rescale` and `closed_form` need for every alpha.
+
+    Args, Raises: as in `correct`.
+    """
+    states = _fitting(model, state_a, state_b)
+    return _moments(_Task(model, *states, 0.0, groups, batches, torch.device(device), progress, None))
+
+
+@torch.inference_mode()
+def _moments(task: _Task) -> Moments:
+    if task.moments is not None:
+        return task.moments
+    parents = [task.network(state) for state in (task.state_a, task.state_b)]
+    named = {node.target: node.name for node in task.groups.graph.nodes if node.op == "call_module"}
+    axes = {}
+    for layer in task.groups.layers:
+        axis = -1 if layer.kind == "linear" else 1
+        axes |= {name: axis for name in (layer.node, named.get(layer.norm)) if name}
+    exact = torch.float32 if task.device.type == "mps" else torch.float64
+    sums: dict[str, list] = {name: [0.0] * 5 for name in axes}
+    counts, images = dict.fromkeys(axes, 0), 0
+    for batch in task.images("statistics"):
+        images += len(batch)
+        walks = (symmetry.walk(parent, task.groups, batch) for parent in parents)
+        for (node, a), (_, b) in zip(*walks, strict=True):
+            if node.name in axes:
+                dims = [d for d in range(a.dim()) if d != axes[node.name] % a.dim()]
+                counts[node.name] += a.numel() // a.shape[axes[node.name]]
+                new = [x.sum(dims, dtype=exact) for x in (a, b, a * a, b * b, a * b)]
+                sums[node.name] = [old + x.cpu().double() for old, x in zip(sums[node.name], new, strict=True)]
+    if not images:
+        raise InputError("statistics cannot be measured without images; accepted: correct_images ≥ 2")
+    found = {}
+    for name, total in sums.items():
+        a, b, aa, bb, ab = (x / counts[name] for x in total)
+        found[name] = (a, b, (aa - a * a).clamp_(min=0), (bb - b * b).clamp_(min=0), ab - a * b)
+    return Moments(images, found)
+
+
+class Tracked(nn.Module):
+    """A layer (and its BatchNorm) that gives its units new statistics, as BatchNorm does: in training mode by those of
+    the batch, which it averages, in evaluation mode by the average.
+
+    With `shift` outputs have mean `goal_mean` and deviation `goal_std` (float32 (units,)); without, they are only
+    multiplied by goal_std / deviation. A unit that neither varies nor should keeps its scale. Values have their units
+    on axis `axis`.
+    """
+
+    EPSILON = 1e-5  # added to a variance, as BatchNorm does
+
+    def __init__(self, module: nn.Module, goal_mean: Tensor, goal_std: Tensor, axis: int, shift: bool) -> None:
+        super().__init__()
+        self.module, self.axis, self.shift = module, axis, shift
+        for name, value in (("goal_mean", goal_mean), ("goal_std", goal_std)):
+            self.register_buffer(name, value.float())
+        self.register_buffer("mean", torch.zeros_like(self.goal_mean))
+        self.register_buffer("variance", torch.ones_like(self.goal_std))
+        self.seen = 0
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (units,) of the evaluation mode."""
+        return self._affine(self.mean, self.variance)
+
+    def _affine(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.goal_std / torch.sqrt(variance + self.EPSILON)
+        # else a constant unit would lose the value that it always has
+        scale[(self.goal_std**2 < self.EPSILON) & (variance < self.EPSILON)] = 1
+        return scale, self.goal_mean - scale * mean if self.shift else torch.zeros_like(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.module(x)
+        mean, variance = self.mean, self.variance
+        if self.training:
+            units = value.movedim(self.axis, 0).flatten(1)
+            variance, mean = torch.var_mean(units, dim=1)
+            self.seen += len(x)
+            self.mean.lerp_(mean, len(x) / self.seen)
+            self.variance.lerp_(variance, len(x) / self.seen)
+        shape = [1] * value.dim()
+        shape[self.axis] = -1
+        scale, shift = self._affine(mean, variance)
+        return value * scale.view(shape) + shift.view(shape)
+
+
+def tracked(model: nn.Module, groups: Groups, goals: Moments, alpha: float, *, shift: bool) -> nn.Module:
+    """A copy of `model` in which `sites` are wrapped (`Tracked`), with the parents' interpolated statistics as goals;
+    `reset` it before use.
+
+    Behind a layer that has neither bias nor BatchNorm only the deviation is set (as with shift=False): the
+    architecture has no place for a shift.
+    """
+    twin = copy.deepcopy(model)
+    modules = dict(twin.named_modules())
+    named = {node.target: node.name for node in groups.graph.nodes if node.op == "call_module"}
+    for layer in sites(model, groups):
+        place = layer.norm or layer.name
+        if _parameter(modules[place], "weight") is None:
+            continue  # a BatchNorm without weights
+        mean, std = goals.goals(named[place], alpha)
+        able = _parameter(modules[place], "bias") is not None
+        wrapped = Tracked(modules[place], mean, std, -1 if layer.kind == "linear" else 1, shift and able)
+        twin.set_submodule(place, wrapped.to(next(twin.parameters()).device))
+    return twin
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    return getattr(module, name, None)
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of a tracked network in which each `Tracked` is folded into the layer or BatchNorm that it wraps: the
+    original architecture, and the same outputs in evaluation mode."""
+    twin = copy.deepcopy(model)
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, Tracked):
+            scale, shift = module.affine()
+            inner = module.module
+            inner.weight.mul_(scale.view(-1, *(1,) * (inner.weight.dim() - 1)))
+            if inner.bias is not None:
+                inner.bias.mul_(scale).add_(shift)
+            twin.set_submodule(name, inner)
+    return twin
+
+
+def _tracked(shift: bool) -> Callable[[_Task], _Found]:
+    def run(task: _Task) -> _Found:
+        goals = _moments(task)
+        model = tracked(task.fused(), task.groups, goals, task.alpha, shift=shift)
+        images = reset(model, task.images("reset"))
+        return fold(model).state_dict(), {"images": images, "left": _sites(task.model, task.groups)[1]}
+
+    return run
+
+
+@torch.no_grad()
+def _closed_form(task: _Task) -> _Found:
+    """Jordan et al.'s approximation of REPAIR without a pass over the fused network.
+
+    It takes the fused pre-activation for (1 − α)·z_A + α·z_B, whose deviation follows from the parents' moments:
+    σ² = (1 − α)²·σ_A² + α²·σ_B² + 2α(1 − α)·cov(z_A, z_B); at α = ½, equal deviations and correlation r that is
+    σ_A·√((1 + r) / 2). Units are scaled by ((1 − α)·σ_A + α·σ_B) / σ around the mean (1 − α)·μ_A + α·μ_B, or around
+    zero where a layer has no bias; a BatchNorm gets that mean and σ² as its running statistics. So a network with
+    BatchNorm wants images as it saw them in training, augmented: on others even A fused with A is not A.
+    """
+    stats, model = _moments(task), task.fused()
+    modules = dict(model.named_modules())
+    found, left = _sites(model, task.groups)
+    for layer in found:
+        mean, std = stats.goals(layer.node, task.alpha)
+        variance = stats.variance(layer.node, task.alpha)
+        if layer.norm:
+            norm = modules[layer.norm]
+            if norm.running_mean is not None:
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(variance)
+            continue
+        inner = modules[layer.name]
+        scale = torch.where(variance > 0, std / variance.sqrt(), 1.0).to(inner.weight)
+        inner.weight.mul_(scale.view(-1, *(1,) * (inner.weight.dim() - 1)))
+        if inner.bias is not None:
+            inner.bias.mul_(scale).add_((1 - scale) * mean.to(scale))
+    return model.state_dict(), {"images": stats.images, "left": left}

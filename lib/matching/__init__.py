@@ -1,0 +1,9 @@
+"""Similarity between units + assignment = permutations: every matcher by name, and the solvers behind them."""
+
+from .activation import Moments, activation_similarity
+from .assignment import assign
+from .matchers import MATCHERS, Matching, check_network, check_options, match
+from .peak import Peak
+from .problem import Cache, Problem
+from .solvers import SOLVERS, Solution, coordinate_descent, sinkhorn, softassign, solve
+from .spectral import affinity, chain, spectral, sweep

@@ -1,0 +1,155 @@
+"""How alike the units of two networks fire."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import symmetry
+from ..checks import InputError, check_choice
+from ..symmetry import Group, Groups, Tap
+from .assignment import check_finite
+
+TAPS = {
+    "post_relu": ("post_relu", "post_norm", "pre_norm"),
+    "post_norm": ("post_norm", "pre_norm"),
+    "pre_norm": ("pre_norm",),
+}
+
+
+def _taps(group: Group, wanted: str) -> list[Tap]:
+    """The group's taps of the wanted kind, else of the nearest kind that it has."""
+    for kind in TAPS[wanted]:
+        if taps := [tap for tap in group.taps if tap.kind == kind]:
+            return taps
+    return []
+
+
+def features(value: Tensor, tap: Tap, size: int) -> Tensor:
+    """The activations of a group's units in a node's value: float (observations, size), N·H·W observations for a
+    feature map (N, C, H, W). A view where the memory layout allows."""
+    part = value.movedim(tap.axis, -1)[..., tap.offset : tap.offset + size * tap.block]
+    if tap.block > 1:
+        part = part.unflatten(-1, (size, tap.block)).movedim(-2, -1)
+    return part.reshape(-1, size)
+
+
+def _exact(device: torch.device | str) -> torch.device:
+    """Where float64 sums are kept: on the device, but MPS has no float64."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _far_mean(x: Tensor) -> Tensor:
+    """The mean (size,) of each unit of x (K, size) where it is above ten deviations, else 0."""
+    var, mean = torch.var_mean(x, dim=0, correction=0)
+    return torch.where(mean**2 > 100 * var, mean, 0)
+
+
+class Moments:
+    """Pooled first and second moments of the units of two networks, accumulated in float64 (the products of one
+    batch in float32, about its means where these lie far from 0, so that the error is far below the sampling error)."""
+
+    def __init__(self, size: int, device: torch.device | str) -> None:
+        self.count = 0
+        options = {"dtype": torch.float64, "device": _exact(device)}
+        self.sums, self.squares = torch.zeros(2, size, **options), torch.zeros(2, size, **options)
+        self.products = torch.zeros(size, size, **options)
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Takes in observations (K, size) of both networks."""
+        self.count += len(a)
+        centre = torch.stack([_far_mean(a), _far_mean(b)])
+        a, b = a - centre[0], b - centre[1]
+        rest = torch.stack([a.sum(dim=0), b.sum(dim=0)])
+        squares = torch.stack([(a * a).sum(dim=0), (b * b).sum(dim=0)])
+        found = (centre, rest, squares, a.T @ b)
+        centre, rest, squares, products = (x.to(self.sums.device).double() for x in found)
+        sums = rest + len(a) * centre
+        self.sums += sums
+        # From moments about the centre to moments about 0.
+        self.squares += squares + centre * (rest + sums)
+        self.products += products.addr_(centre[0], rest[1]).addr_(sums[0], centre[1])
+
+    def similarity(self, kind: str, epsilon: float) -> Tensor:
+        """(size, size) float64: "correlation", "covariance" or "uncentred" (the mean product)."""
+        mean_a, mean_b = self.sums / self.count
+        if kind == "uncentred":
+            return self.products / self.count
+        covariance = self.products / self.count - torch.outer(mean_a, mean_b)
+        # What float32 activations cannot tell from a constant (a deviation of a millionth) varies with nothing.
+        square = self.squares / self.count
+        constant = square - (self.sums / self.count) ** 2 <= 1e-12 * square
+        covariance[constant[0]] = 0
+        covariance[:, constant[1]] = 0
+        if kind == "covariance":
+            return covariance
+        std_a, std_b = (self.squares / self.count - (self.sums / self.count) ** 2).clamp_(min=0).sqrt()
+        # A unit that never fires correlates with nothing: the constant keeps 0 / 0 out.
+        return covariance / (torch.outer(std_a, std_b) + epsilon)
+
+
+@torch.no_grad()  # not inference_mode: a network that is moved to the device here stays trainable
+def activation_similarity(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    groups: Groups,
+    batches: Iterable,
+    *,
+    similarity: str = "correlation",
+    tap: str = "post_relu",
+    epsilon: float = 1e-4,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """How alike the units of two networks fire, for every group from one pass over both (Li et al. 2015).
+
+    One pass is enough: reordering earlier layers reorders a later layer's activations and changes none. A group with
+    several taps of the kind (a residual stage) averages over them.
+
+    Args:
+        batches: of (images (N, …), labels), or of images alone.
+        similarity: "correlation", "covariance" or "uncentred".
+        epsilon: added to the product of standard deviations; 1e-4 as published, where it also discounts faint units.
+        tap: "post_relu", "post_norm" or "pre_norm"; a group without such a tap uses the nearest it has.
+
+    Returns:
+        {group: float64 (size, size) on the CPU}, [unit of A, unit of B].
+
+    Raises:
+        InputError: no images, a group without activations, or activations that overflow.
+    """
+    check_choice("similarity", similarity, ("correlation", "covariance", "uncentred"))
+    check_choice("tap", tap, tuple(TAPS))
+    places: dict[str, list[tuple[str, Tap]]] = {}
+    moments: dict[tuple[str, str], Moments] = {}
+    for name, group in groups.items():
+        if not group.taps:
+            raise InputError(
+                f"group '{name}' ({group.members[0].tensor}) shows in no activation; accepted: matchers that read "
+                "weights, such as 'weight' or 'graph'"
+            )
+        for place in _taps(group, tap):
+            places.setdefault(place.node, []).append((name, place))
+            moments[name, place.node] = Moments(group.size, device)
+    for model in (model_a, model_b):
+        model.to(device).eval()
+    seen = 0
+    for batch in tqdm(batches, desc="activations", unit="batch", disable=not progress, leave=False, mininterval=2):
+        images = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+        seen += len(images)
+        steps = zip(symmetry.walk(model_a, groups, images), symmetry.walk(model_b, groups, images), strict=True)
+        for (node, a), (_, b) in steps:
+            for name, place in places.get(node.name, []):
+                size = groups[name].size
+                moments[name, node.name].add(features(a, place, size), features(b, place, size))
+    if not seen:
+        raise InputError("matcher 'activation' needs images; accepted: match_images ≥ 1")
+    found = {}
+    for name in groups:
+        every = [m for (group, _), m in moments.items() if group == name]
+        for m in every:
+            check_finite(m.squares, name)  # dividing by an infinite deviation would give plain zeros
+        found[name] = torch.stack([m.similarity(similarity, epsilon).cpu() for m in every]).mean(dim=0)
+    return found

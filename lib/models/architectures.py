@@ -1,0 +1,217 @@
+"""The architectures of the experiments, each a plain nn.Module whose state-dict keys are those of the published code.
+
+Every network takes images (N, C, H, W) float32 and returns logits (N, classes). `build` makes one by name.
+"""
+
+import inspect
+
+import torch
+from torch import nn
+
+from ..checks import InputError
+
+VGG_CHANNELS = {
+    "vgg11": (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
+    "vgg13": (64, 64, "pool", 128, 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
+    "vgg16": (
+        64,
+        64,
+        "pool",
+        128,
+        128,
+        "pool",
+        *(256,) * 3,
+        "pool",
+        *(512,) * 3,
+        "pool",
+        *(512,) * 3,
+        "pool",
+    ),
+    "vgg19": (
+        64,
+        64,
+        "pool",
+        128,
+        128,
+        "pool",
+        *(256,) * 4,
+        "pool",
+        *(512,) * 4,
+        "pool",
+        *(512,) * 4,
+        "pool",
+    ),
+}
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times a width multiplier > 0, rounded, at least 1."""
+    return max(1, round(channels * width))
+
+
+class SimpleNet(nn.Module):
+    """The bias-free MNIST network of pygmtools' model-fusion example (Liu et al., ICML 2022).
+
+    Images (N, 1, 28, 28) → logits (N, 10). No ReLU stands between the two linear layers, as published; the published
+    width is 1.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        first, second, third = (scaled(units, width) for units in (32, 64, 32))
+        self.conv1 = nn.Conv2d(1, first, 5, padding=1, padding_mode="replicate", bias=False)
+        self.conv2 = nn.Conv2d(first, second, 5, padding=1, padding_mode="replicate", bias=False)
+        self.relu = nn.ReLU()
+        self.max_pool = nn.MaxPool2d(2, padding=1)
+        self.flatten = nn.Flatten()
+        self.fc1 = nn.Linear(second * 7 * 7, third, bias=False)
+        self.fc2 = nn.Linear(third, 10, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.max_pool(self.relu(self.conv1(x)))
+        x = self.max_pool(self.relu(self.conv2(x)))
+        return self.fc2(self.fc1(self.flatten(x)))
+
+
+class VGG(nn.Module):
+    """VGG for 32×32 images (Simonyan & Zisserman 2015; the CIFAR variant with one linear layer).
+
+    Images (N, 3, 32, 32) → logits (N, 10). `norm` is None or "batch". Convolution, norm, ReLU and pool share
+    one Sequential, so keys read features.N.* and classifier.* as in the REPAIR notebooks. Without norm convolutions
+    start from He et al. 2015 (fan in, normal): from PyTorch's default, whose variance is a sixth of that, the signal
+    dies on its way through eight layers and training does not start.
+    """
+
+    def __init__(self, name: str = "vgg11", width: float = 1.0, norm: str | None = "batch") -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for entry in VGG_CHANNELS[name]:
+            if entry == "pool":
+                layers.append(nn.MaxPool2d(2))
+                continue
+            out = scaled(entry, width)
+            layers.append(nn.Conv2d(channels, out, 3, padding=1))
+            if norm == "batch":
+                layers.append(nn.BatchNorm2d(out))
+            else:
+                nn.init.kaiming_normal_(layers[-1].weight, nonlinearity="relu")
+            layers.append(nn.ReLU(inplace=True))
+            channels = out
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(torch.flatten(self.features(x), 1))
+
+
+class MLP(nn.Module):
+    """`depth` hidden layers of 512·width ReLU units. Images (N, 1, 28, 28) → logits (N, 10)."""
+
+    def __init__(self, width: float = 1.0, norm: str | None = None, depth: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        features, hidden = 28 * 28, scaled(512, width)
+        for _ in range(depth):
+            layers.append(nn.Linear(features, hidden))
+            if norm == "batch":
+                layers.append(nn.BatchNorm1d(hidden))
+            layers.append(nn.ReLU())
+            features = hidden
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(features, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x))
+
+
+class Block(nn.Module):
+    """The basic residual block, with a projection where the shape changes (option B of He et al. 2016)."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(out + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """The CIFAR ResNet of He et al. 2016: three stages of three blocks, 16·width channels in the first.
+
+    Images (N, 3, 32, 32) → logits (N, 10). BatchNorm throughout.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        stem, *stages = (scaled(c, width) for c in (16, 16, 32, 64))
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU()
+        channels = stem
+        for number, out in enumerate(stages, start=1):
+            blocks = [Block(channels if i == 0 else out, out, 2 if i == 0 and number > 1 else 1) for i in range(3)]
+            setattr(self, f"layer{number}", nn.Sequential(*blocks))
+            channels = out
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(self.pool(x), 1))
+
+
+# name -> (constructor, norms it accepts, shape of one input image)
+ARCHITECTURES = {
+    "simplenet": (SimpleNet, (None,), (1, 28, 28)),
+    "mlp": (MLP, (None, "batch"), (1, 28, 28)),
+    "resnet20": (ResNet20, ("batch",), (3, 32, 32)),
+    **{name: (VGG, (None, "batch"), (3, 32, 32)) for name in VGG_CHANNELS},
+}
+
+
+def build(name: str, *, width: float = 1.0, norm: str | None = None, seed: int | None = None, **options) -> nn.Module:
+    """A freshly initialised network by name, in evaluation mode, channels_last.
+
+    Args:
+        name: one of `ARCHITECTURES`.
+        width: multiplier > 0 of every hidden layer's units.
+        norm: None or "batch", as far as the architecture has it.
+        seed: of the initialisation (PyTorch's default one); the global generator is left as it was.
+        options: further arguments of the constructor, such as the MLP's `depth`.
+
+    Raises:
+        InputError: unknown name, width ≤ 0, or a norm or option the architecture does not have.
+    """
+    if name not in ARCHITECTURES:
+        raise InputError(f"unknown model '{name}'; accepted: {', '.join(ARCHITECTURES)}")
+    constructor, norms, _ = ARCHITECTURES[name]
+    if width <= 0:
+        raise InputError(f"width {width} is not positive; accepted: any multiplier > 0, such as 0.25, 1, 2")
+    if norm not in norms:
+        raise InputError(f"{name} has no norm '{norm}'; accepted: {', '.join(str(n) for n in norms)}")
+    available = inspect.signature(constructor).parameters
+    given = {"name": name, "width": width, "norm": norm}
+    options |= {key: value for key, value in given.items() if key in available}
+    if unknown := options.keys() - available.keys():
+        raise InputError(f"{name} has no option {', '.join(sorted(unknown))}; accepted: {', '.join(available)}")
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.random.default_generator.manual_seed(seed)
+        model = constructor(**options)
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def example(name: str, batch: int = 2) -> torch.Tensor:
+    """A batch of fixed random images, float32 (batch, C, H, W), of the shape the network takes."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, *ARCHITECTURES[name][2], generator=generator)

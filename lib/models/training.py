@@ -1,0 +1,348 @@
+"""The training loop, and checkpoints in and out.
+
+A killed training continues from its last epoch and ends in the same bytes as an undisturbed one (same machine,
+same thread count): model, optimiser, schedule, gradient scaler and the loader's generator are all in the resume file.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .. import loaders, paths
+from ..checks import InputError, first_line
+from .architectures import ARCHITECTURES, build
+from .checkpoints import _check_suffix, _load_torch, load_state, read_sidecar, save_checkpoint, state_of
+
+# Steps between two looks at the training loss. Each look makes the host wait for a CUDA device.
+LOOK_EVERY = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """SGD with Nesterov-free momentum; the learning rate rises linearly over the first `warmup` share of the steps
+    and falls linearly to 0 (the schedule of the REPAIR notebooks)."""
+
+    epochs: int
+    batch_size: int = 500
+    lr: float = 0.08
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} {getattr(self, name)} is not positive; accepted: any value > 0")
+        if not 0 <= self.warmup <= 1:
+            raise InputError(f"warmup {self.warmup} is not within [0, 1]; it is a share of the steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One network to train: an architecture, a seed (of initialisation, order and augmentation) and a recipe.
+
+    `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. It never
+    sees the last `held_out` training images: they are for choices that must see neither them nor the test set.
+    """
+
+    model: str
+    seed: int
+    recipe: Recipe
+    width: float = 1.0
+    norm: str | None = None
+    classes: tuple[int, ...] | None = None
+    share: float = 1.0
+    held_out: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a sidecar says of it; a `held_out` of 0 is left out, as by those written before there was one."""
+        entries = dataclasses.asdict(self)
+        return entries if self.held_out else {name: value for name, value in entries.items() if name != "held_out"}
+
+    def build(self) -> nn.Module:
+        """The freshly initialised network."""
+        return build(self.model, width=self.width, norm=self.norm, seed=self.seed)
+
+
+def _image_shape(model: str) -> tuple[int, int, int]:
+    """(channels, height, width) of one input of a registered model. Raises InputError for any other."""
+    if model not in ARCHITECTURES:
+        raise InputError(
+            f"unknown model {model!r}; accepted: {', '.join(ARCHITECTURES)}; a model of your own has to be "
+            "registered in ARCHITECTURES in lib/models.py"
+        )
+    return ARCHITECTURES[model][2]
+
+
+def open_dataset(name: str, model: str) -> loaders.Dataset:
+    """The data set `name` in the shape that `model` takes; "auto" takes the first within reach that suits it.
+
+    Raises:
+        InputError: the model is not registered, or as `loaders.load`.
+    """
+    shape = _image_shape(model)
+    auto = ("mnist", "mnist-5k") if shape[0] == 1 else ("cifar10", "cifar10-jpeg", "mnist-5k")
+    return loaders.load(name, auto=auto, shape=shape)
+
+
+def normalisation(model: str) -> loaders.Normalisation:
+    """What a network's inputs are normalised by: grey ones by 255 alone (a mean and deviation cost the published
+    SimpleNet pair 2.5 points), colour ones by the reference's mean and deviation. InputError for a model that is not
+    registered."""
+    return loaders.UNIT if _image_shape(model)[0] == 1 else loaders.CIFAR
+
+
+def trained(
+    spec: Spec,
+    dataset: loaders.Dataset,
+    *,
+    path: Path | None = None,
+    half: bool = False,
+    loader: str = "memory",
+    device: torch.device | str = "cpu",
+    label: str = "training",
+    progress: bool = True,
+) -> Path:
+    """The checkpoint of `spec` on `dataset`: trained, measured on the test set and saved, unless it is there already.
+
+    Of several processes that want the same one, one trains and the others wait. A process that was killed is continued
+    from its last whole epoch.
+
+    Args:
+        path: where it goes; by default checkpoints/local/, under a name made from spec and data set.
+        half: store it in float16; the accuracy in the sidecar is that of what is stored.
+        loader: "memory", "ffcv" or "auto".
+
+    Returns:
+        Path of the .safetensors file; its JSON sidecar says how it was made.
+    """
+    made = {"spec": spec.as_dict(), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
+    made["images"] = len(dataset.train)
+    if not 0 <= spec.held_out < len(dataset.train):
+        raise InputError(
+            f"held_out {spec.held_out} of {len(dataset.train)} training images leaves none to train on; accepted: fewer"
+        )
+    made = json.loads(json.dumps(made))  # as the sidecar will give it back
+    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:10]
+    stem = f"{spec.model}{'-bn' if spec.norm else ''}-w{spec.width:g}-{dataset.name}-s{spec.seed}-{key}"
+    path = path or paths.CHECKPOINTS / "local" / f"{stem}.safetensors"
+    _check_suffix(path)
+    resume = paths.CHECKPOINTS / "local" / f"{stem}.resume"
+    if not resume.exists() and _is_trained(path, made, label):
+        return path
+    waiting = f"{label}: another process trains {path.name}, waiting for it"
+    with paths.locked(resume, path, path.with_suffix(".json"), waiting=waiting):
+        if _is_trained(path, made, label):  # by now, or by a run that was killed as it tidied up
+            resume.unlink(missing_ok=True)
+            return path
+        generator = torch.Generator().manual_seed(spec.seed)
+        labels = dataset.train.labels[: len(dataset.train) - spec.held_out]
+        indices = torch.arange(len(labels))
+        if spec.classes is not None:
+            indices = skewed_indices(labels, spec.classes, spec.share, spec.seed)
+        options = {"normalise": normalisation(spec.model), "device": device, "loader": loader}
+        batches = loaders.make_loader(
+            dataset, "train", spec.recipe.batch_size, indices=indices, shuffle=True, augment=spec.recipe.augment,
+            drop_last=True, generator=generator, **options,
+        )  # fmt: skip
+        model = spec.build()
+        losses = train(
+            model,
+            batches,
+            spec.recipe,
+            generator=generator,
+            device=device,
+            resume=resume,
+            label=label,
+            progress=progress,
+        )
+        state = state_of(model)
+        if half:
+            state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+            load_state(model, state)
+        test = loaders.make_loader(dataset, "test", 1000, **options)
+        accuracy, loss = evaluate(model, test, device=device)
+        measured = {"test_accuracy": accuracy, "test_loss": loss, "final_train_loss": losses[-1]}
+        save_checkpoint(path, state, made | measured | {"torch": torch.__version__})
+        resume.unlink(missing_ok=True)
+    return path
+
+
+def _is_trained(path: Path, made: Mapping[str, Any], label: str) -> bool:
+    """Whether the checkpoint at `path` is whole and was `made` so."""
+    if not path.is_file():
+        return False
+    sidecar = read_sidecar(path)
+    if not made.items() <= sidecar.items():
+        return False
+    if paths.file_sha256(path) != sidecar.get("sha256"):
+        print(f"{label}: {path.name} is not the file its sidecar tells of, training it again", flush=True)
+        return False
+    print(f"{label}: already trained, {path.name}", flush=True)
+    return True
+
+
+def train(
+    model: nn.Module,
+    loader: Iterable,
+    recipe: Recipe,
+    *,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    resume: Path | None = None,
+    label: str = "training",
+    progress: bool = True,
+) -> list[float]:
+    """Trains `model` in place and leaves it in evaluation mode.
+
+    Args:
+        loader: yields (images (B, C, H, W), labels (B,)) on `device`, a new epoch at each iteration, drawing all its
+            randomness from `generator`.
+        resume: file that holds the state after each epoch; read when it is there (a damaged one is said and not
+            used); the caller removes it.
+
+    Returns:
+        Mean training loss of each epoch, in nats.
+
+    Raises:
+        InputError: the resume file belongs to another training; there are fewer than two steps in all (the learning
+            rate of a single one is 0); the loss is no longer finite (the line names the step).
+    """
+    device = torch.device(device)
+    model.to(device, memory_format=torch.channels_last).train()
+    steps, size = len(loader), recipe.batch_size
+    if steps == 0:
+        raise InputError(
+            f"no full batch of {size} images to train on; accepted: at least {size} training images (limit_train)"
+        )
+    if recipe.epochs * steps < 2:
+        raise InputError(
+            f"one step of {size} images is no training, its learning rate is 0; accepted: more epochs, or at least "
+            f"{2 * size} training images (limit_train)"
+        )
+    optimiser = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    knots = [0, recipe.warmup * recipe.epochs * steps, recipe.epochs * steps]
+    factors = np.interp(np.arange(1 + knots[-1]), knots, [0, 1, 0]).tolist()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: factors[step])
+    # Mixed precision pays on CUDA only: bfloat16 on a CPU without AMX was far slower than float32.
+    mixed = device.type == "cuda"
+    scaler = torch.amp.GradScaler(device.type, enabled=mixed)
+    parts = {"model": model, "optimiser": optimiser, "schedule": schedule, "scaler": scaler}
+    losses: list[float] = []
+    saved = _read_resume(resume, label)
+    if saved is not None:
+        try:
+            if not isinstance(saved, dict) or saved["recipe"] != dataclasses.asdict(recipe) or saved["steps"] != steps:
+                raise ValueError
+            for name, part in parts.items():
+                if saved[name]:  # a scaler that is off, as on a CPU, saves nothing
+                    part.load_state_dict(saved[name])
+            generator.set_state(saved["generator"])
+            losses = saved["losses"]
+        except Exception:  # a file of something else can hold anything
+            raise InputError(f"{resume} belongs to another training; delete it to start afresh") from None
+    with tqdm(
+        total=recipe.epochs, initial=len(losses), desc=label, unit="epoch", disable=not progress, mininterval=1
+    ) as bar:
+        while len(losses) < recipe.epochs:
+            history = torch.zeros(steps, device=device)  # each step's loss, on the device
+            for step, (images, labels) in enumerate(loader, start=1):
+                optimiser.zero_grad(set_to_none=True)
+                with torch.autocast(device.type, enabled=mixed):
+                    loss = F.cross_entropy(model(images), labels)
+                scaler.scale(loss).backward()
+                scaler.step(optimiser)
+                scaler.update()
+                schedule.step()
+                history[step - 1] = loss.detach()
+                if step % LOOK_EVERY == 0 or step == steps:
+                    _check_finite(history[:step], len(losses) * steps, len(losses) + 1, recipe)
+            losses.append(history.cpu().double().mean().item())
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            bar.update()
+            if resume is not None:
+                state = {name: part.state_dict() for name, part in parts.items()}
+                state |= {"generator": generator.get_state(), "losses": losses, "steps": steps}
+                content = io.BytesIO()
+                torch.save(state | {"recipe": dataclasses.asdict(recipe)}, content)
+                with paths.atomic(resume) as temporary:
+                    temporary.write_bytes(content.getbuffer())
+    model.eval()
+    return losses
+
+
+def _read_resume(resume: Path | None, label: str) -> Any:
+    """What the resume file holds; None where there is none, or none that can be read."""
+    if resume is None or not resume.is_file():
+        return None
+    try:
+        return _load_torch(resume.read_bytes())
+    except Exception as error:  # a damaged file can make torch raise anything
+        print(f"{label}: {resume.name} cannot be read ({first_line(error)}), starting afresh", flush=True)
+        return None
+
+
+def _check_finite(losses: torch.Tensor, before: int, epoch: int, recipe: Recipe) -> None:
+    """Raises InputError, naming the step, unless the `losses` (S,) of the steps after `before` are all finite."""
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
+    if bad:
+        step = before + bad[0] + 1
+        raise InputError(
+            f"the training loss is {float(losses[bad[0]])} at step {step} (epoch {epoch}); a smaller lr than "
+            f"{recipe.lr} may help"
+        )
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str = "cpu") -> tuple[float, float]:
+    """Accuracy (a fraction) and mean cross-entropy (nats) over batches of (images (B, C, H, W), labels (B,)).
+
+    `model` is put and left in evaluation mode. An image with an output that is not a number counts as wrong. Pass a
+    list of batches to have images read and normalised once for many networks.
+
+    Raises:
+        InputError: there are no images, or a label is none of the network's classes.
+    """
+    model.to(device).eval()
+    correct = seen = 0
+    loss = torch.zeros((), dtype=torch.float64, device="cpu")
+    for images, labels in batches:
+        # FFCV delivers float16 on CUDA; a copy, for a network may change its input in place
+        logits = model(images.to(device, torch.float32, copy=True)).float()
+        labels = labels.to(device)
+        if len(bad := labels[(labels < 0) | (labels >= logits.shape[1])]):
+            raise InputError(f"a label is {int(bad[0])}; accepted: 0 … {logits.shape[1] - 1}, the network's classes")
+        loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
+        # argmax takes NaN for the largest: a network that has diverged would be right on one class
+        correct += int(((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)).sum())
+        seen += len(labels)
+    if not seen:
+        raise InputError("there are no images to evaluate on")
+    return correct / seen, float(loss) / seen
+
+
+def skewed_indices(labels: torch.Tensor, classes: Iterable[int], share: float, seed: int) -> torch.Tensor:
+    """Which training images one network of a differently distributed pair sees: all of `classes` and a random
+    `share` of each other class, as sorted indices (K,) int64 into `labels` (N,)."""
+    if not 0 <= share <= 1:
+        raise InputError(f"share {share} is not within [0, 1]")
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.isin(labels, torch.tensor(list(classes)))
+    for other in torch.unique(labels[~kept]).tolist():
+        members = torch.nonzero(labels == other).flatten()
+        chosen = torch.randperm(len(members), generator=generator)[: round(share * len(members))]
+        kept[members[chosen]] = True
+    return torch.nonzero(kept).flatten()

@@ -1,0 +1,1 @@
+"""Everything that shows: statistics over records, tables, figures. Nothing here can change a record."""

@@ -1,0 +1,128 @@
+"""Where a run's numbers come from."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..paths import ROOT
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pygmtools",
+    "matplotlib",
+    "papermill",
+    "ffcv",
+    "mlxtend",
+)
+
+
+def portable(path: str | os.PathLike) -> str:
+    """`path` relative to the repo's root, or its bare name outside: no home folder enters a record."""
+    path = Path(path).expanduser()
+    absolute = Path(os.path.abspath(path if path.is_absolute() else Path.cwd() / path))
+    return absolute.relative_to(ROOT).as_posix() if absolute.is_relative_to(ROOT) else absolute.name
+
+
+def provenance(parameters: Mapping[str, Any], dataset: Any, device: Any, started: datetime) -> dict[str, Any]:
+    """Where a run's numbers come from: code, versions, hardware, time, data and parameters.
+
+    `dataset` is a lib.loaders.Dataset (or None for a study without one), `device` a torch.device or its name,
+    `started` an aware datetime such as datetime.now(UTC); "seconds" runs from it until this call. "git" and
+    "dirty" are null outside a git checkout; "dirty" looks at the code and ignores what runs write (data/,
+    figures/, checkpoints/). Parameters that are paths leave the repo only as bare file names.
+    """
+    import torch  # here alone: rebuilding figures and tables from records must not need torch
+
+    if started.tzinfo is None:
+        raise ValueError("started: a naive datetime; datetime.now(UTC) is what is meant")
+    device = torch.device(device)
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".", ":!data", ":!figures", ":!checkpoints")
+    return {
+        "git": commit,
+        "dirty": None if commit is None or changes is None else bool(changes),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
+        "dataset_sha256": getattr(dataset, "sha256", None),
+        "parameters": recorded(parameters),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+
+    try:
+        # A copy unpacked inside somebody else's repo must not report that repo's commit.
+        return run(*arguments) if Path(run("rev-parse", "--show-toplevel")).samefile(ROOT) else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device_name(device: Any) -> str:
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return f"{platform.machine()} {device.type}"
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, subprocess.SubprocessError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def recorded(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's parameters as its record holds them: as JSON does, and paths outside the repo as bare file names."""
+    return {name: _parameter(value) for name, value in parameters.items()}
+
+
+def _parameter(value: Any) -> Any:
+    outside = isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", "..")))
+    return portable(value) if outside else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON holds it. Not-finite numbers become null: a fused network may well diverge."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return portable(value)
+    if not isinstance(value, str | bool | int | float | None) and hasattr(value, "tolist"):
+        return _plain(value.tolist())  # numpy and torch scalars and tensors
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,113 @@
+"""The leaderboard: which pairs meet, and one record for each (notebooks/leaderboard.ipynb drives it)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import models, paths
+from ..checks import InputError
+from ..fusion import CORRECTIONS
+from ..matching import MATCHERS
+from ..records import matching_arrays, read_record, recorded, write_record
+from .run import Run, begin
+
+# What a leaderboard leaves to the checkpoints or does not vary.
+FIXED = {
+    "preset": "quick", "seed_a": 0, "seed_b": 1, "epochs": None, "width": None, "loader": "memory", "limit_train": 0,
+    "evaluate_train": False, "results_path": "", "figures_dir": "",
+}  # fmt: skip
+SHARED = ("matchers", "corrections", "alphas", "device", "limit_test", "match_images", "correct_images")
+
+
+def pairs() -> dict[str, dict[str, Any]]:
+    """{name: sidecar of network A} of the shipped pairs of models that are known here. A pair is named by its first
+    network, such as simplenet-s0, whose partner is simplenet-s1."""
+    found = {}
+    for path in paths.CHECKPOINTS.glob("*-s*.safetensors"):
+        kind, _, seed = path.stem.rpartition("-s")
+        if seed.isdecimal() and int(seed) % 2 == 0 and path.with_name(f"{partner(path.stem)}.safetensors").is_file():
+            found[kind, int(seed)] = models.read_sidecar(path)
+    return {
+        f"{kind}-s{seed}": said
+        for (kind, seed), said in sorted(found.items())
+        if said.get("spec", {}).get("model") in models.ARCHITECTURES
+    }
+
+
+def partner(name: str) -> str:
+    """The name of a pair's second network."""
+    kind, _, seed = name.rpartition("-s")
+    return f"{kind}-s{int(seed) + 1}"
+
+
+def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
+    """The runs of all pairs asked for, by the stem of their record, everything checked and opened.
+
+    Args:
+        parameters: those of the notebook's parameters cell, by name.
+
+    Raises:
+        InputError: in one line, before anything is measured.
+    """
+    runs: dict[str, Run] = {}
+    place = paths.target(parameters["results_dir"], paths.LOCAL)
+    shipped = pairs()
+    kinds = list(dict.fromkeys(name.rpartition("-s")[0] for name in shipped))
+    every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS)}
+    parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
+    if 0.5 not in parameters["alphas"]:
+        raise InputError(f"alphas {parameters['alphas']!r} is not accepted; accepted: a list with 0.5, where all meet")
+    paths.check_writable("figures_dir", figures_path(parameters["figures_dir"]), folder=True)
+    for kind in parameters["pairs"]:
+        found = []
+        for seed in parameters["seeds"]:
+            name = f"{kind}-s{seed}"
+            if (said := shipped.get(name)) is None:
+                continue
+            given = {name: parameters[name] for name in (*SHARED, "held_out_images")} | FIXED
+            given |= {"checkpoint_a": name, "checkpoint_b": partner(name)}
+            given["dataset"] = said["dataset"] if parameters["dataset"] == "auto" else parameters["dataset"]
+            given["results_path"] = str(place / f"leaderboard_{kind}-s{seed}.json")
+            presets = {"quick": {"width": said["spec"]["width"]}}
+            run = begin(
+                "leaderboard", said["spec"]["model"], given, presets=presets, norm=said["spec"]["norm"], lenient=True,
+                extra=("held_out_images",),
+            )  # fmt: skip
+            run.check_held_out(run.held_out_images)
+            found.append(name)
+            run.settings["matchers"], run.settings["corrections"] = run.applicable()
+            if run.matchers and run.corrections:
+                runs[run.results_path.stem] = run
+        if not found:
+            if kind not in kinds:
+                raise InputError(f"no shipped pair '{kind}'; accepted: {', '.join(kinds) or 'none'}")
+            seeds = ", ".join(name.removeprefix(f"{kind}-s") for name in shipped if name.startswith(f"{kind}-s"))
+            raise InputError(f"seeds {parameters['seeds']}: {kind} has no such pair; accepted: {seeds}")
+    return runs
+
+
+def measured(stem: str, run: Run) -> dict[str, Any]:
+    """The record of one pair: every applicable matcher with every applicable correction. Written when it is new; one
+    that is there, of the same checkpoints and parameters, is read instead."""
+    if run.results_path.is_file():
+        old = read_record(run.results_path)
+        same = old["provenance"]["parameters"] == recorded(run.given)
+        same = same and old["provenance"]["dataset_sha256"] == run.dataset.sha256
+        if same and all(
+            old["checkpoints"][side]["sha256"] == paths.file_sha256(path) for side, path in run.checkpoints.items()
+        ):
+            print(f"{stem}: measured already")
+            return old
+    print(f"{stem}", flush=True)
+    model_a, model_b = run.open_pair()
+    parents, held_out = run.parents(model_a, model_b), run.held_out(run.held_out_images)
+    matchings = run.match(model_a, model_b)
+    curves = run.curves(model_a, model_b, matchings, parents, held_out)
+    record = run.record(parents, curves, references=run.references(model_a, model_b, parents, held_out))
+    write_record(run.results_path, record, matching_arrays(*matchings.values()))
+    return record
+
+
+def figures_path(typed: str) -> Path:
+    """Where the notebook's figures go."""
+    return paths.target(typed, paths.FIGURES / "local")

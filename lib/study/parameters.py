@@ -1,0 +1,72 @@
+"""The parameters that every experiment notebook has, checked."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .. import fusion, loaders, matching
+from ..checks import InputError, check_choice, check_whole
+
+# The parameters that every experiment notebook has (see its parameters cell).
+PARAMETERS = (
+    "preset", "dataset", "checkpoint_a", "checkpoint_b", "matchers", "corrections", "alphas", "seed_a", "seed_b",
+    "epochs", "width", "loader", "device", "limit_train", "limit_test", "match_images", "correct_images",
+    "evaluate_train", "results_path", "figures_dir",
+)  # fmt: skip
+
+
+def _refuse(name: str, value: object, accepted: str) -> InputError:
+    return InputError(f"{name} {value!r} is not accepted; accepted: {accepted}")
+
+
+def _distinct(name: str, values: object, accepted: Iterable[str]) -> None:
+    if not isinstance(values, list | tuple) or not values or len(set(map(str, values))) < len(values):
+        raise _refuse(name, values, f"a list without repeats of {', '.join(accepted)}")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def check_share(name: str, value: object) -> None:
+    """Raises InputError unless `value` is a number within [0, 1]."""
+    if not _is_share(value):
+        raise _refuse(name, value, "a number within [0, 1]")
+
+
+def check(p: Mapping[str, Any]) -> None:
+    """Raises InputError, in one line, for the first parameter whose value is not accepted; None is a preset's."""
+    check_choice("preset", p["preset"], ("quick", "paper", "auto"))
+    _distinct("matchers", p["matchers"], matching.MATCHERS)
+    for name in p["matchers"]:
+        matching.check_options(name, {})
+    _distinct("corrections", p["corrections"], fusion.CORRECTIONS)
+    for name in p["corrections"]:
+        fusion.check_options(name, {})
+    if not isinstance(p["alphas"], list | tuple) or not p["alphas"]:
+        raise _refuse("alphas", p["alphas"], "a list of numbers within [0, 1]")
+    for alpha in p["alphas"]:
+        check_share("alpha", alpha)
+    if len(set(p["alphas"])) < len(p["alphas"]):
+        raise _refuse("alphas", p["alphas"], "no repeats")
+    if not any(0 < alpha < 1 for alpha in p["alphas"]):
+        raise _refuse("alphas", p["alphas"], "at least one strictly between the parents, 0 and 1")
+    for name in ("seed_a", "seed_b", "limit_train", "limit_test"):
+        check_whole(name, p[name], 0)
+    for name, least in {"epochs": 1, "match_images": 2, "correct_images": 2}.items():  # one image has no variance
+        if p[name] is not None:
+            check_whole(name, p[name], least)
+    width = p["width"]
+    number = isinstance(width, int | float) and not isinstance(width, bool)
+    if width is not None and not (number and math.isfinite(width) and width > 0):
+        raise _refuse("width", width, "any multiplier > 0, such as 0.25, 1, 2")
+    check_choice("loader", p["loader"], ("memory", "ffcv", "auto"))
+    if not isinstance(p["evaluate_train"], bool):
+        raise _refuse("evaluate_train", p["evaluate_train"], "true, false")
+    if p["results_path"] and not str(p["results_path"]).endswith(".json"):
+        raise _refuse("results_path", p["results_path"], "a path that ends in .json")
+    if p.get("save_aligned") and not str(p["save_aligned"]).endswith(".safetensors"):
+        raise _refuse("save_aligned", p["save_aligned"], "a path that ends in .safetensors")
+    if "held_out" in p:
+        check_whole("held_out", p["held_out"], 0)
+    loaders.pick_device(p["device"])

@@ -1,0 +1,84 @@
+"""The pairs that checkpoints/ ships, and how each was trained: `python -m lib.zoo` trains those that are missing.
+
+Names read model, width, seed: vgg11bn-w0.25-s0. A pair is two consecutive seeds, (0, 1), (2, 3) …
+"""
+
+import argparse
+import sys
+
+from .. import loaders, models, paths
+from ..checks import InputError
+from ..models import Recipe, Spec
+
+FIRST_HALF, SECOND_HALF = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
+
+
+def _specs() -> dict[str, tuple[str, Spec]]:
+    """{name: (data set, spec)} of every shipped checkpoint, the quickest first."""
+    specs: dict[str, tuple[str, Spec]] = {}
+    skewed = Recipe(epochs=1, batch_size=100, lr=0.02, weight_decay=0.0, augment=False)
+    for seed in range(6):
+        classes = FIRST_HALF if seed % 2 == 0 else SECOND_HALF
+        specs[f"simplenet-s{seed}"] = ("mnist", Spec("simplenet", seed, skewed, classes=classes, share=0.05))
+    for seed in range(2):
+        recipe = Recipe(epochs=5, batch_size=100, lr=0.05, augment=False)
+        specs[f"mlp-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5))
+    cifar = "cifar10-jpeg"
+    for seeds in ((0, 1), (2, 3), (4, 5)):
+        for width in (0.125, 0.25):
+            for seed in seeds:
+                spec = Spec("vgg11", seed, Recipe(epochs=10), width=width, norm="batch")
+                specs[f"vgg11bn-w{width:g}-s{seed}"] = (cifar, spec)
+        if seeds == (0, 1):
+            for seed in seeds:
+                plain = Recipe(epochs=10, batch_size=125, lr=0.02)
+                specs[f"vgg11-w0.25-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.25))
+            for seed in seeds:
+                residual = Recipe(epochs=8, batch_size=250, lr=0.1)
+                specs[f"resnet20-w0.5-s{seed}"] = (
+                    cifar,
+                    Spec("resnet20", seed, residual, width=0.5, norm="batch"),
+                )
+    return specs
+
+
+SPECS = _specs()
+
+
+def write_checkpoint(name: str, device: str = "auto", loader: str = "memory") -> None:
+    """Trains the shipped checkpoint `name` unless it is there, in half precision, resumable."""
+    dataset, spec = SPECS[name]
+    models.trained(
+        spec,
+        models.open_dataset(dataset, spec.model),
+        path=paths.CHECKPOINTS / f"{name}.safetensors",
+        half=True,
+        device=loaders.pick_device(device),
+        loader=loader,
+        label=name,
+    )
+
+
+def main() -> int:
+    """Exit status: 0 done, 2 the input was refused, 130 interrupted."""
+    parser = argparse.ArgumentParser(description="Trains the shipped checkpoints that are missing.")
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(SPECS)}; default: all")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--loader", default="memory", choices=["memory", "ffcv", "auto"])
+    arguments = parser.parse_args()
+    try:
+        if unknown := set(arguments.names) - set(SPECS):
+            raise InputError(f"no shipped checkpoint {', '.join(sorted(unknown))}; accepted: {', '.join(SPECS)}")
+        for name in arguments.names or SPECS:
+            write_checkpoint(name, arguments.device, arguments.loader)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the last whole epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

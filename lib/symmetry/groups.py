@@ -1,0 +1,219 @@
+"""Permutation groups: what they act on, applied and proved."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+
+class SymmetryError(Exception):
+    """Permuting a group changed what the network computes."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one state-dict tensor that a group permutes: entries offset + i·block + j, j < block, belong to
+    unit i. `rows`, if given, limits it to those entries of axis 0 (grouped convolutions)."""
+
+    tensor: str
+    axis: int
+    block: int = 1
+    offset: int = 0
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a group's activations can be read: axis `axis` of graph node `node`, laid out as in `Member`.
+    `kind` is "pre_norm" (straight from the layer), "post_norm" or "post_relu"."""
+
+    node: str
+    kind: str
+    axis: int
+    block: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """One unknown permutation of `size` units and every place it acts on."""
+
+    size: int
+    members: tuple[Member, ...]
+    taps: tuple[Tap, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer met on the way: its module, its graph node, its state-dict keys, and the
+    BatchNorm that alone and directly follows it."""
+
+    name: str
+    kind: str
+    node: str
+    weight: str
+    bias: str | None = None
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
+class Groups(Mapping[str, Group]):
+    """The permutation groups of a network, by name, in execution order. Prints as a table."""
+
+    groups: Mapping[str, Group]
+    layers: tuple[Layer, ...] = ()
+    graph: fx.Graph | None = field(default=None, repr=False)
+
+    def __getitem__(self, name: str) -> Group:
+        return self.groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def norms(self) -> dict[str, str]:
+        """{layer: the BatchNorm that directly follows it}, by module name."""
+        return {layer.name: layer.norm for layer in self.layers if layer.norm}
+
+    def random(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """A uniformly random permutation (size,) of each group, drawn from a CPU generator."""
+        return {name: torch.randperm(group.size, generator=generator) for name, group in self.items()}
+
+    def identity(self) -> dict[str, torch.Tensor]:
+        """The permutation (size,) that moves nothing, for each group."""
+        return {name: torch.arange(group.size) for name, group in self.items()}
+
+    def __str__(self) -> str:
+        rows = [("group", "units", "acts on (tensor:axis)")]
+        for name, group in self.items():
+            places = []
+            for m in group.members:
+                extent = f"×{m.block}" if m.block > 1 else ""
+                start = f"+{m.offset}" if m.offset else ""
+                places.append(f"{m.tensor}:{m.axis}{extent}{start}")
+            rows.append((name, str(group.size), ", ".join(places)))
+        first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+        return "\n".join(f"{name:<{first}}  {size:>{second}}  {places}" for name, size, places in rows)
+
+
+def inverse(perms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The permutations (size,) that undo `perms`."""
+    return {name: torch.argsort(perm) for name, perm in perms.items()}
+
+
+def compose(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The permutations (size,) that do `first`, then `second`."""
+    return {name: perm[second[name]] for name, perm in first.items()}
+
+
+def entries(member: Member, perm: torch.Tensor) -> torch.Tensor:
+    """Which entries of the member's axis stand in its places after `perm` (size,): LongTensor (size·block,)."""
+    inner = torch.arange(member.block, device=perm.device)
+    return (member.offset + perm[:, None] * member.block + inner).flatten()
+
+
+def permute(
+    state: Mapping[str, torch.Tensor], groups: Mapping[str, Group], perms: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A state dict whose units are reordered: unit perm[i] takes place i. Computes the same function.
+
+    Args:
+        state: name → tensor; it is not changed. What `load_state_dict` reads beside it (`_metadata`) is kept.
+        perms: {group: LongTensor (size,)}; a group that is absent stays as it is.
+
+    Raises:
+        SymmetryError: an entry of `perms` names no group or is no permutation of its units.
+    """
+    moved = copy.copy(state) if hasattr(state, "_metadata") else dict(state)
+    for name, perm in perms.items():
+        if name not in groups:
+            raise SymmetryError(f"there is no group '{name}'; groups: {', '.join(groups)}")
+        group = groups[name]
+        _check_permutation(name, perm, group.size)
+        for member in group.members:
+            tensor = moved[member.tensor]
+            rows = slice(*member.rows) if member.rows else slice(None)
+            part = tensor[rows]
+            index = torch.arange(part.shape[member.axis], device=tensor.device)
+            places = entries(member, torch.arange(group.size))
+            index[places.to(tensor.device)] = entries(member, perm.cpu()).to(tensor.device)
+            part = part.index_select(member.axis, index)
+            if member.rows:
+                part = torch.cat([tensor[: member.rows[0]], part, tensor[member.rows[1] :]])
+            moved[member.tensor] = part
+    return moved
+
+
+def _check_permutation(name: str, perm: torch.Tensor, size: int) -> None:
+    what = f"perms['{name}'] is no permutation of {size} units"
+    if not isinstance(perm, torch.Tensor) or perm.dtype != torch.int64 or perm.shape != (size,):
+        got = f"{tuple(perm.shape)} {perm.dtype}" if isinstance(perm, torch.Tensor) else type(perm).__name__
+        raise SymmetryError(f"{what}: it is {got.replace('torch.', '')}; accepted: int64 of shape ({size},)")
+    if not torch.equal(torch.sort(perm).values.cpu(), torch.arange(size)):
+        raise SymmetryError(f"{what}: units repeat or do not exist; accepted: each of 0 … {size - 1} once")
+
+
+@torch.no_grad()
+def prove(
+    model: nn.Module,
+    groups: Groups,
+    example: torch.Tensor,
+    perms: Mapping[str, torch.Tensor] | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    tolerance: float = 1e-9,
+) -> float:
+    """Shows that permuting leaves the outputs unchanged, in float64 on the CPU.
+
+    Args:
+        example: a batch of inputs (N, …); it is not changed.
+        perms: the permutations to prove on the model's own weights; None draws random ones and also randomises
+            every weight and statistic of a copy, since a fresh BatchNorm (all ones) would hide a forgotten axis.
+        tolerance: largest accepted change of an output, as a share of the largest output.
+
+    Returns:
+        The largest change found, as that share.
+
+    Raises:
+        SymmetryError: naming the groups that change the outputs; or the network puts out no tensor.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(model).cpu().double().eval()
+    if perms is None:
+        perms = groups.random(generator)
+        for tensor in twin.state_dict().values():
+            if tensor.is_floating_point():
+                noise = torch.rand(tensor.shape, generator=generator)  # positive, so that variances stay so
+                tensor.mul_(0.5 + noise).add_(0.1 * noise)
+    example = example.cpu().double()
+    state = copy.deepcopy(twin.state_dict())
+    expected = _tensors(twin(example.clone()))  # a network may write into its input
+    if not expected:
+        raise SymmetryError(f"{type(model).__name__} puts out no tensor, so nothing can be proved")
+    scale = max(float(out.abs().max()) for out in expected) or 1.0
+
+    def change(some: Mapping[str, torch.Tensor]) -> float:
+        twin.load_state_dict(permute(state, groups, some))
+        found = _tensors(twin(example.clone()))
+        changes = [float((a - b).abs().max()) / scale for a, b in zip(found, expected, strict=True)]
+        return math.inf if any(math.isnan(c) for c in changes) else max(changes)
+
+    largest = change(perms)
+    if largest > tolerance:
+        culprits = [name for name, perm in perms.items() if change({name: perm}) > tolerance]
+        named = ", ".join(culprits) or "the groups together"
+        raise SymmetryError(f"permuting {named} changes the outputs by {largest:.1e} of their size")
+    return largest
+
+
+def _tensors(output) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = list(output.values()) if isinstance(output, Mapping) else output
+    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (list, tuple)) else []

@@ -1,0 +1,236 @@
+"""lib.batch on small real notebooks: what it refuses before a kernel starts, what a run leaves on disk."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from lib.batch import run as batch
+from lib.checks import InputError
+from lib.paths import NOTEBOOKS, ROOT
+
+PARAMETERS = """\
+# Parameters
+seed_a: int = 0  # of network A
+epochs: int = None  # None: what the preset says
+width: float = 1.0
+alphas: list[float] = [0.0, 0.5, 1.0]
+matchers = ["graph_sm", "none"]
+options: dict = {}
+evaluate_train: bool = False
+preset: str = "quick"
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """write(source) -> the path of a notebook with the parameters above and `source` as its last cell."""
+
+    def write(source: str) -> Path:
+        parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+        cells = [nbformat.v4.new_markdown_cell("# A toy"), parameters, nbformat.v4.new_code_cell(source)]
+        kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        path = tmp_path / "toy.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec}), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path, capfd):
+    """run(*arguments) -> exit status, standard output, lines of standard error; copies go to tmp_path/out."""
+
+    def call(*arguments) -> tuple[int, str, list[str]]:
+        output = tmp_path / "out" / "toy.executed.ipynb"
+        status = batch.main([*map(str, arguments), "--output", str(output)])
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err.splitlines()
+
+    return call
+
+
+def left(tmp_path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"seed_a": "1e3"}, {"seed_a": 1000}),
+        ({"seed_a": str(2**63 - 1)}, {"seed_a": 2**63 - 1}),
+        ({"epochs": "3"}, {"epochs": 3}),
+        ({"epochs": "None"}, {"epochs": None}),
+        ({"width": "2"}, {"width": 2.0}),
+        ({"alphas": "[0, 1e-3]"}, {"alphas": [0.0, 0.001]}),
+        ({"alphas": "0,0.25"}, {"alphas": [0.0, 0.25]}),
+        ({"alphas": [0, 1]}, {"alphas": [0.0, 1.0]}),
+        ({"matchers": "[none, graph]"}, {"matchers": ["none", "graph"]}),
+        ({"matchers": "none"}, {"matchers": ["none"]}),
+        ({"matchers": "[]"}, {"matchers": []}),
+        ({"options": "{solver: pygmtools}"}, {"options": {"solver": "pygmtools"}}),
+        ({"evaluate_train": "true"}, {"evaluate_train": True}),
+        ({"preset": "1"}, {"preset": "1"}),
+    ],
+)
+def test_values_take_the_declared_type(notebook, given, expected):
+    checked = batch.check_parameters(notebook(""), given)
+    assert checked == expected
+    assert [type(value) for value in checked.values()] == [type(value) for value in expected.values()]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"seed_a": "0.5"}, "int"),
+        ({"seed_a": "nan"}, "int"),
+        ({"seed_a": True}, "int"),
+        ({"seed_a": "1/0"}, "int"),
+        ({"seed_a": "1e99999999"}, "int"),
+        ({"epochs": "many"}, "int"),
+        ({"width": "wide"}, "float"),
+        ({"alphas": "[0, x]"}, "list[float]"),
+        ({"alphas": "[0"}, "list[float]"),
+        ({"matchers": 3}, "list[str]"),
+        ({"options": "[1]"}, "dict"),
+        ({"evaluate_train": "2"}, "bool"),
+        ({"preset": 1}, "str"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(notebook, given, wanted):
+    (name,) = given
+    with pytest.raises(InputError, match=f"^{name}: .* is no {re.escape(wanted)}; the default is "):
+        batch.check_parameters(notebook(""), given)
+
+
+def test_unknown_parameter_is_one_line_and_nothing_runs(notebook, run, tmp_path):
+    path = notebook(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    status, out, err = run(path, "-p", "seed", "1", "-p", "width=2")
+    assert (status, out, len(err)) == (2, "", 1)
+    assert "seed (did you mean seed_a?)" in err[0]
+    assert "seed_a, epochs, width, alphas, matchers, options, evaluate_train, preset" in err[0]
+    assert left(tmp_path) == [] and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-p", "seed_a"], ["-y", "{a: ["], ["-y", "[1]"], ["-f", "no/such/file.yml"], ["-p", "seed_a", "x"]],
+)
+def test_what_cannot_be_read_is_one_line(notebook, run, tmp_path, arguments):
+    status, out, err = run(notebook(""), *arguments)
+    assert (status, out, len(err)) == (2, "", 1)
+    assert left(tmp_path) == []
+
+
+def test_missing_notebook_is_one_line(run):
+    status, out, err = run("no_such.ipynb")
+    assert (status, out, len(err)) == (2, "", 1)
+    assert "no_such.ipynb" in err[0]
+
+
+def test_success_shows_the_run_and_keeps_the_executed_copy(notebook, run, tmp_path, monkeypatch):
+    decoy = tmp_path / "jupyter" / "kernels" / "python3"
+    decoy.mkdir(parents=True)
+    (decoy / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+    (tmp_path / "more.yml").write_text("{width: 3, seed_a: 1}")
+    source = "import sys\nprint(sys.executable, seed_a, width, matchers, sep='|')"
+    status, out, err = run(
+        notebook(source), "-p", "matchers", "[none,", "graph]", "-y", "seed_a: 2", "-f", tmp_path / "more.yml"
+    )
+    assert (status, err) == (0, [])
+    assert "A toy" in out
+    assert f"{sys.executable}|2|3.0|['none', 'graph']" in out.splitlines()
+    assert left(tmp_path) == ["toy.executed.ipynb"]
+    executed = nbformat.read(tmp_path / "out" / "toy.executed.ipynb", as_version=4)
+    assert executed.metadata.papermill.parameters.seed_a == 2
+    assert executed.cells[-1].outputs[0].text.strip().endswith("['none', 'graph']")
+
+
+def test_runs_with_records_of_their_own_leave_executed_copies_of_their_own(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "LOCAL", tmp_path)
+    path = notebook("")
+    node = nbformat.read(path, as_version=4)
+    node.cells[1].source += '\nresults_path: str = ""'
+    nbformat.write(node, path)
+    for arguments in ((), ("-p", "results_path", "data/results/mine.json")):
+        assert batch.main([str(path), *arguments]) == 0
+    assert sorted(found.name for found in tmp_path.glob("*.executed.ipynb")) == [
+        "mine.executed.ipynb",
+        "toy.executed.ipynb",
+    ]
+
+
+def test_a_user_without_a_home_to_write_in_gets_no_warnings(notebook, tmp_path):
+    source = "import matplotlib.pyplot as plt\nfig, _ = plt.subplots()\nfig.canvas.draw()"
+    environment = os.environ | {"HOME": "/no/such/home"}
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "IPYTHONDIR", "MPLCONFIGDIR"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.batch", str(notebook(source)), "--output", str(tmp_path / "out.ipynb")],
+        env=environment, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_refused_input_is_one_line_and_leaves_nothing(notebook, run, tmp_path):
+    source = "from lib.checks import InputError\nraise InputError('alphas: 1.5 is not in [0, 1]')"
+    status, _, err = run(notebook(source))
+    assert (status, err) == (2, ["alphas: 1.5 is not in [0, 1]"])
+    assert left(tmp_path) == []
+
+
+def test_a_failure_keeps_the_notebook_as_far_as_it_came(notebook, run, tmp_path):
+    failed = tmp_path / "out" / "toy.failed.ipynb"
+    status, _, err = run(notebook("print('so far')\n1 / 0"))
+    assert status == 1
+    assert err == ["toy.ipynb: ZeroDivisionError: division by zero", f"as far as it came: {failed}"]
+    assert left(tmp_path) == [failed.name]
+    assert any("so far" in str(cell.get("outputs")) for cell in nbformat.read(failed, as_version=4).cells)
+
+    assert run(notebook("1"))[0] == 0
+    assert left(tmp_path) == ["toy.executed.ipynb"], "a failed copy is stale once the notebook ran"
+
+
+def test_the_report_says_how_the_run_stands(notebook, run, tmp_path):
+    report = tmp_path / "report.json"
+
+    def told(source: str) -> dict:
+        run(notebook(source), "--report", report)
+        return json.loads(report.read_text()) | {"seconds": 0}
+
+    source = f"import json\nseen = json.load(open({str(report)!r}))\nraise ValueError(seen['state'], seen['cell'])"
+    failed = {"state": "failed", "seconds": 0, "count": 2, "cell": "import json"}
+    assert told(source) == failed | {"error": "ValueError: ('running', 'import json')"}
+    refused = told("from lib.checks import InputError\nraise InputError('alphas: no')")
+    assert (refused["state"], refused["error"]) == ("refused", "InputError: alphas: no")
+    assert told("1") == {"state": "done", "seconds": 0, "count": 2, "cell": "1", "error": None}
+
+
+def test_a_line_left_open_by_one_stream_is_ended_before_the_other_writes(capsys):
+    out, err = batch.Live(sys.stdout), batch.Live(sys.stdout)
+    err.write("\rbar 50 %")
+    err.write("\rbar 100 %")
+    out.write("printed\n")
+    err.write("\n")
+    out.write("next\n")
+    assert capsys.readouterr().out == "\rbar 50 %\rbar 100 %\nprinted\nnext\n"
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_name_in_a_parameters_cell_can_be_given(path):
+    """papermill's reader skips what it cannot parse: two `=` on a line, comments included; `|` in a type."""
+    cells = nbformat.read(path, as_version=4).cells
+    (source,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    scope: dict[str, object] = {}
+    exec(source, {}, scope)
+    scope.pop("__annotations__", None)
+    assert list(papermill.inspect_notebook(path)) == list(scope)
+    assert batch.check_parameters(path, scope) == scope, "a default of another type than its annotation"

@@ -1,0 +1,440 @@
+"""Looking around by hand: the plane and the filters are where they should be, and the notebook works in a browser."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from lib import fusion, matching, models, paths
+from lib.batch import run as batch
+from lib.checks import InputError
+from lib.explore import explorer as explore
+from lib.explore import panel as panels
+from lib.explore import plane
+from lib.paper import style
+from lib.study import board
+
+GIVEN = {
+    "pair": "simplenet-s0", "matcher": "activation", "correction": "none", "alpha": 0.5, "alphas": [0.0, 0.5, 1.0],
+    "dataset": "mnist-5k", "device": "cpu", "images": 60, "match_images": 60, "correct_images": 60, "plane_images": 40,
+    "plane_size": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def simplenet():
+    return explore.Explorer(GIVEN)
+
+
+@pytest.fixture
+def panel(simplenet):
+    return panels.Panel(simplenet)
+
+
+def chosen(explorer, *more):
+    return [explorer.given[name] for name in ("pair", "matcher", "correction", *more)]
+
+
+# The plane
+
+
+def test_corners_are_orthonormal_coordinates_and_mix_finds_the_networks_again():
+    a, b, c = (
+        {"w": torch.randn(5, 3, generator=torch.Generator().manual_seed(i)), "n": torch.tensor(i)} for i in range(3)
+    )
+    points = plane.corners(a, b, c)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        apart = float((a, b, c)[first]["w"].sub((a, b, c)[second]["w"]).norm())
+        assert np.linalg.norm(points[first] - points[second]) == pytest.approx(apart, rel=1e-5)
+    assert points[0].tolist() == [0, 0]
+    assert points[1, 1] == 0 < points[2, 1]
+    for place, state in zip(points, (a, b, c), strict=True):
+        torch.testing.assert_close(plane.mix(a, b, c, place, points)["w"], state["w"])
+    middle = plane.mix(a, b, c, points.mean(axis=0), points)
+    torch.testing.assert_close(middle["w"], (a["w"] + b["w"] + c["w"]) / 3)
+    assert middle["n"] == 0
+
+
+def test_a_variance_outside_the_triangle_is_not_negative():
+    a, b, c = ({"bn.running_var": torch.tensor(v)} for v in ([1.0, 1.0], [2.0, 1.0], [1.0, 2.0]))
+    points = plane.corners(a, b, c)
+    outside = plane.mix(a, b, c, np.array([-5.0, 0.0]), points)["bn.running_var"]
+    assert outside.tolist() == [0.0, 1.0]
+
+
+def test_networks_on_a_line_make_no_plane():
+    a, b = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
+    for c in (b, a, {"w": 2 * torch.ones(3)}):
+        with pytest.raises(InputError, match="lie on a line; accepted: a matcher that moves B"):
+            plane.corners(a, b, c)
+    with pytest.raises(InputError, match="lie on a line"):
+        plane.corners(a, a, a)
+
+
+def test_every_mark_is_a_node_and_no_two_nodes_crowd():
+    for marks, size in (([0, 3, 10], 9), ([0, 0.01, 10], 5), ([0, 4], 2), ([0, 4], 11)):
+        found = plane.nodes(np.array(marks, dtype=float), size)
+        assert set(marks) <= set(found)
+        assert (np.diff(found) > 0).all()
+        assert len(found) <= size + len(marks)
+        assert found[0] < 0 < max(marks) < found[-1]
+
+
+def test_the_plane_gives_the_parents_at_their_corners(simplenet):
+    plane, pair = simplenet.plane(*chosen(simplenet)), simplenet.pair("simplenet-s0")
+    test = explore._first(pair.run.test, 40)
+    assert sum(len(labels) for _, labels in test) == 40
+    for corner, state in enumerate((pair.a, pair.b, simplenet.aligned("simplenet-s0", "activation").state)):
+        accuracy, loss = models.evaluate(models.load_state(pair.run.build(), state), test)
+        assert plane.at(corner) == (accuracy, pytest.approx(loss, abs=1e-5))
+    assert plane.at(1) == (plane.at(2)[0], pytest.approx(plane.at(2)[1], abs=1e-5))
+    assert plane.loss.shape == plane.accuracy.shape == (len(plane.y), len(plane.x))
+    assert np.ptp(plane.loss) > 0.01
+
+
+def test_batchnorm_statistics_of_the_plane_are_mixed_or_reset_and_it_says_which(monkeypatch):
+    """Any images will do to see what is done to the statistics."""
+    given = GIVEN | {"pair": "vgg11bn-w0.125-s0", "plane_size": 2, "plane_images": 20, "images": 20}
+    explorer = explore.Explorer(given)
+    mixed, reset = (explorer.plane(given["pair"], "activation", corrected) for corrected in ("none", "bn_reset"))
+    assert mixed.note == "first 20 test images; BatchNorm statistics mixed like the weights"
+    assert reset.note == "first 20 test images; BatchNorm statistics reset on the first 20 training images"
+    assert not np.allclose(mixed.loss, reset.loss)
+    parents = explorer.pair(given["pair"]).parents
+    assert mixed.at(0)[1] == pytest.approx(parents["a"]["test_loss"], rel=1e-4)
+    assert reset.at(1)[1] == pytest.approx(reset.at(2)[1], rel=1e-3)
+    # other corrections leave the plane as it is: measured once
+    assert explorer.plane(given["pair"], "activation", "repair") is mixed
+
+
+def test_a_clone_that_cannot_be_written_can_be_explored(monkeypatch):
+    monkeypatch.setattr(paths, "check_writable", lambda *_, **__: pytest.fail("nothing is to be written"))
+    assert explore.Explorer(GIVEN).pair(GIVEN["pair"]).run.experiment == "explore"
+
+
+# What is kept and what is shown
+
+
+def test_pairs_are_two_consecutive_seeds_that_are_both_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    for name in ("mlp-w0.5-s0", "mlp-w0.5-s1", "mlp-w0.5-s2", "simplenet-s1", "simplenet-s10", "simplenet-s11", "mine"):
+        (tmp_path / f"{name}.safetensors").touch()
+        (tmp_path / f"{name}.json").write_text(json.dumps({"spec": {"model": name.partition("-")[0]}}))
+    assert list(board.pairs()) == ["mlp-w0.5-s0", "simplenet-s10"]
+
+
+def test_a_point_is_the_fused_network_measured_and_measured_once(simplenet, monkeypatch):
+    pair, aligned = simplenet.pair("simplenet-s0"), simplenet.aligned("simplenet-s0", "activation")
+    fused = fusion.interpolate(pair.a, aligned.state, 0.3)
+    expected = fusion.measure(pair.run.build(), fused, pair.run.test)
+    assert simplenet.point(*chosen(simplenet), 0.3).values == expected
+    monkeypatch.setattr(fusion, "correct", lambda *a, **k: pytest.fail("measured twice"))
+    monkeypatch.setattr(matching, "match", lambda *a, **k: pytest.fail("matched twice"))
+    assert simplenet.point(*chosen(simplenet), 0.3).values == expected
+
+
+def test_ends_of_the_path_are_the_parents(simplenet):
+    parents = simplenet.pair("simplenet-s0").parents
+    assert simplenet.point(*chosen(simplenet), 0.0).values == parents["a"]
+    aligned_b = simplenet.point(*chosen(simplenet), 1.0).values
+    assert aligned_b["test_loss"] == pytest.approx(parents["b"]["test_loss"], abs=1e-5)
+    assert simplenet.summary(*chosen(simplenet), 0.0)["above"] == 0
+
+
+def test_aligned_filters_are_those_of_b_in_the_order_of_a(simplenet):
+    pair, aligned = simplenet.pair("simplenet-s0"), simplenet.aligned("simplenet-s0", "activation")
+    assert torch.equal(aligned.state["conv1.weight"], pair.b["conv1.weight"][aligned.found["conv1"]])
+    assert not torch.equal(aligned.state["conv1.weight"], pair.b["conv1.weight"])
+    simplenet.point(*chosen(simplenet, "alpha"))
+    axes = simplenet.filters(*chosen(simplenet, "alpha")).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "aligned B", "fused, α = 0.5"]
+    assert len(axes.images) == 4 * plane.FILTERS
+    heads = [label.get_text().split("\n") for label in axes.get_xticklabels()]
+    largest = pair.a["conv1.weight"].flatten(1).norm(dim=1).topk(plane.FILTERS).indices
+    assert {int(unit) for unit, _ in heads} == set(largest.tolist())
+    r = aligned.arrays["corr/activation/conv1"]
+    assert all(float(told.replace("−", "-")) == pytest.approx(r[int(unit)], abs=0.006) for unit, told in heads)
+
+
+def test_what_is_drawn_of_the_fused_network_is_its_own_first_layer(simplenet):
+    pair, aligned = simplenet.pair("simplenet-s0"), simplenet.aligned("simplenet-s0", "activation")
+    first = simplenet.point(*chosen(simplenet), 0.25).first
+    torch.testing.assert_close(first, 0.75 * pair.a["conv1.weight"] + 0.25 * aligned.state["conv1.weight"])
+
+
+def test_the_path_shows_the_choice_the_baseline_and_the_last_others_and_a_dot_at_alpha():
+    explorer = explore.Explorer(GIVEN)
+    for matcher in ("activation", "weight"):
+        for corrected in fusion.CORRECTIONS:
+            values = explorer.pair("simplenet-s0").parents["a"]
+            explorer._kept["point", "simplenet-s0", matcher, corrected, 0.5] = explore.Point(values, torch.zeros(1))
+    figure = explorer.path("simplenet-s0", "activation", "none", 0.5)
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"no matching", "activations", "weights + least squares"} <= shown
+    assert "activations + REPAIR" not in shown
+    assert len(figure.axes) == 2
+    dot = [line for line in figure.axes[0].lines if line.get_color() == style.VERMILLION]
+    assert [line.get_xydata().tolist() for line in dot] == [[[0.5, 100 * values["test_accuracy"]]]]
+
+
+def test_a_linear_first_layer_is_drawn_as_images():
+    explorer = explore.Explorer(GIVEN | {"pair": "mlp-w0.5-s0"})
+    axes = explorer.filters("mlp-w0.5-s0", "activation", "none", 0.5).axes[0]
+    assert axes.images[0].get_array().shape == (28, 28)
+
+
+def test_every_figure_of_the_first_view_is_drawn_and_nothing_is_written(simplenet, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "atomic", lambda path: pytest.fail(f"writes {path}"))
+    figures = list(simplenet.figures(plane=True))
+    assert len(figures) == 5
+    for figure in figures:
+        assert figure._repr_png_().startswith(b"\x89PNG")
+        assert figure.get_figwidth() <= 7.2
+    assert "first 60 test images" in figures[0].get_suptitle()
+    assert "n = 1" in figures[0].get_suptitle().replace("\xa0", " ")
+    lines = {line.get_label() for line in figures[0].legends[0].get_lines()} | {
+        text.get_text() for text in figures[0].legends[0].get_texts()
+    }
+    assert {"activations", "no matching"} <= lines
+
+
+# Data that cannot be had, and mistakes
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    def unreachable(name, model):
+        if name == "mnist-5k":
+            return models
+        raise InputError(f"{name} cannot be reached (no files)")
+
+    monkeypatch.setattr(models, "open_dataset", unreachable)
+    explorer = object.__new__(explore.Explorer)
+    explorer.given, explorer._kept, explorer._unreachable = GIVEN | {"dataset": "auto"}, {}, {}
+    return explorer
+
+
+def test_without_mnist_its_networks_are_shown_on_mnist_5k_and_it_says_so(no_data):
+    for pair in ("simplenet-s0", "mlp-w0.5-s0"):  # the second knows already
+        dataset, note = no_data._dataset(pair, board.pairs())
+        assert dataset == "mnist-5k"
+        assert note == "mnist cannot be reached (no files): using mnist-5k"
+
+
+def test_without_cifar_the_pairs_that_work_are_offered_in_one_line(no_data):
+    with pytest.raises(InputError, match=r"vgg11bn-w0.25-s0: cifar10-jpeg cannot be reached") as told:
+        no_data._dataset("vgg11bn-w0.25-s0", board.pairs())
+    line = str(told.value)
+    assert "pairs that work here: mlp-w0.5-s0, simplenet-s0, simplenet-s2" in line
+    assert "\n" not in line
+    assert "vgg" not in line.partition("pairs that work")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("pair", "simplenet-s1", "unknown pair 'simplenet-s1'; accepted: "),
+        ("matcher", "magic", "'magic'"),
+        ("correction", "bn_reset", "needs BatchNorm, SimpleNet has none"),
+        ("alpha", 1.5, "alpha 1.5 is not accepted"),
+        ("images", 0, "images 0 is not accepted"),
+        ("plane_size", 1, "plane_size 1 is not accepted"),
+        ("dataset", "imagenet", "unknown dataset 'imagenet'"),
+    ],
+)
+def test_a_parameter_that_is_not_accepted_is_told_in_one_line(name, value, said):
+    with pytest.raises(InputError, match=re.escape(said)) as told:
+        explore.Explorer(GIVEN | {name: value})
+    assert "\n" not in str(told.value)
+
+
+# The panel, without a browser
+
+
+def is_png(image):
+    return bytes(image.value).startswith(b"\x89PNG")
+
+
+def test_dragging_alpha_changes_what_is_told_and_drawn(panel):
+    before, image = panel.readout.value, panel.images["Fusing"][0].value
+    panel.alpha.value = 0.1
+    assert "α = 0.10" in panel.readout.value != before
+    assert panel.images["Fusing"][0].value != image
+    assert is_png(panel.images["Fusing"][1])
+    assert "first 60 test images" in panel.readout.value
+    panel.alpha.value = 0.5
+    assert panel.readout.value == before
+
+
+def test_tabs_draw_when_they_come_to_the_front(panel):
+    assert not panel.images["Matching"][0].value
+    panel.tabs.selected_index = 1
+    assert all(map(is_png, panel.images["Matching"]))
+    panel.tabs.selected_index = 2
+    panel.plane.click()
+    assert is_png(panel.images["Loss plane"][0])
+    assert panel.bar.layout.display == "none"
+
+
+def test_a_mistake_is_one_line_in_the_panel_and_the_next_choice_works(panel):
+    panel.correction.value = "bn_reset"
+    assert "needs BatchNorm, SimpleNet has none" in panel.status.value
+    assert not panel.images["Fusing"][0].value
+    assert "%" not in panel.readout.value.partition("parents")[0].partition("font")[0]
+    panel.correction.value = "rescale"
+    assert "needs BatchNorm" not in panel.status.value
+    assert panel.images["Fusing"][0].value
+    panel.tabs.selected_index = 2
+    panel.matcher.value = "none"
+    panel.plane.click()
+    assert "lie on a line" in panel.status.value
+
+
+def test_a_slow_correction_waits_for_its_button(panel, monkeypatch):
+    asked, real = [], fusion.correct
+
+    def quick(*arguments, **options):
+        asked.append(arguments[4])
+        return real(*arguments[:4], "none", **options)
+
+    monkeypatch.setattr(fusion, "correct", quick)
+    panel.alpha.value = 0.45
+    panel.correction.value = "least_squares"
+    assert "least_squares" not in asked
+    assert "press fit and measure" in panel.readout.value
+    assert panel.fit.layout.display == ""
+    panel.fit.click()
+    assert asked.count("least_squares") == 1
+    assert "press fit and measure" not in panel.readout.value
+
+
+# The notebook
+
+
+@contextlib.contextmanager
+def lab(folder):
+    """JupyterLab on a copy of the notebook, as `make lab` starts it: its address with token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = "explore-test"
+    environment = os.environ | {
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTER_PATH": f"{sys.prefix}/share/jupyter",
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "PYTHONPATH": str(paths.ROOT),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1"]
+    command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0"]
+    with (folder / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5)
+                break
+            if server.poll() is not None:
+                pytest.fail((folder / "lab.log").read_text())
+            time.sleep(0.5)
+        yield address, token
+    finally:
+        server.terminate()  # shuts its kernels down
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def tiny(folder, **parameters):
+    """A copy of the notebook with other defaults in its parameters cell."""
+    notebook = nbformat.read(paths.NOTEBOOKS / "explore.ipynb", as_version=4)
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    for name, value in parameters.items():
+        cell.source, changed = re.subn(rf"(?m)^({name}: [^=]+= )[^#]*?(  #|$)", rf"\g<1>{value!r}\2", cell.source)
+        assert changed == 1, name
+    nbformat.write(notebook, folder / "explore.ipynb")
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on PATH")
+def test_in_a_browser_dragging_alpha_changes_the_accuracy(tmp_path):
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    tiny(tmp_path, dataset="mnist-5k", images=100, match_images=60, plane_images=40, plane_size=3)
+    patience = 120_000  # ms; a busy machine is no failure
+    with lab(tmp_path) as (address, token), api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--headless=new"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1500})
+        page.set_default_timeout(patience)
+        page.goto(f"{address}/lab/tree/explore.ipynb?token={token}")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before that, Run asks for a kernel
+        page.locator('.lm-MenuBar-itemLabel:text-is("Run")').click()
+        page.locator('.lm-Menu-itemLabel:text-is("Run All Cells")').click()
+        accuracy = page.locator(".fusebook-accuracy")
+        accuracy.wait_for()
+        api.expect(page.locator(".fusebook-readout")).to_contain_text("α = 0.50")
+        before = accuracy.inner_text()
+        assert re.fullmatch(r"\d+\.\d %", before)
+
+        handle = page.locator(".widget-slider .noUi-handle").first
+        handle.scroll_into_view_if_needed()
+        start, track = handle.bounding_box(), page.locator(".widget-slider .noUi-base").first.bounding_box()
+        page.mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(track["x"] + 2, start["y"] + start["height"] / 2, steps=5)
+        page.mouse.up()
+        api.expect(page.locator(".fusebook-readout")).to_contain_text("α = 0.00", timeout=patience)
+        assert accuracy.inner_text() != before
+        for tab in panels.TABS:
+            page.get_by_role("tab", name=tab, exact=True).click()
+            if tab == "Loss plane":
+                page.get_by_role("button", name="measure the plane").click()
+            page.wait_for_function(
+                "() => [...document.querySelectorAll('.fusebook-panel img')].some("
+                f"image => image.offsetParent && image.closest('.{panels.css(tab)}') && image.naturalWidth > 400)"
+            )
+            page.locator(f".{panels.css('panel')}").evaluate("panel => panel.scrollIntoView()")
+            page.screenshot(path=tmp_path / f"{panels.css(tab)}.png")  # to look at
+        page.get_by_label("correction").select_option("bn_reset")
+        api.expect(page.locator(".fusebook-status")).to_contain_text("needs BatchNorm, SimpleNet has none")
+        assert page.get_by_text("Traceback").count() == 0
+        assert (
+            page.locator(
+                '.jp-OutputArea-output[data-mime-type*="stderr"], .jp-OutputArea-output[data-mime-type*="error"]'
+            ).count()
+            == 0
+        )
+        browser.close()
+
+
+def test_papermill_executes_the_notebook_and_its_copy_shows_figures(tmp_path):
+    given = {
+        "dataset": "mnist-5k",
+        "images": 60,
+        "match_images": 60,
+        "plane": True,
+        "plane_images": 20,
+        "plane_size": 2,
+    }
+    output = batch.execute(paths.NOTEBOOKS / "explore.ipynb", given, tmp_path / "executed.ipynb")
+    outputs = [out for cell in nbformat.read(output, as_version=4).cells for out in cell.get("outputs", [])]
+    assert sum("image/png" in out.get("data", {}) for out in outputs) == 5
+    assert sum("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in outputs) == 1
+    assert "mnist-5k, first 60 test images" in "".join(out.get("text", "") for out in outputs)
+    assert [path.name for path in tmp_path.iterdir()] == ["executed.ipynb"]

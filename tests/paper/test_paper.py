@@ -1,0 +1,225 @@
+"""lib.paper: records alone rebuild every figure and table, the same bytes each time, and sweeps are pooled."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lib import paths
+from lib.batch import run as batch
+from lib.checks import InputError
+from lib.paper import evidence, tables, write
+from lib.paths import ROOT
+from lib.records import write_record
+from tests.paper.test_plots import arrays, study, vgg, words
+from tests.records.test_results import curve, pair
+
+FITTED = curve("activation", (0.75, 0.7, 0.74), correction="least_squares")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A results folder: pairs of two kinds, one with arrays and a study, a leaderboard, a sweep, and a local run."""
+    place = tmp_path / "results"
+    bn_images = [{"matcher": "activation", "images": n, "test_accuracy": 0.5} for n in (0, 10, 100)]
+    write_record(place / "vgg_s0.json", vgg(studies={"bn_images": bn_images}), arrays())
+    write_record(place / "vgg_s2.json", vgg(middle=0.5, index=1), arrays())
+    write_record(place / "wide_s0.json", vgg(0.25))
+    write_record(place / "simple.json", pair())
+    write_record(place / "board_s0.json", pair(experiment="leaderboard"))
+    write_record(place / "study.json", study())
+    for width in (0.125, 0.25):
+        for i, middle in enumerate((0.5, 0.6, 0.65)):
+            write_record(place / "widths" / f"w{width}_s{2 * i}.json", vgg(width, middle, index=i))
+    write_record(place / "local" / "mine.json", pair())
+    return place
+
+
+def run(folder, figures):
+    return write.main(["--results", str(folder), "--figures", str(figures)])
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are drawn and not rendered, which is what takes the time: their files hold their words."""
+
+    def save(figure, stem, folder):
+        return tuple(tables.write_text(words(figure), folder / f"{stem}.{kind}") for kind in ("png", "pdf"))
+
+    monkeypatch.setattr(write, "save_figure", save)
+
+
+def test_command_rebuilds_every_figure(folder, tmp_path, capsys, unrendered):
+    figures = tmp_path / "figures"
+    assert run(folder, figures) == 0
+    drawn = ["network_graph", "simple_curves", "vgg_s0_curves", "vgg_s0_matching_activation", "vgg_s0_correlations"]
+    drawn += ["vgg_s0_bn_images", "vgg_curves", "wide_s0_curves"]
+    drawn += ["study_scaling", "study_recovery", "study_objective"]
+    drawn += ["leaderboard", *(f"widths_w{width}_curves{end}" for width in (0.125, 0.25) for end in ("", "_column"))]
+    drawn += [f"widths_{what}{end}" for what in ("widths", "differences") for end in ("", "_column")]
+    texts = ["simple", "vgg", "wide", "leaderboard", "widths", "widths_widths"]
+    files = {f"{stem}.{kind}" for stem in drawn for kind in ("png", "pdf")} | {f"{stem}.tex" for stem in texts}
+    files |= {"results.md", "index.txt"}
+    assert set(os.listdir(figures)) == files
+    assert capsys.readouterr().out.count("wrote ") == len(files)
+    assert "n = 3" in (figures / "widths_w0.125_curves.png").read_text()
+    assert "n = 1" in (figures / "vgg_s0_curves.png").read_text()
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    place = tmp_path / "results"
+    for i, middle in enumerate((0.5, 0.6, 0.65, 0.62, 0.58)):
+        write_record(place / "sweep" / f"s{2 * i}.json", vgg(middle=middle, index=i))
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert run(place, once) == 0
+    evidence._mean_interval.cache_clear()
+    assert run(place, twice) == 0
+    assert contents(once) == contents(twice) and "sweep_curves_column.pdf" in contents(once)
+
+
+def test_what_no_record_makes_any_more_goes_and_what_is_not_ours_stays(folder, tmp_path, unrendered):
+    figures = tmp_path / "figures"
+    run(folder, figures)
+    (figures / "my_own.png").write_text("x")
+    for path in (folder / "simple.json", folder / "board_s0.json"):
+        path.unlink()
+    (folder / "broken.json").write_text("{")
+    assert run(folder, figures) == 1
+    assert (figures / "simple_curves.pdf").is_file()  # it may be the unreadable record's
+    (folder / "broken.json").unlink()
+    assert run(folder, figures) == 0
+    left = set(os.listdir(figures))
+    assert not left & {"simple_curves.pdf", "simple_curves.png", "simple.tex", "leaderboard.png", "leaderboard.tex"}
+    assert {"my_own.png", "vgg_s0_curves.pdf"} <= left
+
+
+def test_index_names_that_are_no_bare_file_names_are_left_alone(tmp_path, unrendered):
+    (tmp_path / "kept.txt").write_text("x")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "index.txt").write_text("../kept.txt\n")
+    run(tmp_path / "nothing", tmp_path / "figures")
+    assert (tmp_path / "kept.txt").is_file()
+
+
+def test_command_skips_a_broken_record_with_a_line_and_says_so_in_its_exit_code(tmp_path, capsys, unrendered):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "broken.json").write_text("{")
+    write_record(tmp_path / "simple.json", pair())
+    write_record(tmp_path / "new.json", pair(experiment="something_new"))
+    assert run(tmp_path, tmp_path / "figures") == 1
+    told = capsys.readouterr().err
+    assert "broken.json: not a run record" in told and "something_new" in told
+    assert (tmp_path / "figures" / "simple_curves.pdf").is_file()
+
+
+def test_a_pair_that_shares_a_network_is_not_pooled_and_named():
+    records = {"one": vgg(index=0), "other": vgg(index=1)}
+    records["third"] = records["other"] | {"seeds": {"a": 3, "b": 9, "match": 0}}
+    kept, told = write.independent(records)
+    assert list(kept) == ["one", "other"]
+    assert told == ["third: shares a network with other, not pooled"]
+
+
+def test_pools_are_named_by_what_tells_them_apart():
+    records = {"a": vgg(0.125), "b": vgg(0.25), "c": vgg(0.25, index=1)}
+    assert {name: list(found) for name, found in write.pools("s", records).items()} == {
+        "s_w0.125": ["a"],
+        "s_w0.25": ["b", "c"],
+    }
+    assert list(write.pools("s", {"b": records["b"], "c": records["c"]})) == ["s"]
+
+
+def test_readme_shows_the_pool_with_most_pairs_and_the_published_weights():
+    def fitted(index, **changes):
+        record = vgg(index=index) | changes
+        return record | {"curves": [*record["curves"], FITTED]}
+
+    published = pair(curve("graph_reference", (0.84, 0.54, 0.84)), seeds={"a": None, "b": None, "match": 0})
+    kinds = {
+        "board": {f"board_s{i}": fitted(i, experiment="leaderboard") for i in range(2)},
+        "published": {"published": published},
+        "own": {"own_s0": pair()},
+    }
+    rows = write.readme_rows(kinds, {"sweep": {f"s{i}": fitted(i) for i in range(5)}})
+    shown = [(row["records"], row["matcher"], row["correction"], row["n"]) for row in rows]
+    assert shown == [
+        ("published", "graph_reference", "none", 1),
+        ("sweep", "activation", "bn_reset", 5),
+        ("sweep", "activation", "least_squares", 5),
+    ]
+
+
+def test_rebuilding_figures_does_not_need_torch_or_pandas():
+    code = "import sys; import lib.paper; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_readme_shows_what_the_tracked_records_hold():
+    text = (ROOT / "README.md").read_text()
+    start, end = write.README_MARKERS
+    shown = text.split(start)[1].split(end)[0].strip()
+    assert shown == write.readme_table(ROOT / "data" / "results")
+
+
+def test_the_readme_is_rewritten_between_its_markers_alone(folder, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*write.README_MARKERS))
+    write.write_readme(readme, folder)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| VGG11-BN ×1/8 | cifar10-jpeg | `activation` | `bn_reset` | 0 | 58.33 [39.36, 77.31] |" in text
+
+
+# The notebook that reads a sweep
+
+
+def summarise(folder, tmp_path, monkeypatch, **parameters):
+    pytest.importorskip("pandas")
+    monkeypatch.setenv("FUSEBOOK_FIGURES", str(tmp_path / "figures"))
+    given = {"results_dir": str(folder)} | parameters
+    executed = batch.execute(paths.NOTEBOOKS / "sweep_summary.ipynb", given, tmp_path / "executed.ipynb")
+    return executed.read_text()
+
+
+def test_sweep_summary_counts_every_record_and_compares_methods(folder, tmp_path, monkeypatch, capsys):
+    sweep = folder / "widths"
+    fitted = vgg(0.25, 0.6, index=3)
+    fitted["curves"].append(FITTED)
+    write_record(sweep / "w0.25_s6.json", fitted)
+    write_record(sweep / "w0.25_s7.json", vgg(0.25) | {"seeds": {"a": 7, "b": 8, "match": 0}})
+    summarise(sweep, tmp_path, monkeypatch)
+    told = capsys.readouterr().out
+    assert "8 records" in told and "7 used" in told and "w0.25_s7 shares a network with w0.25_s6" in told
+    assert "58.33  [39.36, 77.31]" in told and "1 of 4" in told and "minus that of activation + bn_reset" in told
+    drawn = set(os.listdir(tmp_path / "figures" / "local"))
+    assert {"widths_widths.pdf", "widths_differences.png"} <= drawn
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"results_dir": "nowhere"}, "no run records in results_dir 'nowhere'"),
+        ({"metric": "accuracy"}, "unknown metric 'accuracy'; accepted: .*test_accuracy"),
+        ({"baseline": "graph"}, "unknown baseline 'graph'; accepted: none, activation"),
+        ({"alpha": 0.4}, "nothing was measured at alpha 0.4; accepted: 0, .*0.5"),
+    ],
+)
+def test_sweep_summary_refuses_bad_parameters_in_one_line(folder, tmp_path, monkeypatch, parameters, named):
+    with pytest.raises(InputError, match=named):
+        summarise(folder / "widths", tmp_path, monkeypatch, **parameters)
+
+
+def test_a_folder_without_records_is_one_line_and_removes_nothing(folder, tmp_path, capsys, unrendered):
+    figures = tmp_path / "figures"
+    write.main(["--results", str(folder), "--figures", str(figures)])
+    before = sorted(os.listdir(figures))
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    assert write.main(["--results", str(tmp_path / "empty"), "--figures", str(figures)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert sorted(os.listdir(figures)) == before

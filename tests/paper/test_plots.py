@@ -1,0 +1,409 @@
+"""lib.plots: figures name data set and n, fit a paper's columns with every label whole, and come in pairs of files."""
+
+import itertools
+import os
+import re
+import time
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from lib.checks import InputError
+from lib.paper import drawing, evidence, figures, figures_many, figures_scaling, names, pool, style
+from lib.records import run_record
+from tests.records.test_results import curve, pair, provenance
+
+VGG = {"name": "vgg11", "width": 0.125, "norm": "batch"}
+THREE = (
+    curve("none", (0.75, 0.1, 0.74)),
+    curve("activation", (0.75, 0.3, 0.74)),
+    curve("activation", (0.75, 0.6, 0.74), correction="bn_reset"),
+)
+
+
+def vgg(width=0.125, middle=0.6, dataset="cifar10-jpeg", index=0, **extra):
+    curves = (*THREE[:2], curve("activation", (0.75, middle, 0.74), correction="bn_reset"))
+    kind = {"experiment": "vgg11_cifar10", "model": VGG | {"width": width}, "dataset": dataset}
+    return pair(*curves, seeds={"a": 2 * index, "b": 2 * index + 1, "match": 0}, **kind, **extra)
+
+
+def sweep():
+    """Three pairs at each of two widths."""
+    return [vgg(w, m, index=i) for w in (0.125, 0.25) for i, m in enumerate((0.5, 0.6, 0.65))]
+
+
+def board_rows():
+    """Every matcher with every correction, on six kinds of pairs, as the leaderboard has them."""
+    matchers, corrections = list(names.MATCHER_LABELS), list(names.CORRECTION_LABELS)
+    best = {"alpha": 0.25, "held_out_accuracy": 0.7, "test_accuracy": 0.71, "test_loss": 0.9}
+    curves = [
+        curve(m, (0.75, 0.1 + 0.015 * i, 0.74), correction=c, best=best)
+        for i, (m, c) in enumerate(itertools.product(matchers, corrections))
+    ]
+    models = [VGG | {"width": w, "norm": n} for w in (0.125, 0.25) for n in ("batch", None)]
+    models += [{"name": name, "width": 0.5, "norm": None} for name in ("mlp", "simplenet")]
+    metrics = {"test_accuracy": 0.767, "test_loss": 0.7}
+    references = {"ensemble": metrics, "one_parent": metrics}
+    kind = {"dataset": "cifar10-jpeg", "references": references, "experiment": "leaderboard"}
+    return pool.leaderboard_rows([pair(*curves, model=model, **kind) for model in models])
+
+
+def arrays():
+    generator = np.random.default_rng(0)
+    found = {}
+    for group, size in (("features.0", 8), ("features.4", 16)):
+        found[f"perm/activation/{group}"] = generator.permutation(size)
+        for matcher, level in (("activation", 0.5), ("none", 0.0)):
+            found[f"corr/{matcher}/{group}"] = level + 0.1 * generator.normal(size=size)
+    return found
+
+
+def study_rows():
+    scaling = [
+        {"study": "scaling", "model": "vgg11", "width": w, "solver": s, "seconds": w, "peak_bytes": 1e6 * w}
+        | {"dense_bytes": 1e12 * w**4}
+        for w in (0.125, 0.25)
+        for s in ("graph", "spectral")
+    ]
+    recovery = [
+        {"study": "recovery", "model": "simplenet", "width": 1.0, "solver": s, "noise": noise, "seed": seed}
+        | {"recovered": 1 / (1 + noise)}
+        for noise in (0, 2, 4)
+        for s in ("graph", "a new solver")
+        for seed in (0, 1)
+    ]
+    objective = [
+        {"study": "objective", "model": "simplenet", "width": 1.0, "solver": "graph", "objective": o}
+        | {"test_accuracy": o / 2}
+        for o in (1.0, 1.5)
+    ]
+    return scaling + recovery + objective
+
+
+def study(dataset="mnist-5k"):
+    kind = {"experiment": "graph_matching_scaling", "preset": "quick", "dataset": dataset}
+    return run_record.record(**kind, rows=study_rows(), provenance=provenance())
+
+
+def words(figure):
+    found = " ".join(text.get_text() for text in figure.findobj(Text))
+    return found.replace("\N{NO-BREAK SPACE}", " ").replace("\n", " ")
+
+
+def rows_of(name):
+    return [row for row in study_rows() if row["study"] == name]
+
+
+SEVEN = [f"features.{i}" for i in (0, 4, 8, 11, 15, 18, 22, 25)]
+PERMS = {f"perm/activation/{group}": np.arange(8) for group in SEVEN}
+CORRS = {f"corr/{m}/{group}": np.linspace(-0.2, 0.9, 8) for m in ("none", "activation") for group in SEVEN}
+SOFT = {f"soft/activation/{group}": np.eye(8) for group in SEVEN}
+MANY = [curve(m, (0.8, 0.5, 0.8), correction=c) for m in names.MATCHER_LABELS for c in names.CORRECTION_LABELS]
+
+
+def differences(columns):
+    found = evidence.summary(pool.rows(sweep()), against="activation + bn_reset")
+    return figures_many.differences(found, "activation + bn_reset", columns)
+
+
+# Each by the number of columns it is drawn for.
+FIGURES = {
+    ("curve", 1): lambda: figures.curve(vgg()),
+    ("curve", 2): lambda: figures.curve(vgg(), columns=2),
+    ("pooled", 1): lambda: figures.curves(sweep()[:3], columns=1),
+    ("pooled", 2): lambda: figures.curves(sweep()[:3]),
+    ("crowded", 1): lambda: figures.curves(pair(*MANY, dataset="cifar10-jpeg"), columns=1),
+    ("crowded", 2): lambda: figures.curves(pair(*MANY, dataset="cifar10-jpeg")),
+    ("matching", 1): lambda: figures.record_figures(vgg(), PERMS)["matching_activation"],
+    ("soft", 2): lambda: figures.record_figures(vgg(), PERMS | SOFT)["matching_activation"],
+    ("correlations", 1): lambda: figures.correlations(CORRS, vgg(), columns=1),
+    ("correlations", 2): lambda: figures.correlations(CORRS, vgg()),
+    ("bn_images", 1): lambda: figures.bn_images_study(
+        [{"matcher": "activation", "images": n, "test_accuracy": 0.5} for n in (0, 10, 100, 1000)], vgg()
+    ),
+    ("leaderboard", 1): lambda: figures_many.leaderboard(board_rows()[:50], columns=1),
+    ("leaderboard", 2): lambda: figures_many.leaderboard(board_rows()),
+    ("leaderboard_best", 2): lambda: figures_many.leaderboard(board_rows(), "best_accuracy"),
+    ("widths", 1): lambda: figures_many.width_barrier(sweep(), columns=1),
+    ("widths", 2): lambda: figures_many.width_barrier(sweep()),
+    ("differences", 1): lambda: differences(1),
+    ("differences", 2): lambda: differences(2),
+    ("scaling", 1): lambda: figures_scaling.scaling(rows_of("scaling"), study("cifar10-jpeg")),
+    ("recovery", 1): lambda: figures_scaling.recovery(rows_of("recovery"), study("cifar10-jpeg"), columns=1),
+    ("recovery", 2): lambda: figures_scaling.recovery(rows_of("recovery"), study("cifar10-jpeg")),
+    ("objective", 1): lambda: figures_scaling.objective_accuracy(rows_of("objective"), study("cifar10-jpeg")),
+}
+
+
+def each_figure():
+    """The parameters name, columns, draw."""
+    return pytest.mark.parametrize(("name", "columns"), FIGURES, ids=lambda value: str(value))
+
+
+def labels(figure):
+    """{text: its box on the page, in pixels} of everything that is drawn of a figure's words."""
+    figure.draw_without_rendering()
+    # Tick labels beyond an axis' limits exist, unplaced, and are never drawn.
+    axis = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    ticks = {tick.label1 for a in axis for tick in (*a.get_major_ticks(), *a.get_minor_ticks())}
+    drawn = {label for a in axis for label in a.get_ticklabels() if label in ticks and inside(label, a)}
+    hidden = {text for axes in figure.axes if not axes.get_visible() for text in axes.findobj(Text)}
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [
+        (text.get_text(), text.get_window_extent())
+        for text in found
+        if text not in hidden and (text not in ticks or text in drawn)
+    ]
+
+
+def inside(label, axis):
+    low, high = sorted(axis.get_view_interval())
+    return low <= label.get_position()[axis.axis_name == "y"] <= high
+
+
+def overlaps(one, other):
+    """Whether two boxes share more than a hair (a box has some air above and below its letters)."""
+    wide = min(one.x1, other.x1) - max(one.x0, other.x0)
+    high = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return wide > 1 and high > 1.5
+
+
+@each_figure()
+def test_every_figure_names_its_data_set_and_n(name, columns):
+    figure = FIGURES[name, columns]()
+    assert isinstance(figure, Figure)
+    assert "cifar10-jpeg" in words(figure)
+    assert "n = " in words(figure)
+
+
+@each_figure()
+def test_no_label_is_cut_off_or_overlaps_another(name, columns):
+    figure = FIGURES[name, columns]()
+    page, found = figure.bbox, labels(figure)
+    assert len(found) > 4
+    for text, box in found:
+        assert page.x0 - 1 <= box.x0 and box.x1 <= page.x1 + 1, f"{text!r} is cut off"
+        assert page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1, f"{text!r} is cut off"
+    for (text, box), (other_text, other) in itertools.combinations(found, 2):
+        assert not overlaps(box, other), f"{text!r} overlaps {other_text!r}"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_labels_that_overlap_or_are_cut_off_are_found(kept):
+    figure = style.PaperFigure(figsize=(3.4, 2.6))
+    axes = figure.subplots()
+    axes.text(0.5, 0.5, "one label", transform=axes.transAxes)
+    axes.text(0.5, 0.8 if kept else 0.52, "another", transform=axes.transAxes)
+    figure.text(0.4 if kept else 0.95, 0.95, "a long line of words")
+    found = labels(figure)
+    crossing = [1 for (_, a), (_, b) in itertools.combinations(found, 2) if overlaps(a, b)]
+    assert bool(crossing) is not kept
+    assert all(box.x1 <= figure.bbox.x1 for _, box in found) is kept
+
+
+@each_figure()
+def test_a_figure_is_as_wide_as_its_columns_and_its_fonts_are_truetype(name, columns, tmp_path):
+    _, pdf = style.save_figure(FIGURES[name, columns](), "figure", tmp_path)
+    data = pdf.read_bytes()
+    (box,) = re.findall(rb"/MediaBox \[([^\]]+)\]", data)
+    left, bottom, right, top = map(float, box.split())
+    assert (left, bottom) == (0, 0)
+    assert right / 72 == pytest.approx({1: 3.4, 2: 7.0}[columns], abs=0.01)
+    assert top / 72 <= 9.2  # a page's text is about so high
+    fonts = re.findall(rb"/Subtype /(Type0|Type1|Type3|TrueType|CIDFontType0|CIDFontType2|MMType1)\b", data)
+    assert set(fonts) <= {b"Type0", b"CIDFontType2", b"TrueType"} and b"CIDFontType2" in fonts
+    assert data.count(b"/FontFile2") == fonts.count(b"CIDFontType2") + fonts.count(b"TrueType")
+
+
+def test_columns_other_than_one_or_two_are_refused():
+    with pytest.raises(InputError, match="unknown columns '3'; accepted: 1, 2"):
+        figures.curve(vgg(), columns=3)
+
+
+def solid(axes):
+    """Data lines of a curve panel: those with one point per alpha, horizontal end points left out."""
+    return [line for line in axes.lines if len(line.get_xdata()) == 3]
+
+
+def test_one_line_a_curve_and_two_dashed_end_points():
+    figure = figures.curve(vgg())
+    (axes,) = figure.axes
+    lines = solid(axes)
+    assert len(lines) == 3
+    np.testing.assert_allclose(lines[2].get_ydata(), [75, 60, 74])
+    ends = [line for line in axes.lines if line not in lines]
+    assert sorted(float(line.get_ydata()[0]) for line in ends) == [82, 84]
+    assert all(line.get_linestyle() == "--" for line in ends)
+    assert "share of network B" in axes.get_xlabel() and axes.get_ylabel() == "test accuracy (%)"
+
+
+def test_matchers_differ_in_colour_and_marker_and_corrections_in_dashes():
+    none, matched, reset = solid(figures.curve(vgg()).axes[0])
+    assert none.get_color() != matched.get_color() == reset.get_color()
+    assert none.get_marker() != matched.get_marker() == reset.get_marker()
+    assert matched.get_linestyle() == "-" and reset.get_linestyle() == "--"
+    looks = list(style.MATCHER_STYLE.values())
+    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(looks) == 7
+    assert len({str(line) for line in style.CORRECTION_LINE.values()}) == 6
+
+
+def test_loss_stands_beside_accuracy():
+    accuracy, loss = figures.curves(vgg()).axes
+    assert accuracy.get_ylabel() == "test accuracy (%)"
+    assert loss.get_ylabel() == "test cross-entropy (nats)"
+    assert len(solid(accuracy)) == len(solid(loss)) == 3
+
+
+def test_many_curves_get_a_panel_per_correction():
+    corrections = ("none", "bn_reset", "repair")
+    matchers = ("none", "activation", "weight")
+    record = pair(*(curve(m, (0.8, 0.5, 0.8), correction=c) for m in matchers for c in corrections))
+    figure = figures.curve(record)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["no correction", "BN reset", "REPAIR"]
+    assert all(len(solid(axes)) == 3 for axes in figure.axes)
+
+
+def test_an_unmeasured_metric_is_called_so():
+    figure = figures.curve(vgg(), metric="train_loss")
+    assert solid(figure.axes[0]) == []
+    assert "not measured" in words(figure)
+
+
+def test_several_pairs_draw_the_mean_and_a_band():
+    figure = figures.curve([vgg(middle=m, index=i) for i, m in enumerate((0.5, 0.6, 0.7))])
+    line = solid(figure.axes[0])[2]
+    np.testing.assert_allclose(line.get_ydata(), [75, 60, 74])
+    bands = figure.axes[0].collections
+    assert len(bands) == 3 and "n = 3" in words(figure) and "95\N{NO-BREAK SPACE}% interval" in figure.get_suptitle()
+    middle = bands[2].get_paths()[0].vertices[:, 1]
+    half = 100 * 4.302653 * 0.1 / 3**0.5
+    assert [middle.min(), middle.max()] == pytest.approx([60 - half, 60 + half])
+    two = figures.curve([vgg(middle=0.5), vgg(middle=0.7, index=1)])
+    assert len(two.axes[0].collections) == 0 and "interval" not in words(two)
+
+
+def test_published_values_are_hollow_markers_where_they_apply():
+    record = pair(curve("graph_reference", (0.84, 0.54, 0.84)), dataset="mnist")
+    figure = figures.record_figures(record)["curves"]
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert len(hollow) == 1
+    np.testing.assert_allclose(hollow[0].get_ydata()[5], 53.74)
+    assert "published" in words(figure)
+    other = figures.record_figures(pair(curve("graph_reference", (0.84, 0.54, 0.84))))["curves"]
+    assert "published values" not in words(other)
+
+
+def test_matching_matrix_marks_each_unit_in_its_block():
+    perms = {"conv1": np.array([1, 0, 2]), "fc1": np.array([0, 2, 1])}
+    figure = figures.matching_matrix(perms, pair(), "graph")
+    (axes,) = figure.axes
+    dots = [np.column_stack(line.get_data()).tolist() for line in axes.lines]
+    assert dots == [[[1.5, 0.5], [0.5, 1.5], [2.5, 2.5]], [[3.5, 3.5], [5.5, 4.5], [4.5, 5.5]]]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["conv1 (3)", "fc1 (3)"]
+    soft = {name: np.eye(3) for name in perms}
+    assert len(figures.matching_matrix(perms, pair(), "graph", soft).axes) == 2
+
+
+def test_leaderboard_prints_each_value_in_its_cell_and_the_references():
+    references = {"ensemble": {"test_accuracy": 0.767, "test_loss": 0.7}}
+    figure = figures_many.leaderboard(pool.leaderboard_rows(vgg(references=references)))
+    shown = words(figure)
+    assert all(number in shown for number in ("10.0", "30.0", "60.0", "76.7", "84.0", "82.0"))
+    assert "ensemble" in shown and "BN reset" in shown
+
+
+def test_leaderboard_of_best_alphas_prints_each_with_its_accuracy():
+    shown = words(figures_many.leaderboard(board_rows(), "best_accuracy"))
+    assert "71.0 α 0.25" in shown and "held-out" in shown
+
+
+def test_width_barrier_has_a_point_per_pair_and_the_mean_line():
+    records = [*(vgg(0.125, m, index=i) for i, m in enumerate((0.5, 0.6, 0.55))), vgg(0.25, 0.7)]
+    figure = figures_many.width_barrier(records)
+    shown = words(figure)
+    assert "×1/8 n = 3" in shown and "×1/4 n = 1" in shown and "cifar10-jpeg" in shown
+    lines = figure.axes[0].lines
+    means = next(line for line in lines if line.get_linestyle() == "--" and len(line.get_xdata()) == 2)
+    np.testing.assert_allclose(means.get_ydata(), [100 * (0.745 - 0.55), 100 * (0.745 - 0.7)])
+    assert max(len(line.get_xdata()) for line in lines) == 4
+    half = 100 * 4.302653 * 0.05 / 3**0.5
+    bars = [line.get_ydata() for line in lines if line.get_marker() == "_"]
+    assert any(np.allclose(bar, [19.5 - half, 19.5 + half], atol=1e-3) for bar in bars)
+    with pytest.raises(InputError, match="one data set"):
+        figures_many.width_barrier([vgg(), vgg(dataset="cifar10")])
+
+
+def test_differences_fill_the_markers_of_intervals_that_leave_out_zero():
+    curves = [[curve("none", (0.8, m, 0.8)), curve("graph", (0.8, m + 0.1 + 0.001 * i, 0.8))]
+              for i, m in enumerate((0.3, 0.5, 0.4))]  # fmt: skip
+    wild = [0.9, 0.1, 0.2]
+    records = [
+        pair(*both, curve("weight", (0.8, wild[i], 0.8)), seeds={"a": 2 * i, "b": 2 * i + 1, "match": 0})
+        for i, both in enumerate(curves)
+    ]
+    figure = figures_many.differences(evidence.summary(pool.rows(records), against="none"), "none")
+    (axes,) = figure.axes
+    drawn = [line for line in axes.lines if line.get_marker() != "None"]
+    marks = {round(float(line.get_xdata()[0])): line.get_markerfacecolor() for line in drawn}
+    assert marks[10] != "white" and marks[10] == style.MATCHER_STYLE["graph"][0]
+    assert marks[0] == "white"
+    assert "n = 3" in words(figure) and "minus that of no matching" in words(figure)
+
+
+def test_an_unknown_solver_always_looks_the_same():
+    assert style._look(style.SOLVER_STYLE, "a new solver") == style._look(style.SOLVER_STYLE, "a new solver")
+
+
+def test_network_graph_averages_to_a_network_that_keeps_its_weights_only_when_matched():
+    figure = drawing.network_graph()
+    widths = {axes.get_title(): sum(line.get_linewidth() for line in axes.lines) for axes in figure.axes if axes.lines}
+    a, unmatched, matched = (
+        next(width for title, width in widths.items() if part in title)
+        for part in ("network A", "as they are", "after matching")
+    )
+    assert unmatched < 0.85 * a
+    assert matched > 0.97 * a
+
+
+# Files
+
+
+def test_a_figure_is_saved_as_png_and_pdf_without_a_date(tmp_path):
+    png, pdf = style.save_figure(figures.curve(vgg()), "figure", tmp_path / "new")
+    assert sorted(os.listdir(tmp_path / "new")) == ["figure.pdf", "figure.png"]
+    assert png.read_bytes().startswith(b"\x89PNG")
+    data = pdf.read_bytes()
+    assert data.startswith(b"%PDF")
+    assert b"CreationDate" not in data
+
+
+def test_the_same_figure_is_the_same_bytes_later(tmp_path):
+    one = style.save_figure(figures.curve(vgg()), "one", tmp_path)
+    time.sleep(1.1)  # dates in files count in seconds
+    two = style.save_figure(figures.curve(vgg()), "two", tmp_path)
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_no_half_pair_is_left_when_saving_fails(tmp_path, monkeypatch):
+    figure = figures.curve(vgg())
+    save = figure.savefig
+
+    def failing(path, *, format, **options):
+        if format == "pdf":
+            raise OSError("No space left on device")
+        save(path, format=format, **options)
+
+    monkeypatch.setattr(figure, "savefig", failing)
+    with pytest.raises(InputError, match="No space"):
+        style.save_figure(figure, "figure", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_figure_shows_itself_in_a_notebook_and_changes_no_global_style():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    assert figures.curve(vgg())._repr_png_().startswith(b"\x89PNG")
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,213 @@
+"""What a run refuses before anything is trained, and what a preset fills in."""
+
+import os
+
+import pytest
+import torch
+
+from lib import loaders, models, paths
+from lib.checks import InputError
+from lib.loaders import sources as data_sources
+from lib.study import board, parameters
+from lib.study import run as experiment
+
+DEFAULTS = {
+    "preset": "quick", "dataset": "mnist-5k", "checkpoint_a": "", "checkpoint_b": "", "matchers": ["none"],
+    "corrections": ["none"], "alphas": [0.0, 0.5, 1.0], "seed_a": 0, "seed_b": 1, "epochs": None, "width": None,
+    "loader": "memory", "device": "cpu", "limit_train": 0, "limit_test": 0, "match_images": 100,
+    "correct_images": 100, "evaluate_train": False, "results_path": "", "figures_dir": "",
+}  # fmt: skip
+PATHS = ("results_path", "figures_dir", "save_aligned")
+PRESETS = {"quick": {"epochs": {"mnist-5k": 7}, "width": 1.0}, "paper": {"epochs": 100, "width": 1.0}}
+
+
+def begin(model="simplenet", norm=None, **given):
+    extra = [name for name in given if name not in DEFAULTS]
+    return experiment.begin("test", model, DEFAULTS | given, presets=PRESETS, norm=norm, extra=extra)
+
+
+def test_a_preset_fills_only_what_was_not_given():
+    run = begin()
+    assert (run.preset, run.epochs, run.width) == ("quick", 7, 1.0)
+    assert begin(epochs=2).epochs == 2
+    assert begin(preset="paper").epochs == 100
+    assert begin(preset="auto").preset == "quick"
+
+
+def test_relative_paths_start_at_the_root_of_the_repo(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert begin(results_path="data/results/x.json").results_path == paths.ROOT / "data/results/x.json"
+    assert begin().results_path == paths.LOCAL / "test.json"
+
+
+def test_limits_take_the_first_images_in_file_order():
+    run, whole = begin(limit_train=30, limit_test=20), loaders.load("mnist-5k")
+    assert len(run.dataset.train) == 30
+    assert torch.equal(run.dataset.test.images, whole.test.images[:20])
+    assert sum(len(labels) for _, labels in run.match_batches) == 30
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = models.build("simplenet", seed=0).state_dict()
+    torch.save(state | {"fc2.weight": torch.zeros(10, 3)}, "other.pt")
+    torch.save({"w": Evil()}, "evil.pt")
+    (tmp_path / "folder.json").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"matchers": ["grahp"]}, "unknown matcher 'grahp'; accepted: none"),
+        ({"matchers": []}, "matchers"),
+        ({"matchers": ["none", "none"]}, "without repeats"),
+        ({"corrections": ["reset"]}, "unknown correction 'reset'"),
+        ({"corrections": ["bn_reset"]}, "needs BatchNorm"),
+        ({"alphas": [0, 1.5]}, "alpha 1.5 is not accepted"),
+        ({"alphas": [0.5, 0.5]}, "no repeats"),
+        ({"alphas": []}, "alphas"),
+        ({"alphas": [0, 1]}, "at least one strictly between the parents"),
+        ({"epochs": 0}, "epochs 0 is not accepted; accepted: a whole number of at least 1"),
+        ({"width": 0}, "width 0 is not accepted"),
+        ({"width": True}, "width True is not accepted"),
+        ({"seed_a": 2**70}, "seed_a 1180591620717411303424 is not accepted"),
+        ({"width": 2, "checkpoint_a": "other.pt"}, "conv1.weight is"),
+        ({"limit_test": -1}, "limit_test -1"),
+        ({"match_images": 1}, "match_images 1 is not accepted; accepted: a whole number of at least 2"),
+        ({"correct_images": 1}, "correct_images 1 "),
+        ({"results_path": "evil.pt/x.json"}, "evil.pt is a file"),
+        ({"figures_dir": "evil.pt"}, "figures_dir .*evil.pt is a file"),
+        ({"results_path": "folder.json"}, "folder.json is a folder"),
+        ({"save_aligned": "b.pt"}, "ends in .safetensors"),
+        ({"save_aligned": "x.safetensors", "results_path": "x.json"}, "another name than that of the record"),
+        ({"checkpoint_a": "simplenet-s0", "checkpoint_b": "simplenet-s0"}, "A and B are the same network"),
+        ({"checkpoint_a": "simplenet-s0", "width": 2}, "simplenet-s0.* was trained with width 1.0, this run has 2"),
+        ({"preset": "fast"}, "unknown preset 'fast'"),
+        ({"device": "tpu"}, "unknown device"),
+        ({"loader": "disk"}, "unknown loader"),
+        ({"dataset": "svhn"}, "unknown dataset 'svhn'"),
+        ({"results_path": "record.txt"}, "ends in .json"),
+        ({"evaluate_train": "yes"}, "evaluate_train"),
+        ({"checkpoint_a": "nothing.dat"}, "checkpoint 'nothing.dat' does not exist"),
+        ({"checkpoint_a": "other.pt"}, r"fc2.weight is \(10, 3\), not \(10, 32\)"),
+        ({"checkpoint_b": "evil.pt"}, "it holds code"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(files, given, said):
+    before = set(files.rglob("*"))
+    given = {name: str(files / value) if name in PATHS else value for name, value in given.items()}
+    with pytest.raises(InputError, match=said) as error:
+        begin(**given)
+    assert "\n" not in str(error.value)
+    assert set(files.rglob("*")) == before
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write anywhere
+    for name in ("results_path", "figures_dir"):
+        with pytest.raises(InputError, match=f"{name} .* cannot be written: no permission for "):
+            begin(**{name: str(tmp_path / "deep" / "x.json")})
+
+
+def test_two_networks_of_one_seed_are_no_pair():
+    with pytest.raises(InputError, match="both of seed 3; accepted: two seeds"):
+        begin(seed_a=3, seed_b=3).open_pair(models.Recipe(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("learnt", "said"),
+    [
+        ("mnist", "was trained on mnist, whose training images hold all of mnist-5k\n"),
+        ("svhn", "was trained on svhn\n"),
+        ("mnist-5k", ""),
+    ],
+)
+def test_a_network_on_other_data_than_its_own_is_said(tmp_path, capsys, learnt, said):
+    path = tmp_path / "net.safetensors"
+    models.save_checkpoint(path, models.build("simplenet", seed=0).state_dict(), {"dataset": learnt})
+    begin(checkpoint_a=str(path))
+    assert capsys.readouterr().out == (f"network A (net.safetensors) {said}" if said else "")
+
+
+# The leaderboard's pairs
+
+
+BOARD = {
+    "pairs": ["simplenet"], "seeds": [0], "dataset": "mnist-5k", "matchers": ["none"], "corrections": ["none"],
+    "alphas": [0.5], "device": "cpu", "limit_test": 10, "match_images": 50, "correct_images": 50,
+    "held_out_images": 50, "results_dir": "", "figures_dir": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"alphas": [0.25, 0.75]}, "accepted: a list with 0.5"),
+        ({"seeds": [1]}, r"seeds \[1\]: simplenet has no such pair; accepted: 0, 2, 4"),
+        ({"pairs": ["simple"]}, "no shipped pair 'simple'; accepted: .*simplenet"),
+        ({"figures_dir": __file__}, "is a file"),
+    ],
+)
+def test_a_leaderboard_refuses_in_one_line(given, said):
+    with pytest.raises(InputError, match=said) as error:
+        board.open_pairs(BOARD | given)
+    assert "\n" not in str(error.value)
+
+
+def test_pairs_of_a_model_that_is_not_registered_here_are_nobodys(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    for model in ("simplenet", "own"):
+        for seed in (0, 1):
+            sidecar = {"spec": {"model": model, "seed": seed}}
+            models.save_checkpoint(tmp_path / f"{model}-s{seed}.safetensors", {"w": torch.ones(1)}, sidecar)
+    assert list(board.pairs()) == ["simplenet-s0"]
+
+
+def test_a_matcher_that_cannot_take_the_network_says_so_before_training():
+    with pytest.raises(InputError, match="plain chain"):
+        begin("vgg11", norm="batch", matchers=["graph_sm"])
+
+
+def test_a_data_set_out_of_reach_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(data_sources, "_download", lambda *_: (_ for _ in ()).throw(OSError("no connection")))
+    with pytest.raises(InputError, match="MNIST cannot be reached") as error:
+        begin(dataset="mnist")
+    assert type(error.value) is InputError
+    assert not list(tmp_path.iterdir())
+
+
+def test_shares_are_checked():
+    parameters.check_share("share", 0.5)
+    for bad in (-0.1, 2, "half", True):
+        with pytest.raises(InputError, match="within"):
+            parameters.check_share("share", bad)
+
+
+def test_merged_linear_layers_compute_the_same_and_leave_a_group_less(tmp_path):
+    files = {}
+    for seed, side in enumerate("ab"):
+        files[f"checkpoint_{side}"] = str(tmp_path / f"{side}.pt")
+        torch.save(models.build("simplenet", seed=seed).state_dict(), files[f"checkpoint_{side}"])
+    given = DEFAULTS | files | {"merge_linear": True}
+    run = experiment.begin("test", "simplenet", given, presets=PRESETS, extra=("merge_linear",))
+    merged, _ = run.open_pair()
+    assert list(run.groups) == ["conv1", "conv2"]
+    x = models.example("simplenet")
+    assert torch.allclose(merged(x), models.build("simplenet", seed=0)(x), atol=1e-5)
+
+
+def test_a_preset_that_says_nothing_of_the_data_set_is_one_line():
+    presets = {"quick": {"epochs": {"cifar10": 7}, "width": 1.0}}
+    with pytest.raises(InputError, match="epochs has no preset on mnist-5k; accepted: give epochs, or one of cifar10"):
+        experiment.begin("test", "simplenet", DEFAULTS, presets=presets)
+    assert experiment.begin("test", "simplenet", DEFAULTS | {"epochs": 1}, presets=presets).epochs == 1
