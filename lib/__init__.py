@@ -1,14 +1,67 @@
-"""fusebook's library: thin modules that the notebooks drive. No experiment lives here."""
+"""Fuse trained networks: match their units, average their weights, repair what averaging breaks, measure the path.
 
-import os
-from pathlib import Path
+    groups  = trace(model, example)
+    maps    = match(models, groups, "activation", images=images)
+    aligned = align(models, groups, maps)
+    fused   = fuse(aligned, correction="least_squares", images=images)
+    path    = curve(aligned, alphas, test=test)
+    draw(record([path], dataset="mine"))
 
-# Before OpenMP is loaded. By default its threads spin at each barrier, so that a second busy process on the same cores
-# slows a two-thread training step by a factor of 8 (measured: 45 to 390 ms); waiting passively it is 90 ms.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+or all of it at once: fuse(models, images=images). The wings (symmetry, matching, fusion …) hold the rest.
+"""
 
-# A user who may not write his home folder (a container's, say): matplotlib and IPython would warn at every start, and
-# Snakemake would not start at all.
-if not os.access(Path("~").expanduser(), os.W_OK):
-    for _name, _folder in {"XDG_CACHE_HOME": ".cache", "XDG_CONFIG_HOME": ".config", "IPYTHONDIR": ".ipython"}.items():
-        os.environ.setdefault(_name, str(Path(__file__).resolve().parents[1] / "data" / _folder))
+from . import paths  # noqa: F401 (sets the environment; before torch is loaded)
+
+
+def trace(model, example):
+    """The permutation groups of a network, proved with random permutations before they are returned.
+
+    See `symmetry.trace` and `symmetry.prove`.
+    """
+    from . import symmetry
+
+    groups = symmetry.trace(model, example)
+    symmetry.prove(model, groups, example)
+    return groups
+
+
+def match(models, groups, matcher="activation", **options):
+    """One map a network, into the order of the first: see `matching.match`."""
+    from . import matching
+
+    return matching.match(models, groups, matcher, **options)
+
+
+def align(models, groups, maps, **options):
+    """The networks in one order, each permutation proved: see `fusion.align`."""
+    from . import fusion
+
+    return fusion.align(models, groups, maps, **options)
+
+
+def fuse(models, **options):
+    """One network from several, aligned ones or as they were trained: see `fusion.fuse`."""
+    from . import fusion
+
+    return fusion.fuse(models, **options)
+
+
+def curve(aligned, alphas, **options):
+    """The path between two aligned networks, or along a line in the simplex of many: see `fusion.curve`."""
+    from . import fusion
+
+    return fusion.curve(aligned, alphas, **options)
+
+
+def record(curves, **options):
+    """The run record of curves between two networks: see `study.own.record`."""
+    from .study import own
+
+    return own.record(curves, **options)
+
+
+def draw(record, **options):
+    """A figure of a record: see `paper.figures.draw`."""
+    from .paper import figures
+
+    return figures.draw(record, **options)

@@ -1,8 +1,11 @@
 """What a user may type: bad input is an InputError, told in one line."""
 
 import inspect
+import math
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal, get_args, get_origin
 
 
 class InputError(ValueError):
@@ -31,11 +34,70 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise InputError(f"{name} {value!r} is not accepted; accepted: a whole number of at least {least}")
 
 
-def check_options(kind: str, name: str, table: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Raises InputError for a name that `table` does not have, or an option that its entry's `run` does not take (the
-    first argument of `run` is what it works on)."""
+def read_method(
+    kind: str, text: str, table: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """(name, options) of a method as a user writes it, such as "activation(tap=pre_norm)" or "graph(restarts=3)".
+
+    Args:
+        kind: what the error calls it, such as "matcher".
+        table: {name: row}; the parameters of row.run after the first are the options, their annotations (bool, int ≥ 0,
+            float ≥ 0, Literal) what each accepts.
+        options: more of them, which go before those in the text.
+
+    Raises:
+        InputError: a name that is not in the table, an option that it does not have, or a value that is not accepted.
+    """
+    parts = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text, re.DOTALL) if isinstance(text, str) else None
+    if parts is None:
+        check_choice(kind, text, table)
+    name, inside = parts[1], parts[2]
     check_choice(kind, name, table)
-    accepted = list(inspect.signature(table[name].run).parameters)[1:]
-    if unknown := sorted(options.keys() - set(accepted)):
+    written = {}
+    for item in (inside or "").split(",") if (inside or "").strip() else ():
+        option, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not option.isidentifier():
+            raise InputError(f"{kind} {text!r} cannot be read; accepted: {name}(option=value, …)")
+        written[option] = _value(value)
+    accepted = dict(list(inspect.signature(table[name].run).parameters.items())[1:])
+    options = written | dict(options or {})
+    if unknown := sorted(options.keys() - accepted.keys()):
         listed = ", ".join(accepted) or "none"
         raise InputError(f"{kind} {name!r} takes no option {', '.join(unknown)}; accepted: {listed}")
+    return name, {option: _fitting(kind, name, option, accepted[option], value) for option, value in options.items()}
+
+
+def spell_method(name: str, options: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    """How `read_method`'s answer is recorded and labelled: the options that differ from their defaults, in order."""
+    defaults = {option: p.default for option, p in inspect.signature(table[name].run).parameters.items()}
+    words = [
+        f"{option}={str(options[option]).lower() if isinstance(options[option], bool) else options[option]}"
+        for option, default in defaults.items()
+        if option in options and options[option] != default
+    ]
+    return f"{name}({', '.join(words)})" if words else name
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return text.strip("'\"")
+
+
+def _fitting(kind: str, name: str, option: str, parameter: inspect.Parameter, value: Any) -> Any:
+    """`value` in the type that an option's annotation declares; InputError where it does not fit."""
+    wanted, number = parameter.annotation, isinstance(value, int | float) and not isinstance(value, bool)
+    if get_origin(wanted) is Literal:
+        fits, accepted = value in get_args(wanted), ", ".join(map(str, get_args(wanted)))
+    elif wanted is bool:
+        fits, accepted = isinstance(value, bool), "true, false"
+    else:
+        fits = number and 0 <= value < math.inf and (wanted is float or value == int(value))
+        value = wanted(value) if fits else value
+        accepted = "a finite number ≥ 0" if wanted is float else "a whole number ≥ 0"
+    if not fits:
+        raise InputError(f"{kind} {name!r}: {option} {value!r} is not accepted; accepted: {accepted}")
+    return value

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .. import fusion, matching, models, symmetry
+from .. import fusion, matching, models
 from ..checks import InputError, check_choice, check_whole
 from ..matching import Matching
 from ..paper import figures, pool
@@ -24,7 +24,10 @@ from ..study.parameters import check_share
 from ..study.run import Run, begin
 from .plane import FILTERS, PALE, Plane, State, corners, filters_figure, mix, nodes, plane_figure
 
-SLOW = ("least_squares",)  # corrections that take seconds to a minute: fitted when a button says so
+
+def is_slow(correction: str) -> bool:
+    """Whether a correction takes seconds to a minute: it is fitted when a button says so."""
+    return fusion.CORRECTIONS[fusion.read_correction(correction)[0]].slow
 
 
 @dataclass
@@ -33,21 +36,28 @@ class Pair:
     trained on."""
 
     run: Run
-    model_a: nn.Module
-    model_b: nn.Module
+    networks: list[nn.Module]
     parents: dict[str, dict[str, float | None]]
     note: str
-    a: State = field(repr=False)
-    b: State = field(repr=False)
+    states: list[State] = field(repr=False)
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """B moved by one matcher, and the arrays that figures need."""
+class Matched:
+    """A pair aligned by one matcher, and the arrays that figures need."""
 
-    found: Matching
-    state: State = field(repr=False)
+    aligned: fusion.Aligned
     arrays: Mapping[str, np.ndarray] = field(repr=False)
+
+    @property
+    def matching(self) -> Matching:
+        """The map that moved B."""
+        return self.aligned.maps[1]
+
+    @property
+    def moved(self) -> State:
+        """B in A's order."""
+        return self.aligned.states[1]
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Explorer:
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         names = ("pair", "matcher", "correction", "alpha", "alphas", "dataset", "device", "images")
-        names += ("match_images", "correct_images", "plane_images", "plane_size")
+        names += ("match_images", "correct_images", "plane_images", "plane_size", "match_seed")
         self.given = {name: parameters[name] for name in names}
         self._kept: dict[tuple, Any] = {}
         self._unreachable: dict[str, str] = {}
@@ -88,8 +98,9 @@ class Explorer:
         for name, least in (("images", 1), ("plane_images", 1), ("plane_size", 2)):
             check_whole(name, self.given[name], least)
         run = self.pair(self.given["pair"]).run
-        run.check_matcher(self.given["matcher"])
-        run.check_correction(self.given["correction"])
+        for name, check in (("matcher", run.check_matcher), ("correction", run.check_correction)):
+            check(self.given[name])
+            self.given[name] = getattr(run.settings, f"{name}s")[0]  # as it is recorded
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._kept:
@@ -111,16 +122,15 @@ class Explorer:
         given |= {"matchers": [given["matcher"]], "corrections": [given["correction"]], "limit_test": given["images"]}
         presets = {"quick": {"width": spec["width"]}}
         run = begin("explore", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True, writes=False)
-        model_a, model_b = run.open_pair()
-        states = (models.state_of(model) for model in (model_a, model_b))
-        return Pair(run, model_a, model_b, run.parents(model_a, model_b), note, *states)
+        networks = run.open_pair()
+        return Pair(run, networks, run.parents(networks), note, [models.state_of(network) for network in networks])
 
     def _dataset(self, name: str, shipped: Mapping[str, Mapping]) -> tuple[str, str]:
         """The data set to look at a pair on, and why it is not the one that the pair was trained on."""
         if self.given["dataset"] != "auto":
             return self.given["dataset"], ""
         model, trained_on = shipped[name]["spec"]["model"], shipped[name]["dataset"]
-        grey = models.ARCHITECTURES[model][2][0] == 1
+        grey = models.ARCHITECTURES[model].shape[0] == 1
         for dataset in (trained_on, "mnist-5k" if grey else "cifar10"):
             if dataset in self._unreachable:
                 continue
@@ -135,20 +145,19 @@ class Explorer:
             f"{name}: {self._unreachable[trained_on]}; pairs that work here: {', '.join(others) or 'none'}"
         )
 
-    def aligned(self, name: str, matcher: str) -> Aligned:
-        """B of that pair moved by that matcher, proved to leave its outputs unchanged."""
-        return self._once(("aligned", name, matcher), lambda: self._align(name, matcher))
+    def matched(self, name: str, matcher: str) -> Matched:
+        """That pair aligned by that matcher, proved to leave B's outputs unchanged."""
+        return self._once(("matched", name, matcher), lambda: self._match(name, matcher))
 
-    def _align(self, name: str, matcher: str) -> Aligned:
+    def _match(self, name: str, matcher: str) -> Matched:
         pair = self.pair(name)
-        run = pair.run
-        found = run.match_by(matcher, pair.model_a, pair.model_b, progress=False)
+        maps = pair.run.match_by(matcher, pair.networks, progress=False)
         if matcher == "none":  # its correlations are drawn from those of "activation", beside which it stands
-            arrays = matching_arrays(found)
+            arrays = matching_arrays(maps[1])
         else:
-            plain = found if matcher == "activation" else self.aligned(name, "activation").found
-            arrays = matching_arrays(self.aligned(name, "none").found, found, correlation=plain)
-        return Aligned(found, symmetry.permute(pair.b, run.groups, found), arrays)
+            plain = maps[1] if matcher == "activation" else self.matched(name, "activation").matching
+            arrays = matching_arrays(self.matched(name, "none").matching, maps[1], correlation=plain)
+        return Matched(fusion.align(pair.networks, pair.run.groups, maps), arrays)
 
     def is_measured(self, name: str, matcher: str, corrected: str, alpha: float) -> bool:
         return ("point", name, matcher, corrected, round(alpha, 6)) in self._kept
@@ -159,27 +168,18 @@ class Explorer:
         return self._once(key, lambda: self._measure(name, matcher, corrected, alpha))
 
     def _measure(self, name: str, matcher: str, corrected: str, alpha: float) -> Point:
-        pair = self.pair(name)
-        run, how, options = pair.run, fusion.CORRECTIONS[corrected], {}
+        run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
         run.check_correction(corrected)
-        aligned = self.aligned(name, matcher)
-        template = run.build().to(run.device)
-        batches = (
-            self._once(("batches", name, how.augmented), lambda: run.correct_batches(corrected)) if how.images else None
-        )
-        if how.moments:
+        row, options = fusion.CORRECTIONS[fusion.read_correction(corrected)[0]], {}
+        images = run.correct_batches(corrected)
+        if row.moments:
             options["moments"] = self._once(
-                ("moments", name, matcher, how.augmented),
-                lambda: fusion.moments(
-                    template, pair.a, aligned.state, run.groups, batches, device=run.device, progress=False
-                ),
+                ("moments", name, matcher, row.augmented),
+                lambda: fusion.moments(aligned, images, device=run.device, progress=False),
             )
-        fused = fusion.correct(
-            template, pair.a, aligned.state, alpha, corrected,
-            groups=run.groups, batches=batches, device=run.device, progress=False, **options,
-        )  # fmt: skip
-        values = fusion.measure(template, fused, run.test, device=run.device)
-        return Point(values, fused[run.groups.layers[0].weight].clone())
+        fused = fusion.correct(aligned, alpha, corrected, images=images, device=run.device, progress=False, **options)
+        values = fusion.measure(run.template, fused.state, run.test, device=run.device)
+        return Point(values, fused.state[run.groups.layers[0].weight].clone())
 
     def record(self, name: str, images: str) -> dict[str, Any]:
         """What figures read of a pair: a run record of every point measured so far, and of plain averaging without
@@ -191,7 +191,7 @@ class Explorer:
             if key[:2] == ("point", name):
                 curves.setdefault(key[2:4], []).append({"alpha": key[4], **kept.values})
         entries = [
-            curve_entry(self.aligned(name, matcher).found, corrected, points, fusion.barrier(points, pair.parents))
+            curve_entry(self.matched(name, matcher).matching, corrected, points, fusion.barrier(points, pair.parents))
             for (matcher, corrected), points in curves.items()
         ]
         for entry in entries:
@@ -211,7 +211,7 @@ class Explorer:
 
     def _on_train(self, name: str) -> str:
         run = self.pair(name).run
-        return f"first {min(run.match_images, len(run.dataset.train)):,} training images"
+        return f"first {min(run.settings.match_images, len(run.dataset.train)):,} training images"
 
     def plane(
         self, name: str, matcher: str, corrected: str, tick: Callable[[int, int], None] = lambda done, total: None
@@ -232,16 +232,16 @@ class Explorer:
         return corrected == "bn_reset" and self.pair(name).run.norm is not None
 
     def _plane(self, name: str, matcher: str, corrected: str, tick: Callable[[int, int], None]) -> Plane:
-        pair, moved = self.pair(name), self.aligned(name, matcher).state
+        pair, moved = self.pair(name), self.matched(name, matcher).moved
         run, resets = pair.run, self._resets(name, corrected)
-        points = corners(pair.a, pair.b, moved)
+        points = corners(*pair.states, moved)
         x, y = (nodes(points[:, axis], self.given["plane_size"]) for axis in (0, 1))
         test, train = (_first(batches, self.given["plane_images"]) for batches in (run.test, run.match_batches))
-        network = run.build().to(run.device)
+        network = run.template
         values = np.empty((2, len(y), len(x)))
         for row, column in np.ndindex(values.shape[1:]):
             tick(row * len(x) + column, values[0].size)
-            models.load_state(network, mix(pair.a, pair.b, moved, np.array([x[column], y[row]]), points))
+            models.load_state(network, mix(*pair.states, moved, np.array([x[column], y[row]]), points))
             if resets:
                 fusion.reset(network, [images for images, _ in train])
             values[:, row, column] = models.evaluate(network, test, device=run.device)
@@ -272,18 +272,18 @@ class Explorer:
 
     def filters(self, name: str, matcher: str, corrected: str, alpha: float) -> Figure:
         """First-layer filters of A, B, aligned B and, where it is measured, the fused network."""
-        pair, aligned = self.pair(name), self.aligned(name, matcher)
+        pair, matched = self.pair(name), self.matched(name, matcher)
         weight = pair.run.groups.layers[0].weight
-        rows = {"A": pair.a[weight], "B": pair.b[weight], "aligned B": aligned.state[weight]}
+        rows = {"A": pair.states[0][weight], "B": pair.states[1][weight], "aligned B": matched.moved[weight]}
         if self.is_measured(name, matcher, corrected, alpha):
             rows[f"fused, α = {alpha:g}"] = self.point(name, matcher, corrected, alpha).first
-        channels, height, width = models.ARCHITECTURES[pair.run.model][2]
+        channels, height, width = models.ARCHITECTURES[pair.run.model].shape
         # a linear layer's rows are images
         rows = {
             key: value.view(-1, channels, height, width) if value.dim() == 2 else value for key, value in rows.items()
         }
         group = next((g for g in pair.run.groups if self._starts(pair.run, g, weight)), None)
-        similarity = aligned.arrays.get(f"corr/{matcher}/{group}")
+        similarity = matched.arrays.get(f"corr/{matcher}/{group}")
         units = len(rows["A"])
         which = f"the {FILTERS} largest of {units}" if units > FILTERS else f"{units} units"
         title = f"{model_label(pair.run.architecture)}: first-layer filters ({which})"
@@ -296,16 +296,16 @@ class Explorer:
 
     def correlations(self, name: str, matcher: str) -> Figure:
         """The correlation of matched units in each layer, beside that without matching."""
-        arrays = self.aligned(name, "activation" if matcher == "none" else matcher).arrays
+        arrays = self.matched(name, "activation" if matcher == "none" else matcher).arrays
         if matcher == "none":
             arrays = {key: value for key, value in arrays.items() if key.split("/")[1] == "none"}
         return figures.correlations(arrays, self.record(name, self._on_train(name)))
 
     def permutations(self, name: str, matcher: str) -> Figure:
         """The permutation matrices, beside what was assigned where the matcher has it."""
-        found = self.aligned(name, matcher).found
+        found = self.matched(name, matcher).matching
         soft = {group: values.cpu() for group, values in (found.similarity or {}).items()}
-        looks = self._on_train(name) if matching.MATCHERS[matcher].images else "weights alone"
+        looks = self._on_train(name) if matching.looks_at_images(matcher) else "weights alone"
         return figures.matching_matrix(dict(found), self.record(name, looks), matcher, soft or None)
 
     def plane_figure(self, name: str, matcher: str, corrected: str, alpha: float, **options) -> Figure:
@@ -321,7 +321,7 @@ class Explorer:
         """What the panel shows of the notebook's own choice, one after the other."""
         chosen = [self.given[key] for key in ("pair", "matcher", "correction", "alpha")]
         name, matcher, corrected, alpha = chosen
-        for each in sorted({alpha} if corrected in SLOW else {*self.given["alphas"], alpha}):
+        for each in sorted({alpha} if is_slow(corrected) else {*self.given["alphas"], alpha}):
             self.point(name, matcher, corrected, each)
         yield self.path(*chosen)
         yield self.filters(*chosen)

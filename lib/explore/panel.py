@@ -2,7 +2,7 @@
 
 import contextlib
 import html
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ from ..checks import InputError
 from ..paper.names import model_label
 from ..paper.style import BLUE, VERMILLION
 from ..study import board
-from .explorer import SLOW, Explorer
+from .explorer import Explorer, is_slow
 
 TABS = ("Fusing", "Matching", "Loss plane")
 
@@ -20,6 +20,11 @@ TABS = ("Fusing", "Matching", "Loss plane")
 def css(name: str) -> str:
     """The CSS class of a part of the panel."""
     return f"fusebook-{name.lower().replace(' ', '-')}"
+
+
+def _with(names: Iterable[str], given: str) -> list[str]:
+    """The names, and the notebook's own where it has options."""
+    return list(dict.fromkeys([*names, given]))
 
 
 def _put(image: widgets.Image, figure: Figure | None) -> None:
@@ -44,8 +49,10 @@ class Panel(widgets.VBox):
             for name, said in shipped.items()
         ]
         self.pair = choice("pair", names, given["pair"], "340px")
-        self.matcher = choice("matcher", list(matching.MATCHERS), given["matcher"], "220px")
-        self.correction = choice("correction", list(fusion.CORRECTIONS), given["correction"], "220px")
+        self.matcher = choice("matcher", _with(matching.MATCHERS, given["matcher"]), given["matcher"], "220px")
+        self.correction = choice(
+            "correction", _with(fusion.CORRECTIONS, given["correction"]), given["correction"], "220px"
+        )
         self.alpha = widgets.FloatSlider(
             value=given["alpha"], min=0, max=1, step=0.05, description="α, share of B", readout_format=".2f",
             continuous_update=False, style=wide, layout=widgets.Layout(width="440px"),
@@ -118,7 +125,7 @@ class Panel(widgets.VBox):
     def refresh(self, fit: bool = False) -> None:
         """Measures what is chosen, unless it is measured or slow and nobody asked to `fit` it, and shows it."""
         name, matcher, corrected, alpha = self.chosen
-        slow = corrected in SLOW
+        slow = is_slow(corrected)
         self.fit.layout.display = "" if slow else "none"
         with self._working(f"{matcher} + {corrected} at α = {alpha:.2f}"):
             self.explorer.pair(name).run.check_correction(corrected)

@@ -1,7 +1,8 @@
-"""Aligned networks in, one fused network out: every correction by name, and the path between two parents."""
+"""Aligned networks in, one fused network out: every correction by name, and the path between the parents."""
 
-from .corrections import CORRECTIONS, check_network, check_options, correct
+from .aligned import Aligned, align, interpolate
+from .corrections import CORRECTIONS, check_network, correct, read_correction
+from .fuse import fuse
+from .fused import Fused, Report
 from .path import Curve, barrier, curve, ensemble, measure
-from .selection import BOTH, A, B, choose
-from .statistics import Tracked, fold, moments, reset, tracked
-from .task import interpolate
+from .statistics import Moments, Tracked, fold, moments, reset, tracked

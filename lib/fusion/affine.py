@@ -15,7 +15,7 @@ COLUMNS = 2**27  # bytes of im2col that exist at a time
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """One affine map to fit: a layer with the BatchNorm behind it, or a BatchNorm that stands alone.
 
     `end` is the node whose value is fitted: the norm or, where the layer completes a residual sum, that sum, of which
@@ -33,11 +33,11 @@ class _Site:
     pool: tuple[int, int] | None
 
 
-class _Affine:
+class Affine:
     """A layer as a convolution without padding: `weight` (G, p, o) float64 of G groups with p inputs and o outputs
     each, the bias as the last of the p rows where there is one. `lift` and `pad` bring activations into its form."""
 
-    def __init__(self, site: _Site) -> None:
+    def __init__(self, site: Site) -> None:
         layer, self.layer = site.layer, site.layer
         self.bias = site.norm is not None or layer.bias is not None
         self.stride = self.dilation = (1, 1)
@@ -152,7 +152,7 @@ def _scale_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.double() - scale * norm.running_mean.double()
 
 
-def _write(site: _Site, affine: _Affine, rows: Tensor, gram: Tensor) -> None:
+def write(site: Site, affine: Affine, rows: Tensor, gram: Tensor) -> None:
     """Puts solved rows into the modules. A BatchNorm gets the statistics of what it will see, and the weights with
     which it then adds nothing to the solution, so that resetting it later changes nothing."""
     weight, bias = affine.split(rows)
@@ -184,7 +184,7 @@ def _write(site: _Site, affine: _Affine, rows: Tensor, gram: Tensor) -> None:
     norm.running_mean.copy_(mean)
 
 
-def _solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float) -> Tensor:
+def solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float) -> Tensor:
     """(G + R)⁻¹ (cross − R·pull) with R = ridge · mean diag(G) · I, by Cholesky; R grows tenfold until it exists.
 
     Raises:

@@ -1,76 +1,26 @@
 """The correction `least_squares`: each layer of the fused network is solved for, on the inputs it really gets.
 
-From the first layer to the last: h are the fused network's own activations, z_A and z_B what the parents compute in
-that place. The layer is fitted to (1 − alpha)·z_A + alpha·z_B, or through the ReLU that follows to
-(1 − alpha)·relu(z_A) + alpha·relu(z_B). Both parents enter alike, by their shares.
+From the first layer to the last: h are the fused network's own activations, zᵢ what parent i computes in that place.
+The layer is fitted to the share-weighted mean Σ sᵢ·zᵢ, or through the ReLU that follows to Σ sᵢ·relu(zᵢ). All parents
+enter alike, by their shares.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..symmetry import Groups, Values
-from ..symmetry.walker import _Lockstep
-from .affine import _Affine, _Site, _solve, _write
-from .selection import BOTH, A, B, choose
-from .sites import ADD, _foldable, _is_relu, _only_user, _origin, _pool, _reader
+from ..symmetry.walker import Lockstep
+from . import selection
+from .affine import Affine, Site, solve, write
+from .sites import reader_of, solvable
 
 GIB = 2**30
 CHUNK = 100  # images that go through the networks at a time
-
-
-def _sites(model: nn.Module, groups: Groups) -> tuple[list[_Site], dict[str, str]]:
-    """What is fitted, in execution order, and {module: why it keeps its interpolated weights}."""
-    modules = dict(model.named_modules())
-    nodes = {node.name: node for node in groups.graph.nodes}
-    index = {node: i for i, node in enumerate(groups.graph.nodes)}
-    targets = [node.target for node in groups.graph.nodes if node.op == "call_module"]
-    layers = {nodes[layer.node]: layer for layer in groups.layers}
-    sites, left = [], {}
-    folded: set[str] = set()
-    for node in groups.graph.nodes:
-        if node.op != "call_module":
-            continue
-        module, norm, end = modules[node.target], None, node
-        if node in layers:
-            if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-                left[node.target] = f"{type(module).__name__} is not solved for"
-            elif targets.count(node.target) > 1:
-                left[node.target] = "used more than once"
-            if node.target in left:
-                continue
-            name = layers[node].norm
-            if name and _foldable(modules[name]) and targets.count(name) == 1:
-                norm, (end,) = modules[name], node.users
-                folded.add(name)
-        elif isinstance(module, _BatchNorm) and node.target not in folded:
-            if not _foldable(module) or targets.count(node.target) > 1:
-                left[node.target] = "has no statistics or no weights of its own, or is used more than once"
-                continue
-        else:
-            continue
-        other, user = None, _only_user(end, modules)
-        if user is not None and user.target in ADD and user.op != "call_module":
-            parts = [a for a in user.args if isinstance(a, fx.Node)]
-            others = [a for a in parts if _origin(a, modules) is not _origin(end, modules)]
-            shapes = {tuple(n.meta["tensor_meta"].shape) for n in (*parts, user)}
-            if (
-                len(parts) == 2
-                and len(others) == 1
-                and index[others[0]] < index[node]
-                and not user.kwargs
-                and len(shapes) == 1
-            ):
-                other, end = others[0], user
-                user = _only_user(end, modules)
-        relu = _is_relu(user, modules)
-        sites.append(_Site(node.target, node, module, norm, end, other, relu, _pool(user, modules) if relu else None))
-    return sites, left
 
 
 def _below(goal: Tensor, predicted: Tensor) -> Tensor:
@@ -91,12 +41,12 @@ def _below_pooled(goal: Tensor, predicted: Tensor, kernel: tuple[int, int]) -> T
 
 
 @dataclass
-class _Problem:
+class Fit:
     """One site, ready to be solved for several targets: its Gram matrix is made once."""
 
-    lockstep: _Lockstep
-    site: _Site
-    affine: _Affine
+    lockstep: Lockstep
+    site: Site
+    affine: Affine
     own: list[Tensor]
     ridge: float
     rounds: int
@@ -106,37 +56,38 @@ class _Problem:
     def __post_init__(self) -> None:
         self.index, self.end = self.lockstep.index[self.site.node], self.lockstep.index[self.site.end]
 
-    def _goal(self, bags: list[Values], share: float, bent: bool) -> Tensor:
-        """(1 − share)·A + share·B: of pre-activations or, `bent`, of what the ReLU (and the pooling) makes of them."""
+    def _goal(self, bags: list[Values], shares: Sequence[float], bent: bool) -> Tensor:
+        """The share-weighted mean of the parents' pre-activations or, `bent`, of what the ReLU (and the pooling) makes
+        of them."""
         goal = 0
-        for which, weight in ((0, 1 - share), (1, share)):
-            if weight:
+        for which, share in enumerate(shares):
+            if share:
                 z = self.affine.lift(self.lockstep.target(bags, self.index, self.end, which)[self.site.end])
                 if bent:
                     z = F.relu(F.max_pool2d(z, self.site.pool) if self.site.pool else z)
-                goal = goal + weight * z
+                goal = goal + share * z
         return goal
 
-    def solve(self, share: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows (G, p, o), squared error (out,), squared target (out,)) of the fit to that share of B."""
+    def solve(self, shares: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows (G, p, o), squared error (out,), squared target (out,)) of the fit to the parents' mean with shares."""
         affine, site = self.affine, self.site
-        rows = start = (1 - share) * self.own[0] + share * self.own[1]
+        rows = start = sum(share * own for share, own in zip(shares, self.own, strict=True))
         kept: list[Tensor] = []
         room = self.lockstep.room()
         for turn in range(1 + self.rounds):
             cross, error, power = torch.zeros_like(start), 0, 0
             fresh = turn == 0 and not self.complete
             for i, bags in enumerate(self.lockstep.at(self.index)):
-                x = affine.inputs(bags[2][site.node.args[0]])
+                x = affine.inputs(bags[-1][site.node.args[0]])
                 if fresh:
                     gram = affine.gram(x)
                     self.gram = gram if self.gram is None else self.gram + gram
-                goal = kept[i] if i < len(kept) else self._goal(bags, share, bent=turn > 0)
+                goal = kept[i] if i < len(kept) else self._goal(bags, shares, bent=turn > 0)
                 if turn > 0 and i == len(kept) and (room := room - goal.nbytes) >= 0:
                     kept.append(goal)
                 predicted = affine.predict(rows, x)
                 if site.other is not None:
-                    predicted = predicted + affine.lift(bags[2][site.other])
+                    predicted = predicted + affine.lift(bags[-1][site.other])
                 if turn == 0:
                     missing = goal - predicted
                 elif site.pool:
@@ -147,13 +98,14 @@ class _Problem:
                 error = error + missing.square().sum(dim=(0, 2, 3), dtype=torch.float64)
                 power = power + goal.square().sum(dim=(0, 2, 3), dtype=torch.float64)
             self.complete = True
-            step = _solve(self.gram, cross, rows - start, self.ridge)
+            step = solve(self.gram, cross, rows - start, self.ridge)
             rows = rows + step
             error = error + (step * (self.gram @ step - 2 * cross)).sum(dim=1).reshape(-1)
         return rows, error, power
 
-    def choose(self, reader: "_Site", block: int, readers: Tensor, fits: Sequence[Tensor], alpha: float):
-        """`selection.choose` among `fits` (rows fitted to A, to B, to both), by moments at the reader's input."""
+    def choose(self, reader: Site, block: int, readers: Tensor, fits: Sequence[Tensor], shares: Sequence[float]):
+        """`selection.choose` among `fits` (rows fitted to each parent, to their mean), by moments at the reader's
+        input."""
         size, stop = fits[0].shape[-1], self.lockstep.index[reader.node]
         after = self.lockstep.nodes[self.end + 1 : stop]
 
@@ -164,31 +116,32 @@ class _Problem:
                 value = value.movedim(1, -1)
             return value.reshape(-1, size)
 
-        moments = torch.zeros(5 * size + 1, 5 * size + 1).to(fits[0])
+        width = (len(shares) + len(fits)) * size + 1
+        moments = torch.zeros(width, width).to(fits[0])
         for bags in self.lockstep.at(self.index):
             source = reader.node.args[0]
-            values = [units(self.lockstep.target(bags, self.index, stop - 1, which)[source]) for which in (0, 1)]
-            given = bags[2][self.site.node.args[0]]
+            parents = range(len(shares))
+            values = [units(self.lockstep.target(bags, self.index, stop - 1, which)[source]) for which in parents]
+            given = bags[-1][self.site.node.args[0]]
             x = self.affine.inputs(given)
             for rows in fits:
                 bag = {self.site.end: self.affine.lower(self.affine.predict(rows, x), given)}
-                self.lockstep.steppers[2].go(bag, after, source)
+                self.lockstep.steppers[-1].go(bag, after, source)
                 values.append(units(bag[source]))
             columns = torch.cat([*values, torch.ones_like(values[0][:, :1])], dim=1)
             moments += columns.mT @ columns
         mean = moments[-1, :-1] / moments[-1, -1]
         covariance = moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
-        return choose(covariance, readers, alpha)
+        return selection.choose(covariance, readers, shares)
 
 
 @torch.inference_mode()
 def fit(
-    model_a: nn.Module,
-    model_b: nn.Module,
+    parents: Sequence[nn.Module],
     fused: nn.Module,
     groups: Groups,
     images: Tensor,
-    alpha: float,
+    shares: Sequence[float],
     *,
     ridge: float = 1e-3,
     rounds: int = 4,
@@ -201,63 +154,62 @@ def fit(
 
     For each layer with inputs h (im2col with a column of ones, if it has a bias or a BatchNorm), Gram matrix G = Σ h·hᵀ
     and interpolated weights W₀ (BatchNorm folded in): (G + R)·W = Σ h·tᵀ + R·W₀, R = ridge · mean diag(G) · I, in
-    float64, t = (1 − alpha)·z_A + alpha·z_B. Through the ReLU, and the max-pooling behind it, the target is
-    t⁺ = (1 − alpha)·relu(z_A) + alpha·relu(z_B); where it is zero any output ≤ 0 is right, so there min(prediction, 0)
-    takes its place (behind a pool: only the largest of each window has to reach t⁺) and the layer is solved again,
-    `rounds` times. A layer that completes a residual sum is fitted to the parents' sums less what the fused network
-    already carries.
+    float64, t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the max-pooling behind it, the target is
+    t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there min(prediction, 0) takes its place (behind a
+    pool: only the largest of each window has to reach t⁺) and the layer is solved again, `rounds` times. A layer that
+    completes a residual sum is fitted to the parents' sums less what the fused network already carries.
 
-    With `select` each layer is fitted to A, to B and to both, and each of its units stands for one of A, one of B or
-    the mean of the two, whichever serves the next layer (`lib.selection`), in the parents' shares. This is done where
+    With `select` each layer is fitted to each parent and to their mean, and each of its units stands for one of one
+    parent or for the mean, whichever serves the next layer (`selection`), in the parents' shares. This is done where
     one layer alone reads the units.
 
     Layer-wise regression of merged networks is known from RegMean (Jin et al. 2023) and PLeaS (Nasery et al. 2024);
-    that a unit need not mix both parents, from ZipIt (Stoica et al. 2024).
+    that a unit need not mix the parents, from ZipIt (Stoica et al. 2024).
 
     Args:
-        model_a, model_b, fused: the parents and the interpolated network, in evaluation mode, on one device.
+        parents, fused: the n parents and the interpolated network, in evaluation mode, on one device.
         images: float32 (N, …) on that device.
+        shares: n numbers that sum to 1.
         ridge: pull towards the interpolated weights.
         memory: bytes of activations to keep; less means more recomputation and the same result.
 
     Returns:
         {"images": N, "layers": {layer: share of the target's mean square that is not reached},
-         "units": {layer: {"both", "a", "b": how many of its units stand for what}} where they are chosen,
-         "left": {module: why it keeps its interpolated weights}}
+         "units": {layer: {"mean": how many of its units stand for all parents, "single": [for each alone]}} where they
+         are chosen, "left": {module: why it keeps its interpolated weights}}
     """
-    lockstep = _Lockstep((model_a, model_b, fused), groups.graph, images.split(CHUNK), memory)
-    sites, left = _sites(fused, groups)
-    parents = [dict(model.named_modules()) for model in (model_a, model_b)]
+    lockstep = Lockstep((*parents, fused), groups.graph, images.split(CHUNK), memory)
+    sites, left = solvable(fused, groups)
+    modules = [dict(model.named_modules()) for model in parents]
     names = {module: name for name, module in fused.named_modules()}
 
-    def own(site: _Site, affine: _Affine) -> list[Tensor]:
-        return [affine.of(modules[site.name], modules.get(names.get(site.norm))) for modules in parents]
+    def own(site: Site, affine: Affine) -> list[Tensor]:
+        return [affine.of(each[site.name], each.get(names.get(site.norm))) for each in modules]
 
+    one_hot = [tuple(float(i == which) for i in range(len(parents))) for which in range(len(parents))]
     layers, units = {}, {}
     for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
-        affine = _Affine(site)
+        affine = Affine(site)
         lockstep.move(lockstep.index[site.node])
-        problem = _Problem(
-            lockstep, site, affine, own(site, affine), ridge, rounds if through_relu and site.relu else 0
-        )
-        reader = _reader(site, sites, groups, lockstep) if select and 0 < alpha < 1 else None
-        rows, error, power = problem.solve(alpha)
+        problem = Fit(lockstep, site, affine, own(site, affine), ridge, rounds if through_relu and site.relu else 0)
+        reader = reader_of(site, sites, groups, lockstep) if select and max(shares) < 1 else None
+        rows, error, power = problem.solve(shares)
         if reader is not None:
-            fits = [problem.solve(0), problem.solve(1), (rows, error, power)]
-            reading, (_, size) = _Affine(reader[0]), rows.shape[1:]
+            fits = [problem.solve(single) for single in one_hot]
+            reading, (_, size) = Affine(reader[0]), rows.shape[1:]
             readers = []
-            for share, weight in zip((1 - alpha, alpha), own(reader[0], reading), strict=True):
+            for share, weight in zip(shares, own(reader[0], reading), strict=True):
                 weight = reading.split(weight)[0].unflatten(1, (size, -1))
                 readers.append(share * weight.movedim(1, -1).reshape(-1, size))
-            choice, _, _ = problem.choose(*reader, torch.cat(readers, dim=1), [f[0] for f in fits], alpha)
-            units[site.name] = {
-                name: int((choice == kind).sum()) for name, kind in (("both", BOTH), ("a", A), ("b", B))
-            }
-            for kind, (other, its_error, its_power) in ((A, fits[0]), (B, fits[1])):
-                mask = (choice == kind).to(rows.device)
+            rows_of = [*(f[0] for f in fits), rows]
+            choice, _, _ = problem.choose(*reader, torch.cat(readers, dim=1), rows_of, shares)
+            counts = torch.bincount(choice, minlength=len(parents) + 1).tolist()
+            units[site.name] = {"mean": counts[selection.MEAN], "single": counts[1:]}
+            for which, (other, its_error, its_power) in enumerate(fits, 1):
+                mask = (choice == which).to(rows.device)
                 rows = torch.where(mask, other, rows)
                 error, power = torch.where(mask, its_error, error), torch.where(mask, its_power, power)
         total = float(power.sum())
         layers[site.name] = max(0.0, float(error.sum())) / total if total else 0.0
-        _write(site, affine, rows, problem.gram)
+        write(site, affine, rows, problem.gram)
     return {"images": len(images), "layers": layers, "units": units, "left": left}

@@ -1,9 +1,11 @@
-"""Fusing two aligned networks and measuring the path between them: curve and barrier.
+"""Measuring the path between aligned networks: curve and barrier.
 
-alpha is the share of network B everywhere: fused = (1 − alpha)·A + alpha·B.
+Of two networks alpha is the share of the second everywhere: fused = (1 − alpha)·A + alpha·B.
 """
 
+import copy
 import math
+import string
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import models
-from ..symmetry import Groups
-from .corrections import CORRECTIONS, check_options, correct
+from ..checks import spell_method
+from .aligned import Aligned, checked
+from .corrections import CORRECTIONS, correct, read_correction
 from .statistics import moments
 
 
@@ -23,20 +26,23 @@ class Curve:
     """One matcher with one correction: its points by alpha, its barrier, the seconds its corrections took in all,
     the fused state of each alpha asked for in `keep`, and by alpha what the correction reports (`Corrected.info`)."""
 
+    aligned: Aligned = field(repr=False)
+    correction: str
+    parents: Mapping[str, Mapping]
     points: list[dict[str, float | None]]
     barrier: dict[str, float | None]
     correct_seconds: float
     states: dict[float, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     info: dict[float, dict] = field(default_factory=dict)
 
-    def share(self) -> dict[str, float]:
-        """Each parent's part in the fused network at the alpha nearest the midpoint, {"a", "b"}, and how much of it
-        mixes "both": counted in units where the correction chooses what each stands for, else in weights."""
+    def parts(self) -> dict[str, float]:
+        """Each of two parents' part in the fused network at the alpha nearest the midpoint, {"a", "b"}, and how much of
+        it mixes "both": counted in units where the correction chooses what each stands for, else in weights."""
         alpha = min((point["alpha"] for point in self.points), key=lambda alpha: abs(alpha - 0.5))
         units = self.info.get(alpha, {}).get("units", {}).values()
-        total = sum(sum(layer.values()) for layer in units)
-        both = sum(layer["both"] for layer in units) / total if total else float(0 < alpha < 1)
-        b = sum(layer["b"] for layer in units) / total + alpha * both if total else alpha
+        total = sum(layer["mean"] + sum(layer["single"]) for layer in units)
+        both = sum(layer["mean"] for layer in units) / total if total else float(0 < alpha < 1)
+        b = sum(layer["single"][1] for layer in units) / total + alpha * both if total else alpha
         return {"a": 1 - b, "b": b, "both": both}
 
 
@@ -55,43 +61,51 @@ def measure(
         test, train: batches of (images (B, C, H, W), labels (B,)), normalised.
     """
     models.load_state(model, state)
-    found: dict[str, float | None] = {"train_accuracy": None, "train_loss": None}
+    measures: dict[str, float | None] = {"train_accuracy": None, "train_loss": None}
     for split, batches in (("train", train), ("test", test)):
         if batches is not None:
             accuracy, loss = models.evaluate(model, batches, device=device)
-            found |= {f"{split}_accuracy": accuracy, f"{split}_loss": loss}
-    return found
+            measures |= {f"{split}_accuracy": accuracy, f"{split}_loss": loss}
+    return measures
+
+
+def _on_line(point: Mapping, values: Sequence[float]) -> float:
+    """The share-weighted mean of the parents' values at a point."""
+    shares = point.get("shares") or (1 - point["alpha"], point["alpha"])
+    return sum(share * value for share, value in zip(shares, values, strict=True))
 
 
 def barrier(points: Sequence[Mapping], parents: Mapping[str, Mapping]) -> dict[str, float | None]:
     """How far the path falls below the line between the parents, for each metric; None where it was not measured or
     is no number.
 
-    For an accuracy the maximum over alpha of (1 − alpha)·A + alpha·B − curve, for a loss of curve − that line: larger
-    is worse. The parents are the uncorrected end points whatever the correction.
+    For an accuracy the maximum over the points of the share-weighted mean of the parents − curve, for a loss of curve −
+    that mean: larger is worse. The parents are uncorrected whatever the correction.
+
+    Args:
+        points: with "alpha", the share of the second of two parents, or with "shares", one a parent.
+        parents: measures by name, in the order of the networks.
     """
-    found: dict[str, float | None] = {}
+    drop: dict[str, float | None] = {}
     for metric in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
-        ends = [parents[name].get(metric) for name in ("a", "b")]
+        ends = [measures.get(metric) for measures in parents.values()]
         values = [*ends, *(point.get(metric) for point in points)]
         if any(value is None or math.isnan(value) for value in values):
-            found[metric] = None
+            drop[metric] = None
             continue
-        drops = [(1 - p["alpha"]) * ends[0] + p["alpha"] * ends[1] - p[metric] for p in points]
-        found[metric] = max(drops) if metric.endswith("accuracy") else max(-drop for drop in drops)
-    return found
+        drops = [_on_line(point, ends) - point[metric] for point in points]
+        drop[metric] = max(drops) if metric.endswith("accuracy") else max(-drop for drop in drops)
+    return drop
 
 
-def ensemble(
-    model_a: nn.Module, model_b: nn.Module, test: Iterable, *, device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """Accuracy and loss of the mean of two networks' probabilities: what a fused network hopes to reach, at twice its
-    cost."""
+def ensemble(networks: Sequence[nn.Module], test: Iterable, *, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Accuracy and loss of the mean of the networks' probabilities: what a fused network hopes to reach, at as many
+    times its cost as there are networks."""
 
     class Mean(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.parts = nn.ModuleList([model_a, model_b])
+            self.parts = nn.ModuleList(networks)
 
         def forward(self, x: Tensor) -> Tensor:
             # in logarithms, which do not underflow; a copy each, for a network may change its input in place
@@ -103,54 +117,67 @@ def ensemble(
 
 
 def curve(
-    model: nn.Module,
-    state_a: Mapping[str, Tensor],
-    state_b: Mapping[str, Tensor],
+    aligned: Aligned,
     alphas: Iterable[float],
     *,
-    parents: Mapping[str, Mapping],
-    groups: Groups,
     test: Iterable,
     train: Iterable | None = None,
     correction: str = "none",
-    batches: Iterable | None = None,
+    images: Tensor | Iterable | None = None,
+    line: tuple[Sequence[float], Sequence[float]] | None = None,
+    parents: Mapping[str, Mapping] | None = None,
     device: torch.device | str = "cpu",
     label: str = "curve",
     progress: bool = True,
     keep: Iterable[float] = (),
     **options,
 ) -> Curve:
-    """Fuses, corrects and measures at each alpha.
+    """Fuses, corrects and measures along the path between two networks, or along a line in the simplex of many.
 
     Args:
-        model: the architecture; its weights are replaced.
-        state_a, state_b: state dicts, B already aligned (and proved equal in output to the unaligned one, so that an
-            uncorrected end point is the parent measured already and is not measured again).
-        parents: {"a": measures, "b": measures} of the uncorrected end points, from `measure`.
-        batches: images for the correction, where it looks at data.
+        aligned: from `align`.
+        alphas: places in [0, 1] on the line.
+        test, train: batches of (images (B, C, H, W), labels (B,)), normalised; train may be left out.
+        correction, images, options: as in `correct`.
+        line: the shares at alpha 0 and 1. By default the first of two networks and the second; of more, the first alone
+            and all alike.
+        parents: measures of the networks as they are, by name and in their order (`measure`); measured here if absent.
+            An uncorrected end point that is a parent is not measured again.
         keep: alphas whose fused states the result holds.
-        options: the correction's own.
+
+    Raises:
+        InputError: as in `correct`.
     """
-    check_options(correction, options)
-    points, states, seconds, keep, info = [], {}, 0.0, set(keep), {}
-    if CORRECTIONS[correction].moments and batches is not None:
+    name, options = read_correction(correction, options)
+    count = len(checked(aligned, "curve"))
+    network = copy.deepcopy(aligned.model)
+    if line is None:
+        line = ((1.0, *(0.0,) * (count - 1)), (0.0, 1.0) if count == 2 else aligned.shares())
+    start_shares, end_shares = (aligned.shares(shares) for shares in line)
+    if parents is None:
+        letters = string.ascii_lowercase
+        parents = {
+            letters[i]: measure(network, state, test, train, device=device) for i, state in enumerate(aligned.states)
+        }
+    points, states, seconds, keep, info, chosen = [], {}, 0.0, set(keep), {}, dict(options)
+    if CORRECTIONS[name].moments and images is not None:  # the same for all shares
         start = time.perf_counter()
-        options["moments"] = moments(
-            model, state_a, state_b, groups, batches, device=device, progress=False
-        )  # the same for every alpha
+        options["moments"] = moments(aligned, images, device=device, progress=False)
         seconds = time.perf_counter() - start
     for alpha in tqdm(sorted(alphas), desc=label, unit="alpha", disable=not progress, mininterval=1):
-        fused = correct(
-            model, state_a, state_b, alpha, correction,
-            groups=groups, batches=batches, device=device, progress=False, **options,
-        )  # fmt: skip
+        pairs = zip(start_shares, end_shares, strict=True)
+        shares = aligned.shares([(1 - alpha) * first + alpha * last for first, last in pairs])
+        fused = correct(aligned, shares, name, images=images, device=device, progress=False, **options)
         seconds += fused.seconds
         info[float(alpha)] = fused.info
-        if correction == "none" and alpha in (0, 1):
-            measured = {key: parents["b" if alpha else "a"].get(key) for key in parents["a"]}
+        alone = next((i for i, share in enumerate(shares) if share == 1), None)
+        if name == "none" and alone is not None:
+            measured = dict(list(parents.values())[alone])
         else:
-            measured = measure(model, fused, test, train, device=device)
-        points.append({"alpha": float(alpha), **measured})
+            measured = measure(network, fused.state, test, train, device=device)
+        place = {"alpha": float(alpha)} | ({"shares": list(shares)} if count > 2 else {})
+        points.append(place | measured)
         if alpha in keep:
-            states[alpha] = dict(fused)
-    return Curve(points, barrier(points, parents), seconds, states, info)
+            states[alpha] = fused.state
+    correction = spell_method(name, chosen, CORRECTIONS)
+    return Curve(aligned, correction, parents, points, barrier(points, parents), seconds, states, info)

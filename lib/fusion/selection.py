@@ -1,13 +1,15 @@
-"""Which units of a fused layer stand for one of A, for one of B, or for both: chosen by what the next layer needs.
+"""Which units of a fused layer stand for one parent's unit, and which for the mean: by what the next layer needs.
 
-Two matched units that hardly correlate are poorly served by their mean. A layer of n units that keeps some of A's and
-some of B's as they are, as many of each as their shares ask for, lets the next layer predict the parents better.
+Matched units that hardly correlate are poorly served by their mean. A layer that keeps some of each parent's units as
+they are, as many of each as their shares ask for, lets the next layer predict the parents better.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-BOTH, A, B = 0, 1, 2
+MEAN = 0  # a unit stands for the mean of the parents; i ≥ 1: for the i-th parent alone
 
 
 def _gains(covariance: Tensor, targets: Tensor, chosen: Tensor, others: Tensor, ridge: float) -> Tensor:
@@ -32,51 +34,58 @@ def _explained(covariance: Tensor, targets: Tensor, chosen: Tensor, ridge: float
     return float((targets[chosen] * torch.linalg.solve(inner, targets[chosen])).sum())
 
 
-def choose(covariance: Tensor, readers: Tensor, alpha: float) -> tuple[Tensor, float, float]:
-    """Chooses for each unit what it stands for, greedily, a few units of A and of B at a time.
+def choose(covariance: Tensor, readers: Tensor, shares: Sequence[float]) -> tuple[Tensor, float, float]:
+    """Chooses for each unit what it stands for, greedily, a few units of each of p parents at a time.
 
     Args:
-        covariance: float64 (5n, 5n), of n units of A, n of B, and n of the fused network fitted to A, to B, to both.
-        readers: float64 (m, 2n), what the next layer makes of A's and B's units; its m outputs are to be predicted
+        covariance: float64 ((2p + 1)·n, (2p + 1)·n), of n units of each parent, then n of the fused network fitted to
+            each parent, then n fitted to the mean.
+        readers: float64 (m, p·n), what the next layer makes of the parents' units; its m outputs are to be predicted
             linearly from the n chosen fitted units.
-        alpha: share of B. Of k units that stand for one parent, round(alpha · k) stand for one of B.
+        shares: p numbers that sum to 1. Of k units that stand for one parent alone, each gets its share · k, rounded.
 
     Returns:
-        (choice LongTensor (n,) of BOTH, A, B on the CPU; share of the outputs' variance that n units which all stand
-        for both leave unexplained; the same with the choice, never more).
+        (choice LongTensor (n,) of `MEAN` or 1 … p on the CPU; share of the outputs' variance that n units which all
+        stand for the mean leave unexplained; the same with the choice, never more).
     """
-    n = len(covariance) // 5
-    # Only the span of the readers counts: m outputs become at most 2n.
+    p = len(shares)
+    n = len(covariance) // (2 * p + 1)
+    # Only the span of the readers counts: m outputs become at most p·n.
     values, vectors = torch.linalg.eigh(readers.mT @ readers)
     basis = vectors * values.clamp(min=0).sqrt()
-    targets = covariance[:, : 2 * n] @ basis
-    total = float((basis * targets[: 2 * n]).sum()) or 1.0
-    ridge = max(1e-4 * float(covariance.diagonal()[2 * n :].mean()), 1e-12)
+    targets = covariance[:, : p * n] @ basis
+    total = float((basis * targets[: p * n]).sum()) or 1.0
+    ridge = max(1e-4 * float(covariance.diagonal()[p * n :].mean()), 1e-12)
     units = torch.arange(n)
-    first = {BOTH: 4 * n, A: 2 * n, B: 3 * n}
+    parents = range(1, p + 1)
+    first = {MEAN: 2 * p * n} | {parent: (p + parent - 1) * n for parent in parents}
 
     def columns(choice: Tensor) -> Tensor:
         return torch.tensor([first[c] for c in choice.tolist()]) + units
 
+    def quotas(single: int, choice: Tensor) -> dict[int, int]:
+        """How many units each parent is still to get so that `single` of them are shared out."""
+        ends = [round(sum(shares[which:]) * single) for which in range(1, p)]
+        ends = [single, *ends, 0]
+        return {parent: ends[parent - 1] - ends[parent] - int((choice == parent).sum()) for parent in parents}
+
     choice = torch.zeros(n, dtype=torch.long)
     start = best = _explained(covariance, targets, columns(choice), ridge)
-    batch = max(2, n // 8 * 2)
+    batch = max(p, n // (4 * p) * p)
     while batch >= 1:
-        gains = [_gains(covariance, targets, columns(choice), first[c] + units, ridge).cpu() for c in (A, B)]
+        gains = [_gains(covariance, targets, columns(choice), first[c] + units, ridge).cpu() for c in parents]
         order = torch.stack(gains, dim=1).flatten().argsort(descending=True).tolist()
         while batch >= 1:
             trial = choice.clone()
-            single = int((choice != BOTH).sum()) + batch
-            quota = {B: round(alpha * single) - int((choice == B).sum())}
-            quota[A] = batch - quota[B]
+            quota = quotas(int((choice != MEAN).sum()) + batch, choice)
             for place in order:
-                unit, which = place // 2, (A, B)[place % 2]
-                if trial[unit] == BOTH and quota[which] > 0:
+                unit, which = place // p, 1 + place % p
+                if trial[unit] == MEAN and quota[which] > 0:
                     trial[unit], quota[which] = which, quota[which] - 1
             complete = max(quota.values()) <= 0 <= min(quota.values())
             explained = _explained(covariance, targets, columns(trial), ridge) if complete else best
             if explained > best:
                 choice, best = trial, explained
                 break
-            batch = 0 if batch <= 2 else max(2, batch // 4 * 2)
+            batch = 0 if batch <= p else max(p, batch // (2 * p) * p)
     return choice, 1 - start / total, 1 - best / total

@@ -11,19 +11,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import symmetry
 from ..symmetry import Groups, Layer
-from ..symmetry.walker import _Lockstep
-from .affine import _Site
+from ..symmetry.walker import Lockstep
+from .affine import Site
 
 
-def sites(model: nn.Module, groups: Groups) -> list[Layer]:
-    """The layers whose pre-activations are corrected: those with a non-linearity between them and the output or the
-    next layer, on any path. A final classifier, or a linear layer that only feeds another, is none; nor is a layer
-    that is used more than once, or whose BatchNorm is: one set of weights cannot serve several goals."""
-    return _sites(model, groups)[0]
+def activated(model: nn.Module, groups: Groups) -> tuple[list[Layer], dict[str, str]]:
+    """The layers whose statistics can be set, and {layer: why it keeps its interpolated weights}.
 
-
-def _sites(model: nn.Module, groups: Groups) -> tuple[list[Layer], dict[str, str]]:
-    """`sites`, and {layer: why it keeps its interpolated weights}."""
+    Those with a non-linearity between them and the output or the next layer, on any path. A final classifier, or a
+    linear layer that only feeds another, is none; nor is a layer that is used more than once, or whose BatchNorm is:
+    one set of weights cannot serve several goals.
+    """
     modules = dict(model.named_modules())
     nodes = {node.name: node for node in groups.graph.nodes}
     layers = {nodes[layer.node] for layer in groups.layers}
@@ -32,20 +30,20 @@ def _sites(model: nn.Module, groups: Groups) -> tuple[list[Layer], dict[str, str
         kinds = type(modules[node.target]).__mro__ if node.op == "call_module" else (node.target,)
         return any(map(symmetry.is_activation, kinds))
 
-    found = []
+    reached = []
     for layer in groups.layers:
         todo, seen = list(nodes[layer.node].users), set()
         while todo:
             node = todo.pop()
             if activates(node):
-                found.append(layer)
+                reached.append(layer)
                 break
             if node not in seen and node not in layers:
                 seen.add(node)
                 todo += node.users
     uses = Counter(node.target for node in groups.graph.nodes if node.op == "call_module")
-    left = {layer.name: "used more than once" for layer in found if max(uses[layer.name], uses[layer.norm]) > 1}
-    return [layer for layer in found if layer.name not in left], left
+    left = {layer.name: "used more than once" for layer in reached if max(uses[layer.name], uses[layer.norm]) > 1}
+    return [layer for layer in reached if layer.name not in left], left
 
 
 RELU = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -94,7 +92,56 @@ def _origin(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
     return node
 
 
-def _reader(site: _Site, sites: Sequence[_Site], groups: Groups, lockstep: _Lockstep) -> tuple[_Site, int] | None:
+def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, str]]:
+    """What can be solved for, in execution order, and {module: why it keeps its interpolated weights}."""
+    modules = dict(model.named_modules())
+    nodes = {node.name: node for node in groups.graph.nodes}
+    index = {node: i for i, node in enumerate(groups.graph.nodes)}
+    targets = [node.target for node in groups.graph.nodes if node.op == "call_module"]
+    layers = {nodes[layer.node]: layer for layer in groups.layers}
+    sites, left = [], {}
+    folded: set[str] = set()
+    for node in groups.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module, norm, end = modules[node.target], None, node
+        if node in layers:
+            if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+                left[node.target] = f"{type(module).__name__} is not solved for"
+            elif targets.count(node.target) > 1:
+                left[node.target] = "used more than once"
+            if node.target in left:
+                continue
+            name = layers[node].norm
+            if name and _foldable(modules[name]) and targets.count(name) == 1:
+                norm, (end,) = modules[name], node.users
+                folded.add(name)
+        elif isinstance(module, _BatchNorm) and node.target not in folded:
+            if not _foldable(module) or targets.count(node.target) > 1:
+                left[node.target] = "has no statistics or no weights of its own, or is used more than once"
+                continue
+        else:
+            continue
+        other, user = None, _only_user(end, modules)
+        if user is not None and user.target in ADD and user.op != "call_module":
+            parts = [a for a in user.args if isinstance(a, fx.Node)]
+            others = [a for a in parts if _origin(a, modules) is not _origin(end, modules)]
+            shapes = {tuple(n.meta["tensor_meta"].shape) for n in (*parts, user)}
+            if (
+                len(parts) == 2
+                and len(others) == 1
+                and index[others[0]] < index[node]
+                and not user.kwargs
+                and len(shapes) == 1
+            ):
+                other, end = others[0], user
+                user = _only_user(end, modules)
+        relu = _is_relu(user, modules)
+        sites.append(Site(node.target, node, module, norm, end, other, relu, _pool(user, modules) if relu else None))
+    return sites, left
+
+
+def reader_of(site: Site, sites: Sequence[Site], groups: Groups, lockstep: Lockstep) -> tuple[Site, int] | None:
     """(the one layer that reads a site's units, entries per unit there), if only activations, pools and the like
     stand between the two; else None: there units are not chosen."""
     weights = {layer.name: layer.weight for layer in groups.layers}

@@ -1,26 +1,28 @@
 """Corrections that set the statistics of units: BatchNorm reset, REPAIR, rescaling, their closed form."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import symmetry
+from .. import loaders, symmetry
 from ..checks import InputError
 from ..symmetry import Groups
-from .sites import _sites, sites
-from .task import State, _fitting, _Found, _Task, interpolate
+from .aligned import Aligned, checked, interpolate
+from .sites import activated
+from .task import Result, Task
 
 
-def _norms(model: nn.Module) -> list[_BatchNorm]:
+def norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
-def _none(task: _Task) -> _Found:
-    return interpolate(task.state_a, task.state_b, task.alpha), {}
+def none(task: Task) -> Result:
+    return interpolate(task.aligned.states, task.shares), {}
 
 
 @torch.inference_mode()
@@ -30,8 +32,8 @@ def reset(model: nn.Module, batches: Iterable[Tensor]) -> int:
     Each layer's statistics are measured behind layers already normalised by those of the batch. Returns how many
     images were used: a batch of one is passed over, it has no variance.
     """
-    norms = _norms(model.eval())
-    for norm in norms:
+    tracking = norms(model.eval())
+    for norm in tracking:
         norm.reset_running_stats()
         norm.training = True
     for module in model.modules():
@@ -42,7 +44,7 @@ def reset(model: nn.Module, batches: Iterable[Tensor]) -> int:
         if len(images) < 2:
             continue
         seen += len(images)
-        for norm in norms:
+        for norm in tracking:
             norm.momentum = len(images) / seen
         model(images.clone())  # a network may change its input in place
     if not seen:
@@ -51,7 +53,7 @@ def reset(model: nn.Module, batches: Iterable[Tensor]) -> int:
     return seen
 
 
-def _bn_reset(task: _Task) -> _Found:
+def bn_reset(task: Task) -> Result:
     """Running statistics reset and re-estimated: the mean over batches, weighted by their images, of what BatchNorm
     measures in training mode."""
     model = task.fused()
@@ -61,72 +63,80 @@ def _bn_reset(task: _Task) -> _Found:
 
 @dataclass(frozen=True)
 class Moments:
-    """First and second moments of the parents' matched units at the nodes of the graph, all float64 (units,) on the
-    CPU: {node: (mean A, mean B, variance A, variance B, covariance A B)}, and of how many images."""
+    """First and second moments of the parents' matched units at the nodes of the graph, and of how many images.
+
+    {node: (mean (units, n), covariance (units, n, n))}, float64 on the CPU, of n parents.
+    """
 
     images: int
-    nodes: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    nodes: Mapping[str, tuple[Tensor, Tensor]]
 
-    def goals(self, node: str, alpha: float) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (units,) that a fused network should have: those of the parents, interpolated."""
-        mean_a, mean_b, var_a, var_b, _ = self.nodes[node]
-        return (1 - alpha) * mean_a + alpha * mean_b, (1 - alpha) * var_a.sqrt() + alpha * var_b.sqrt()
+    def goals(self, node: str, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (units,) that a fused network should have: the share-weighted means of those of
+        the parents."""
+        mean, covariance = self.nodes[node]
+        stds = covariance.diagonal(dim1=1, dim2=2).sqrt()
+        return sum(s * m for s, m in zip(shares, mean.T, strict=True)), sum(
+            s * std for s, std in zip(shares, stds.T, strict=True)
+        )
 
-    def variance(self, node: str, alpha: float) -> Tensor:
-        """Variance (units,) of (1 − alpha)·A + alpha·B."""
-        _, _, var_a, var_b, covariance = self.nodes[node]
-        total = (1 - alpha) ** 2 * var_a + alpha**2 * var_b + 2 * alpha * (1 - alpha) * covariance
+    def variance(self, node: str, shares: Sequence[float]) -> Tensor:
+        """Variance (units,) of the share-weighted mean of the parents' units."""
+        _, covariance = self.nodes[node]
+        total = sum(share**2 * covariance[:, i, i] for i, share in enumerate(shares))
+        for i, j in itertools.combinations(range(len(shares)), 2):
+            total = total + 2 * shares[i] * shares[j] * covariance[:, i, j]
         return total.clamp(min=0)
 
 
 @torch.inference_mode()
 def moments(
-    model: nn.Module,
-    state_a: State,
-    state_b: State,
-    groups: Groups,
-    batches: Iterable,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    aligned: Aligned, images: Tensor | Iterable, *, device: torch.device | str = "cpu", progress: bool = True
 ) -> Moments:
-    """Gathers, in one pass over both parents, what `repair`, `rescale` and `closed_form` need for every alpha.
+    """Gathers, in one pass over the parents, what `repair`, `rescale` and `closed_form` need for any shares.
 
     Args, Raises: as in `correct`.
     """
-    states = _fitting(model, state_a, state_b)
-    return _moments(_Task(model, *states, 0.0, groups, batches, torch.device(device), progress, None))
+    task = Task(checked(aligned, "moments"), aligned.shares(), loaders.batched(images), torch.device(device), progress)
+    return _moments(task)
 
 
 @torch.inference_mode()
-def _moments(task: _Task) -> Moments:
+def _moments(task: Task) -> Moments:
     if task.moments is not None:
         return task.moments
-    parents = [task.network(state) for state in (task.state_a, task.state_b)]
+    parents = task.parents()
     named = {node.target: node.name for node in task.groups.graph.nodes if node.op == "call_module"}
     axes = {}
     for layer in task.groups.layers:
         axis = -1 if layer.kind == "linear" else 1
         axes |= {name: axis for name in (layer.node, named.get(layer.norm)) if name}
     exact = torch.float32 if task.device.type == "mps" else torch.float64
-    sums: dict[str, list] = {name: [0.0] * 5 for name in axes}
+    pairs = list(itertools.combinations_with_replacement(range(len(parents)), 2))
+    sums: dict[str, list] = {name: [0.0] * (len(parents) + len(pairs)) for name in axes}
     counts, images = dict.fromkeys(axes, 0), 0
     for batch in task.images("statistics"):
         images += len(batch)
         walks = (symmetry.walk(parent, task.groups, batch) for parent in parents)
-        for (node, a), (_, b) in zip(*walks, strict=True):
+        for steps in zip(*walks, strict=True):
+            node, values = steps[0][0], [value for _, value in steps]
             if node.name in axes:
-                dims = [d for d in range(a.dim()) if d != axes[node.name] % a.dim()]
-                counts[node.name] += a.numel() // a.shape[axes[node.name]]
-                new = [x.sum(dims, dtype=exact) for x in (a, b, a * a, b * b, a * b)]
+                size = values[0].shape[axes[node.name]]
+                dims = [d for d in range(values[0].dim()) if d != axes[node.name] % values[0].dim()]
+                counts[node.name] += values[0].numel() // size
+                new = [x.sum(dims, dtype=exact) for x in (*values, *(values[i] * values[j] for i, j in pairs))]
                 sums[node.name] = [old + x.cpu().double() for old, x in zip(sums[node.name], new, strict=True)]
     if not images:
         raise InputError("statistics cannot be measured without images; accepted: correct_images ≥ 2")
-    found = {}
+    nodes = {}
     for name, total in sums.items():
-        a, b, aa, bb, ab = (x / counts[name] for x in total)
-        found[name] = (a, b, (aa - a * a).clamp_(min=0), (bb - b * b).clamp_(min=0), ab - a * b)
-    return Moments(images, found)
+        means = [x / counts[name] for x in total[: len(parents)]]
+        covariance = torch.zeros(len(means[0]), len(parents), len(parents), dtype=torch.float64)
+        for (i, j), product in zip(pairs, total[len(parents) :], strict=True):
+            value = product / counts[name] - means[i] * means[j]
+            covariance[:, i, j] = covariance[:, j, i] = value.clamp_(min=0) if i == j else value
+        nodes[name] = torch.stack(means, dim=1), covariance
+    return Moments(images, nodes)
 
 
 class Tracked(nn.Module):
@@ -174,8 +184,9 @@ class Tracked(nn.Module):
         return value * scale.view(shape) + shift.view(shape)
 
 
-def tracked(model: nn.Module, groups: Groups, goals: Moments, alpha: float, *, shift: bool) -> nn.Module:
-    """A copy of `model` in which `sites` are wrapped (`Tracked`), with the parents' interpolated statistics as goals;
+def tracked(model: nn.Module, groups: Groups, goals: Moments, shares: Sequence[float], *, shift: bool) -> nn.Module:
+    """A copy of `model` in which the `activated` layers are wrapped (`Tracked`), with the parents' mean statistics as
+    goals;
     `reset` it before use.
 
     Behind a layer that has neither bias nor BatchNorm only the deviation is set (as with shift=False): the
@@ -184,11 +195,11 @@ def tracked(model: nn.Module, groups: Groups, goals: Moments, alpha: float, *, s
     twin = copy.deepcopy(model)
     modules = dict(twin.named_modules())
     named = {node.target: node.name for node in groups.graph.nodes if node.op == "call_module"}
-    for layer in sites(model, groups):
+    for layer in activated(model, groups)[0]:
         place = layer.norm or layer.name
         if _parameter(modules[place], "weight") is None:
             continue  # a BatchNorm without weights
-        mean, std = goals.goals(named[place], alpha)
+        mean, std = goals.goals(named[place], shares)
         able = _parameter(modules[place], "bias") is not None
         wrapped = Tracked(modules[place], mean, std, -1 if layer.kind == "linear" else 1, shift and able)
         twin.set_submodule(place, wrapped.to(next(twin.parameters()).device))
@@ -215,32 +226,32 @@ def fold(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _tracked(shift: bool) -> Callable[[_Task], _Found]:
-    def run(task: _Task) -> _Found:
+def retracked(shift: bool) -> Callable[[Task], Result]:
+    def run(task: Task) -> Result:
         goals = _moments(task)
-        model = tracked(task.fused(), task.groups, goals, task.alpha, shift=shift)
+        model = tracked(task.fused(), task.groups, goals, task.shares, shift=shift)
         images = reset(model, task.images("reset"))
-        return fold(model).state_dict(), {"images": images, "left": _sites(task.model, task.groups)[1]}
+        return fold(model).state_dict(), {"images": images, "left": activated(task.aligned.model, task.groups)[1]}
 
     return run
 
 
 @torch.no_grad()
-def _closed_form(task: _Task) -> _Found:
+def closed_form(task: Task) -> Result:
     """Jordan et al.'s approximation of REPAIR without a pass over the fused network.
 
-    It takes the fused pre-activation for (1 − α)·z_A + α·z_B, whose deviation follows from the parents' moments:
-    σ² = (1 − α)²·σ_A² + α²·σ_B² + 2α(1 − α)·cov(z_A, z_B); at α = ½, equal deviations and correlation r that is
-    σ_A·√((1 + r) / 2). Units are scaled by ((1 − α)·σ_A + α·σ_B) / σ around the mean (1 − α)·μ_A + α·μ_B, or around
-    zero where a layer has no bias; a BatchNorm gets that mean and σ² as its running statistics. So a network with
+    It takes the fused pre-activation for Σ sᵢ·zᵢ with the shares s, whose variance follows from the parents' moments:
+    σ² = sᵀ·C·s; for two at α = ½, equal deviations and correlation r that is σ_A²·(1 + r) / 2. Units are scaled by
+    Σ sᵢ·σᵢ / σ around the mean Σ sᵢ·μᵢ, or around zero where a layer has no bias; a BatchNorm gets that mean and σ² as
+    its running statistics. So a network with
     BatchNorm wants images as it saw them in training, augmented: on others even A fused with A is not A.
     """
     stats, model = _moments(task), task.fused()
     modules = dict(model.named_modules())
-    found, left = _sites(model, task.groups)
-    for layer in found:
-        mean, std = stats.goals(layer.node, task.alpha)
-        variance = stats.variance(layer.node, task.alpha)
+    layers, left = activated(model, task.groups)
+    for layer in layers:
+        mean, std = stats.goals(layer.node, task.shares)
+        variance = stats.variance(layer.node, task.shares)
         if layer.norm:
             norm = modules[layer.norm]
             if norm.running_mean is not None:

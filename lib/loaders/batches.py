@@ -13,6 +13,17 @@ import torch
 from ..checks import InputError
 from .data import TRANSLATE, Dataset, Normalisation, Split, _integers
 
+# Images at a time where nothing is trained. Twice as fast as 500 on two CPU cores (SimpleNet: 0.24 against 0.47 ms an
+# image and core), whose activations no longer fit the caches.
+BATCH = 250
+
+
+def batched(images: torch.Tensor | Iterable, size: int = BATCH) -> Iterable:
+    """Batches that can be gone over more than once: a tensor (N, …) in pieces of `size`, an iterator as a list."""
+    if isinstance(images, torch.Tensor):
+        return list(images.split(size))
+    return list(images) if isinstance(images, Iterator) else images
+
 
 class MemoryLoader:
     """Batches of a split that lies on the device as uint8; shuffling and augmentation happen there.

@@ -2,7 +2,7 @@
 
 from .activation import Moments, activation_similarity
 from .assignment import assign
-from .matchers import MATCHERS, Matching, check_network, check_options, match
+from .matchers import MATCHERS, Matching, check_network, looks_at_images, match, read_matcher
 from .peak import Peak
 from .problem import Cache, Problem
 from .solvers import SOLVERS, Solution, coordinate_descent, sinkhorn, softassign, solve

@@ -1,22 +1,24 @@
 """Similarity between units + assignment = permutations: every matcher by name, one signature.
 
-`match` moves B: permuted with its result, unit i of B stands where unit i of A does. See `MATCHERS` for what each
-needs. The quadratic objective and its solvers live in `problem` and `solvers`.
+`match` brings networks into one order: permuted with its maps, units that do the same stand in the same place. Matchers
+are pairwise, and move the second network, B, to the first, A. See `MATCHERS` for what each needs. The quadratic
+objective and its solvers live in `problem` and `solvers`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import checks
-from ..checks import InputError
+from .. import loaders
+from ..checks import InputError, read_method, spell_method
 from ..symmetry import Groups
 from . import solvers
-from .activation import _exact, activation_similarity
+from .activation import TAPS, _exact, activation_similarity
 from .assignment import assign
 from .peak import Peak
 from .problem import GIB, Problem
@@ -24,10 +26,11 @@ from .spectral import chain, spectral
 
 
 class Matching(dict[str, Tensor]):
-    """{group: LongTensor (size,)}, moving B, and how it was found.
+    """{group: LongTensor (size,)}, moving one network to another, and how it came about.
 
-    `objective` is what the matcher maximised, summed over groups; `similarity` the (size, size) matrix [unit of A,
-    unit of B] that was assigned, where there is one; `info` what else the matcher reports.
+    `matcher` is its name, with the options that differ from their defaults; `objective` what it maximised, summed over
+    groups; `similarity` the (size, size) matrix [unit of A, unit of B] that was assigned, where there is one; `info`
+    what else the matcher reports.
     """
 
     matcher: str
@@ -73,7 +76,12 @@ def _none(pair: _Pair) -> _Found:
     return pair.groups.identity(), None, None, {}
 
 
-def _activation(pair: _Pair, similarity: str = "correlation", tap: str = "post_relu", epsilon: float = 1e-4) -> _Found:
+def _activation(
+    pair: _Pair,
+    similarity: Literal["correlation", "covariance", "uncentred"] = "correlation",
+    tap: Literal[tuple(TAPS)] = "post_relu",
+    epsilon: float = 1e-4,
+) -> _Found:
     found = activation_similarity(
         pair.model_a, pair.model_b, pair.groups, pair.batches,
         similarity=similarity, tap=tap, epsilon=epsilon, device=pair.device, progress=pair.progress,
@@ -84,7 +92,7 @@ def _activation(pair: _Pair, similarity: str = "correlation", tap: str = "post_r
 
 
 def _spectral(orientation: str) -> Callable[..., _Found]:
-    def run(pair: _Pair, solver: str = "sweep", memory: float = 4 * GIB) -> _Found:
+    def run(pair: _Pair, solver: Literal["sweep", "pygmtools"] = "sweep", memory: float = 4 * GIB) -> _Found:
         perms, info = spectral(*pair.states, pair.groups, solver=solver, orientation=orientation, memory=memory)
         similarity = info.pop("similarity")
         objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in similarity.items())
@@ -122,7 +130,11 @@ def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _F
     if fixed is None:
 
         def run(
-            pair: _Pair, solver: str = "graph", memory: float = GIB, activations: float = 0.0, restarts: int = 0
+            pair: _Pair,
+            solver: Literal[tuple(solvers.SOLVERS)] = "graph",
+            memory: float = GIB,
+            activations: float = 0.0,
+            restarts: int = 0,
         ) -> _Found:
             return solve(pair, solver, memory, activations, restarts)
     else:
@@ -169,52 +181,89 @@ MATCHERS = {
 }
 
 
+def read_matcher(text: str, options: Mapping | None = None) -> tuple[str, dict]:
+    """(name, options) of a matcher such as "activation(tap=pre_norm)"; see `checks.read_method`."""
+    return read_method("matcher", text, MATCHERS, options)
+
+
+def looks_at_images(matcher: str) -> bool:
+    """Whether a matcher, with its options, needs images."""
+    name, options = read_matcher(matcher)
+    return MATCHERS[name].images or bool(options.get("activations"))
+
+
 def check_network(matcher: str, model: nn.Module, groups: Groups) -> None:
     """Raises InputError, in one line, when the matcher cannot take this architecture."""
-    if MATCHERS[matcher].chain:
+    name, _ = read_matcher(matcher)
+    if MATCHERS[name].chain:
         chain(model.state_dict(), model.state_dict(), groups)
 
 
-def check_options(matcher: str, options: Mapping) -> None:
-    """Raises InputError, in one line, for an unknown matcher or an option that it does not take."""
-    checks.check_options("matcher", matcher, MATCHERS, options)
-
-
 def match(
-    model_a: nn.Module,
-    model_b: nn.Module,
+    networks: Sequence[nn.Module],
     groups: Groups,
     matcher: str = "activation",
     *,
-    batches: Iterable | None = None,
+    images: Tensor | Iterable | None = None,
     device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
+    seed: int = 0,
     progress: bool = True,
     **options,
-) -> Matching:
-    """The permutations of B's units that line it up with A, found by the matcher of that name.
+) -> list[Matching]:
+    """One map a network that brings its units into the order of the first network's.
 
     Args:
-        model_a, model_b: two networks of one architecture; put on `device` and in evaluation mode, weights unchanged.
+        networks: of one architecture; put on `device` and in evaluation mode, weights unchanged.
         groups: their permutation groups (`symmetry.trace`).
-        batches: of (images (N, …), labels) or of images, for matchers that look at data (`MATCHERS[name].images`).
-        generator: of random restarts and orders, where a matcher has them; seed 0 when absent.
+        matcher: of `MATCHERS`, options in brackets if any: "activation(tap=pre_norm)".
+        images: a tensor (N, …), or batches of (images (B, …), labels) or of images, for matchers that look at data
+            (`looks_at_images`). Labels are never read.
+        seed: of random restarts and orders, where a matcher has them.
         options: the matcher's own, such as similarity="covariance" or solver="pygmtools".
 
+    Returns:
+        `Matching`s in the order of the networks; the first moves nothing. Prove them before relying on them
+        (`fusion.align` does).
+
     Raises:
-        InputError: unknown matcher or option, images needed and not given, or a network it cannot take.
+        InputError: unknown matcher or option, images needed and not given, or networks it cannot take.
     """
-    check_options(matcher, options)
-    if MATCHERS[matcher].images and batches is None:
-        raise InputError(f"matcher '{matcher}' looks at images; give it batches")
-    generator = generator or torch.Generator().manual_seed(0)
-    pair = _Pair(model_a.eval(), model_b.eval(), groups, batches, device, generator, progress)
-    with Peak(device) as peak:
-        start = time.perf_counter()
-        perms, objective, similarity, info = MATCHERS[matcher].run(pair, **options)
-        seconds = time.perf_counter() - start
-    found = Matching(perms)
-    found.seconds, found.peak_bytes = seconds, peak.bytes
-    found.matcher, found.objective, found.options = matcher, objective, dict(options)
-    found.similarity, found.info = dict(similarity) if similarity else None, info
-    return found
+    name, options = read_matcher(matcher, options)
+    if (
+        not isinstance(networks, list | tuple)
+        or len(networks) < 2
+        or not all(isinstance(n, nn.Module) for n in networks)
+    ):
+        raise InputError("match takes a list of at least two networks: match([a, b], groups, matcher)")
+    if MATCHERS[name].images and images is None:
+        raise InputError(f"matcher '{name}' looks at images; give it images")
+    batches = None if images is None else loaders.batched(images)
+    for network in networks:
+        network.eval()
+    maps = [_matching(groups.identity(), name, options)]
+    for network in networks[1:]:
+        generator = torch.Generator().manual_seed(seed)
+        pair = _Pair(networks[0], network, groups, batches, device, generator, progress)
+        with Peak(device) as peak:
+            start = time.perf_counter()
+            perms, objective, similarity, info = MATCHERS[name].run(pair, **options)
+            seconds = time.perf_counter() - start
+        maps.append(_matching(perms, name, options, objective, seconds, peak.bytes, similarity, info))
+    return maps
+
+
+def _matching(
+    perms: Mapping[str, Tensor],
+    name: str,
+    options: Mapping,
+    objective: float | None = None,
+    seconds: float = 0.0,
+    peak: int | None = None,
+    similarity: Mapping[str, Tensor] | None = None,
+    info: Mapping | None = None,
+) -> Matching:
+    matching = Matching(perms)
+    matching.matcher, matching.options = spell_method(name, options, MATCHERS), dict(options)
+    matching.objective, matching.seconds, matching.peak_bytes = objective, seconds, peak
+    matching.similarity, matching.info = dict(similarity) if similarity else None, dict(info or {})
+    return matching

@@ -1,6 +1,17 @@
 """The architectures, their training, and checkpoints in and out."""
 
-from .architectures import ARCHITECTURES, VGG_CHANNELS, build, example
-from .checkpoints import find_checkpoint, fitting, load_state, read_sidecar, read_state, save_checkpoint, state_of
+from .architectures import ARCHITECTURES, VGG_CHANNELS, Architecture, build, example
+from .checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    fitting,
+    load_state,
+    read_checkpoint,
+    read_sidecar,
+    read_state,
+    save_checkpoint,
+    state_of,
+    state_sha256,
+)
 from .merging import merge_linear
 from .training import Recipe, Spec, evaluate, normalisation, open_dataset, skewed_indices, train, trained

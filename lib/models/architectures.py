@@ -4,6 +4,8 @@ Every network takes images (N, C, H, W) float32 and returns logits (N, classes).
 """
 
 import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -170,12 +172,21 @@ class ResNet20(nn.Module):
         return self.fc(torch.flatten(self.pool(x), 1))
 
 
-# name -> (constructor, norms it accepts, shape of one input image)
+class Architecture(NamedTuple):
+    """A constructor, the norms it accepts, the shape (channels, height, width) of one input image, and whether it is
+    trained on augmented images."""
+
+    constructor: Callable[..., nn.Module]
+    norms: tuple[str | None, ...]
+    shape: tuple[int, int, int]
+    augment: bool = False
+
+
 ARCHITECTURES = {
-    "simplenet": (SimpleNet, (None,), (1, 28, 28)),
-    "mlp": (MLP, (None, "batch"), (1, 28, 28)),
-    "resnet20": (ResNet20, ("batch",), (3, 32, 32)),
-    **{name: (VGG, (None, "batch"), (3, 32, 32)) for name in VGG_CHANNELS},
+    "simplenet": Architecture(SimpleNet, (None,), (1, 28, 28)),
+    "mlp": Architecture(MLP, (None, "batch"), (1, 28, 28)),
+    "resnet20": Architecture(ResNet20, ("batch",), (3, 32, 32), augment=True),
+    **{name: Architecture(VGG, (None, "batch"), (3, 32, 32), augment=True) for name in VGG_CHANNELS},
 }
 
 
@@ -194,7 +205,7 @@ def build(name: str, *, width: float = 1.0, norm: str | None = None, seed: int |
     """
     if name not in ARCHITECTURES:
         raise InputError(f"unknown model '{name}'; accepted: {', '.join(ARCHITECTURES)}")
-    constructor, norms, _ = ARCHITECTURES[name]
+    constructor, norms = ARCHITECTURES[name][:2]
     if width <= 0:
         raise InputError(f"width {width} is not positive; accepted: any multiplier > 0, such as 0.25, 1, 2")
     if norm not in norms:
@@ -214,4 +225,4 @@ def build(name: str, *, width: float = 1.0, norm: str | None = None, seed: int |
 def example(name: str, batch: int = 2) -> torch.Tensor:
     """A batch of fixed random images, float32 (batch, C, H, W), of the shape the network takes."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, *ARCHITECTURES[name][2], generator=generator)
+    return torch.randn(batch, *ARCHITECTURES[name].shape, generator=generator)

@@ -8,6 +8,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,25 @@ def find_checkpoint(name: str) -> Path:
     raise InputError(f"checkpoint {name!r} {what}; accepted: a path, or a shipped one ({shipped})")
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint on the CPU, told by content and not by suffix: safetensors, or a torch file of
-    tensors only. Code in a pickle is never executed.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read, once: its tensors on the CPU, the SHA-256 of the file, and its sidecar ({} where a
+    file from elsewhere has none)."""
+
+    path: Path
+    state: dict[str, torch.Tensor]
+    sha256: str
+    sidecar: dict[str, Any]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """How the network was trained, as far as the sidecar says."""
+        return self.sidecar.get("spec", {})
+
+
+def read_checkpoint(path: Path, sidecar: dict[str, Any] | None = None) -> Checkpoint:
+    """A checkpoint, known by content and not by suffix: safetensors, or a torch file of tensors only. Code in a pickle
+    is never executed.
 
     Of a torch file with an entry "state_dict" that entry is taken. Where all names begin with "module.", as
     `nn.DataParallel` saves them, the prefix is dropped.
@@ -52,6 +69,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     What can be checked is: the SHA-256 where a sidecar tells it, the CRC-32 that torch files carry, and that every
     value is a finite number. Damage to a safetensors file without a sidecar can be seen only where it breaks one of
     these or the format.
+
+    Args:
+        sidecar: what `read_sidecar` gave, where it has been read already.
 
     Raises:
         InputError: the file is neither, holds more than tensors, or is damaged.
@@ -61,8 +81,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {error.strerror}; {accepted}") from None
-    told = read_sidecar(path).get("sha256")
-    if told is not None and hashlib.sha256(content).hexdigest() != told:
+    sidecar = read_sidecar(path) if sidecar is None else sidecar
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sidecar.get("sha256") not in (None, sha256):
         raise InputError(
             f"checkpoint {path} is refused: its SHA-256 is not the one in {path.with_suffix('.json').name}, so it was "
             "damaged or replaced; accepted: the file as it was saved, or one without a sidecar"
@@ -89,7 +110,18 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise InputError(f"checkpoint {path} is refused: {name} is sparse or quantised; accepted: dense tensors")
     _refuse_not_finite(state, f"checkpoint {path}")
-    return state
+    return Checkpoint(path, state, sha256, sidecar)
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint (`read_checkpoint`)."""
+    return read_checkpoint(path).state
+
+
+def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and values of a state dict, in hexadecimal: the same for the same weights,
+    whatever file they came from."""
+    return hashlib.sha256(safetensors.torch.save({name: t.contiguous() for name, t in state.items()})).hexdigest()
 
 
 def _load_torch(content: bytes) -> Any:
@@ -148,8 +180,9 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str 
     return model
 
 
-def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapping[str, Any]) -> None:
-    """Writes `state` as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it, each atomically.
+def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapping[str, Any]) -> Checkpoint:
+    """Writes `state` as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it, each atomically; returns
+    both.
 
     Raises:
         InputError: the name does not end in .safetensors, a tensor holds NaN or Inf, or the disk refuses; nothing is
@@ -163,6 +196,7 @@ def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapp
         temporary.write_bytes(content)
     with paths.atomic(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(sidecar, indent=1) + "\n")
+    return Checkpoint(path, dict(state), sidecar["sha256"], sidecar)
 
 
 def _check_suffix(path: Path) -> None:

@@ -21,7 +21,16 @@ from tqdm import tqdm
 from .. import loaders, paths
 from ..checks import InputError, first_line
 from .architectures import ARCHITECTURES, build
-from .checkpoints import _check_suffix, _load_torch, load_state, read_sidecar, save_checkpoint, state_of
+from .checkpoints import (
+    Checkpoint,
+    _check_suffix,
+    _load_torch,
+    load_state,
+    read_checkpoint,
+    read_sidecar,
+    save_checkpoint,
+    state_of,
+)
 
 # Steps between two looks at the training loss. Each look makes the host wait for a CUDA device.
 LOOK_EVERY = 50
@@ -113,7 +122,7 @@ def trained(
     device: torch.device | str = "cpu",
     label: str = "training",
     progress: bool = True,
-) -> Path:
+) -> Checkpoint:
     """The checkpoint of `spec` on `dataset`: trained, measured on the test set and saved, unless it is there already.
 
     Of several processes that want the same one, one trains and the others wait. A process that was killed is continued
@@ -125,7 +134,7 @@ def trained(
         loader: "memory", "ffcv" or "auto".
 
     Returns:
-        Path of the .safetensors file; its JSON sidecar says how it was made.
+        The checkpoint; its JSON sidecar says how it was made.
     """
     made = {"spec": spec.as_dict(), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
     made["images"] = len(dataset.train)
@@ -139,13 +148,13 @@ def trained(
     path = path or paths.CHECKPOINTS / "local" / f"{stem}.safetensors"
     _check_suffix(path)
     resume = paths.CHECKPOINTS / "local" / f"{stem}.resume"
-    if not resume.exists() and _is_trained(path, made, label):
-        return path
+    if not resume.exists() and (checkpoint := _already(path, made, label)):
+        return checkpoint
     waiting = f"{label}: another process trains {path.name}, waiting for it"
     with paths.locked(resume, path, path.with_suffix(".json"), waiting=waiting):
-        if _is_trained(path, made, label):  # by now, or by a run that was killed as it tidied up
+        if checkpoint := _already(path, made, label):  # by now, or by a run that was killed as it tidied up
             resume.unlink(missing_ok=True)
-            return path
+            return checkpoint
         generator = torch.Generator().manual_seed(spec.seed)
         labels = dataset.train.labels[: len(dataset.train) - spec.held_out]
         indices = torch.arange(len(labels))
@@ -174,23 +183,27 @@ def trained(
         test = loaders.make_loader(dataset, "test", 1000, **options)
         accuracy, loss = evaluate(model, test, device=device)
         measured = {"test_accuracy": accuracy, "test_loss": loss, "final_train_loss": losses[-1]}
-        save_checkpoint(path, state, made | measured | {"torch": torch.__version__})
+        checkpoint = save_checkpoint(path, state, made | measured | {"torch": torch.__version__})
         resume.unlink(missing_ok=True)
-    return path
+    return checkpoint
 
 
-def _is_trained(path: Path, made: Mapping[str, Any], label: str) -> bool:
-    """Whether the checkpoint at `path` is whole and was `made` so."""
+def _already(path: Path, spec: Mapping[str, Any], label: str) -> Checkpoint | None:
+    """The checkpoint at `path` if it is whole and its sidecar says what `spec` does."""
     if not path.is_file():
-        return False
+        return None
     sidecar = read_sidecar(path)
-    if not made.items() <= sidecar.items():
-        return False
-    if paths.file_sha256(path) != sidecar.get("sha256"):
+    if not spec.items() <= sidecar.items():
+        return None
+    try:
+        checkpoint = read_checkpoint(path, sidecar) if "sha256" in sidecar else None
+    except InputError:
+        checkpoint = None
+    if checkpoint is None:
         print(f"{label}: {path.name} is not the file its sidecar tells of, training it again", flush=True)
-        return False
-    print(f"{label}: already trained, {path.name}", flush=True)
-    return True
+    else:
+        print(f"{label}: already trained, {path.name}", flush=True)
+    return checkpoint
 
 
 def train(

@@ -1,4 +1,4 @@
 """What the notebooks call: one run of an experiment from its parameters to its record, the leaderboard, scaling."""
 
 from .parameters import check_share
-from .run import Run, begin
+from .run import Run, begin, check_counts

@@ -14,9 +14,9 @@ from .run import Run, begin
 # What a leaderboard leaves to the checkpoints or does not vary.
 FIXED = {
     "preset": "quick", "seed_a": 0, "seed_b": 1, "epochs": None, "width": None, "loader": "memory", "limit_train": 0,
-    "evaluate_train": False, "results_path": "", "figures_dir": "",
+    "evaluate_train": False, "results_path": "", "figures_dir": "", "held_out": 0,
 }  # fmt: skip
-SHARED = ("matchers", "corrections", "alphas", "device", "limit_test", "match_images", "correct_images")
+SHARED = ("matchers", "corrections", "alphas", "device", "limit_test", "match_images", "correct_images", "match_seed")
 
 
 def pairs() -> dict[str, dict[str, Any]]:
@@ -73,10 +73,10 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
                 "leaderboard", said["spec"]["model"], given, presets=presets, norm=said["spec"]["norm"], lenient=True,
                 extra=("held_out_images",),
             )  # fmt: skip
-            run.check_held_out(run.held_out_images)
+            run.check_held_out(run.settings.held_out_images)
             found.append(name)
-            run.settings["matchers"], run.settings["corrections"] = run.applicable()
-            if run.matchers and run.corrections:
+            run.leave_out_inapplicable()
+            if run.settings.matchers and run.settings.corrections:
                 runs[run.results_path.stem] = run
         if not found:
             if kind not in kinds:
@@ -93,18 +93,16 @@ def measured(stem: str, run: Run) -> dict[str, Any]:
         old = read_record(run.results_path)
         same = old["provenance"]["parameters"] == recorded(run.given)
         same = same and old["provenance"]["dataset_sha256"] == run.dataset.sha256
-        if same and all(
-            old["checkpoints"][side]["sha256"] == paths.file_sha256(path) for side, path in run.checkpoints.items()
-        ):
+        if same and all(old["checkpoints"][side]["sha256"] == run.checkpoints[side].sha256 for side in ("a", "b")):
             print(f"{stem}: measured already")
             return old
     print(f"{stem}", flush=True)
-    model_a, model_b = run.open_pair()
-    parents, held_out = run.parents(model_a, model_b), run.held_out(run.held_out_images)
-    matchings = run.match(model_a, model_b)
-    curves = run.curves(model_a, model_b, matchings, parents, held_out)
-    record = run.record(parents, curves, references=run.references(model_a, model_b, parents, held_out))
-    write_record(run.results_path, record, matching_arrays(*matchings.values()))
+    networks = run.open_pair()
+    parents, held_out = run.parents(networks), run.held_out(run.settings.held_out_images)
+    aligned = run.align(networks, run.match(networks))
+    curves = run.curves(aligned, parents, held_out)
+    record = run.record(parents, curves, references=run.references(networks, parents, held_out))
+    write_record(run.results_path, record, matching_arrays(*(pair.maps[1] for pair in aligned.values())))
     return record
 
 

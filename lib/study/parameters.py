@@ -1,17 +1,17 @@
 """The parameters that every experiment notebook has, checked."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .. import fusion, loaders, matching
-from ..checks import InputError, check_choice, check_whole
+from ..checks import InputError, check_choice, check_whole, read_method, spell_method
 
 # The parameters that every experiment notebook has (see its parameters cell).
 PARAMETERS = (
     "preset", "dataset", "checkpoint_a", "checkpoint_b", "matchers", "corrections", "alphas", "seed_a", "seed_b",
     "epochs", "width", "loader", "device", "limit_train", "limit_test", "match_images", "correct_images",
-    "evaluate_train", "results_path", "figures_dir",
+    "evaluate_train", "results_path", "figures_dir", "match_seed", "held_out",
 )  # fmt: skip
 
 
@@ -19,9 +19,18 @@ def _refuse(name: str, value: object, accepted: str) -> InputError:
     return InputError(f"{name} {value!r} is not accepted; accepted: {accepted}")
 
 
-def _distinct(name: str, values: object, accepted: Iterable[str]) -> None:
-    if not isinstance(values, list | tuple) or not values or len(set(map(str, values))) < len(values):
-        raise _refuse(name, values, f"a list without repeats of {', '.join(accepted)}")
+def methods(name: str, texts: object, kind: str, table: Mapping[str, Any]) -> list[str]:
+    """Matchers or corrections as they are recorded, such as ["none", "activation(tap=pre_norm)"].
+
+    Raises:
+        InputError: `texts` is no list of them, one of them is not accepted, or two are the same.
+    """
+    if not isinstance(texts, list | tuple) or not texts:
+        raise _refuse(name, texts, f"a list without repeats of {', '.join(table)}")
+    spelled = [spell_method(*read_method(kind, text, table), table) for text in texts]
+    if len(set(spelled)) < len(spelled):
+        raise _refuse(name, texts, f"a list without repeats of {', '.join(table)}")
+    return spelled
 
 
 def _is_share(value: object) -> bool:
@@ -37,12 +46,8 @@ def check_share(name: str, value: object) -> None:
 def check(p: Mapping[str, Any]) -> None:
     """Raises InputError, in one line, for the first parameter whose value is not accepted; None is a preset's."""
     check_choice("preset", p["preset"], ("quick", "paper", "auto"))
-    _distinct("matchers", p["matchers"], matching.MATCHERS)
-    for name in p["matchers"]:
-        matching.check_options(name, {})
-    _distinct("corrections", p["corrections"], fusion.CORRECTIONS)
-    for name in p["corrections"]:
-        fusion.check_options(name, {})
+    methods("matchers", p["matchers"], "matcher", matching.MATCHERS)
+    methods("corrections", p["corrections"], "correction", fusion.CORRECTIONS)
     if not isinstance(p["alphas"], list | tuple) or not p["alphas"]:
         raise _refuse("alphas", p["alphas"], "a list of numbers within [0, 1]")
     for alpha in p["alphas"]:
@@ -51,7 +56,7 @@ def check(p: Mapping[str, Any]) -> None:
         raise _refuse("alphas", p["alphas"], "no repeats")
     if not any(0 < alpha < 1 for alpha in p["alphas"]):
         raise _refuse("alphas", p["alphas"], "at least one strictly between the parents, 0 and 1")
-    for name in ("seed_a", "seed_b", "limit_train", "limit_test"):
+    for name in ("seed_a", "seed_b", "match_seed", "held_out", "limit_train", "limit_test"):
         check_whole(name, p[name], 0)
     for name, least in {"epochs": 1, "match_images": 2, "correct_images": 2}.items():  # one image has no variance
         if p[name] is not None:
@@ -67,6 +72,4 @@ def check(p: Mapping[str, Any]) -> None:
         raise _refuse("results_path", p["results_path"], "a path that ends in .json")
     if p.get("save_aligned") and not str(p["save_aligned"]).endswith(".safetensors"):
         raise _refuse("save_aligned", p["save_aligned"], "a path that ends in .safetensors")
-    if "held_out" in p:
-        check_whole("held_out", p["held_out"], 0)
     loaders.pick_device(p["device"])

@@ -1,14 +1,16 @@
-"""What every experiment notebook does alike: check its parameters, open data and networks, match, measure, record.
+"""What every experiment notebook does alike: check its parameters, open data and networks, match, align, measure,
+record.
 
 A notebook calls `begin` in its first code cell, so that bad input fails in a second, before anything is trained;
 the steps after it are methods of the `Run` that it returns.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,245 +19,210 @@ from tqdm import tqdm
 
 from .. import fusion, loaders, matching, models, paths, symmetry
 from ..checks import InputError, check_whole
+from ..fusion import Aligned
 from ..matching import Matching
-from ..models import merge_linear
+from ..models import Checkpoint
 from ..records import curve_entry, origin, portable, run_record
 from ..symmetry import Groups
-from .parameters import PARAMETERS, _refuse, check
+from .parameters import PARAMETERS, _refuse, check, methods
 
-# Images at a time where nothing is trained. Twice as fast as 500 on two CPU cores (SimpleNet: 0.24 against 0.47 ms an
-# image and core), whose activations no longer fit the caches.
-BATCH = 250
+SIDES = ("a", "b")
 
 
 @dataclasses.dataclass
 class Run:
-    """One run of an experiment on one pair: its checked parameters, data and networks. `begin` makes it."""
+    """One run of an experiment on one pair: its data and networks, and its checked parameters with the preset's filled
+    in (`settings`). `begin` makes it."""
 
     experiment: str
     model: str
     norm: str | None
     given: dict[str, Any]
-    settings: dict[str, Any]
+    settings: SimpleNamespace
     preset: str
     dataset: loaders.Dataset
     device: torch.device
     started: datetime
     results_path: Path
     figures_dir: Path
-    checkpoints: dict[str, Path] = dataclasses.field(default_factory=dict)
-
-    def __getattr__(self, name: str) -> Any:
-        settings = self.__dict__.get("settings", {})
-        if name in settings:
-            return settings[name]
-        raise AttributeError(name)
+    checkpoints: dict[str, Checkpoint] = dataclasses.field(default_factory=dict)
+    _images: dict[tuple[int, bool], Iterable] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def architecture(self) -> dict[str, Any]:
         """The record's "model"."""
-        return {"name": self.model, "width": float(self.width), "norm": self.norm}
+        return {"name": self.model, "width": float(self.settings.width), "norm": self.norm}
 
     # Networks ---------------------------------------------------------------------------------------------------------
 
-    def build(self) -> nn.Module:
-        """A fresh network of the run's architecture, its consecutive linear layers merged where the run asks for it."""
+    @cached_property
+    def template(self) -> nn.Module:
+        """A fresh network of the run's architecture, its consecutive linear layers merged where the run asks for it;
+        only its structure counts."""
         return self._merged(self._unmerged())
 
     def _merged(self, network: nn.Module) -> nn.Module:
-        return merge_linear(network) if self.settings.get("merge_linear") else network
+        return models.merge_linear(network) if getattr(self.settings, "merge_linear", False) else network
 
     def _unmerged(self) -> nn.Module:
-        return models.build(self.model, width=self.width, norm=self.norm, seed=0)
+        return models.build(self.model, width=self.settings.width, norm=self.norm, seed=0)
+
+    def _network(self, checkpoint: Checkpoint) -> nn.Module:
+        return models.load_state(self._unmerged(), checkpoint.state, str(checkpoint.path))
 
     @cached_property
     def groups(self) -> Groups:
         """The permutation groups of the architecture, traced and proved with random permutations."""
-        groups = symmetry.trace(self.build(), models.example(self.model))
-        symmetry.prove(self.build(), groups, models.example(self.model))
+        groups = symmetry.trace(self.template, models.example(self.model))
+        symmetry.prove(self.template, groups, groups.example)
         return groups
 
-    def open_pair(self, recipe: models.Recipe | None = None, **skew) -> tuple[nn.Module, nn.Module]:
-        """Networks A and B: from checkpoints where given, else trained by `recipe` (or found already trained).
+    def open_pair(self, recipe: models.Recipe | None = None, **skew) -> list[nn.Module]:
+        """Networks A and B: from checkpoints where given, else trained by `recipe` (unless they are there already).
 
         Args:
-            skew: {"a": …, "b": …} of further fields of `training.Spec`, such as the classes each network sees.
+            skew: {"a": …, "b": …} of further fields of `models.Spec`, such as the classes each network sees.
         """
+        settings = self.settings
         specs = {
             side: models.Spec(
-                self.model,
-                self.settings[f"seed_{side}"],
-                recipe,
-                self.width,
-                self.norm,
-                held_out=self.settings.get("held_out", 0),
-                **skew.get(side, {}),
-            )  # fmt: skip
-            for side in ("a", "b")
+                self.model, getattr(settings, f"seed_{side}"), recipe, settings.width, self.norm,
+                held_out=settings.held_out, **skew.get(side, {}),
+            )
+            for side in SIDES
             if side not in self.checkpoints
-        }
+        }  # fmt: skip
         if len(specs) == 2 and specs["a"] == specs["b"]:
-            raise InputError(f"A and B would be one network, both of seed {self.seed_a}; accepted: two seeds")
+            raise InputError(f"A and B would be one network, both of seed {settings.seed_a}; accepted: two seeds")
         for side, spec in specs.items():
             self.checkpoints[side] = models.trained(
-                spec, self.dataset, loader=self.loader, device=self.device, label=f"network {side.upper()}"
+                spec, self.dataset, loader=settings.loader, device=self.device, label=f"network {side.upper()}"
             )
-        states = {side: models.read_state(path) for side, path in self.checkpoints.items()}
-        self._check_distinct(states)
-        pair = [
-            self._merged(models.load_state(self._unmerged(), states[side], str(self.checkpoints[side])))
-            for side in ("a", "b")
-        ]
-        return pair[0].to(self.device), pair[1].to(self.device)
+        self._check_distinct()
+        return [self._merged(self._network(self.checkpoints[side])).to(self.device) for side in SIDES]
 
-    def _check_distinct(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _check_distinct(self) -> None:
         """Raises InputError where both networks are there and are the same: no pair, whatever the barrier says."""
-        if len(states) == 2 and all(
-            torch.equal(tensor, states["b"].get(name, torch.empty(0))) for name, tensor in states["a"].items()
-        ):
-            files = " and ".join(path.name for path in self.checkpoints.values())
-            raise InputError(f"A and B are the same network ({files}); accepted: two networks")
+        if len(self.checkpoints) == 2:
+            a, b = (self.checkpoints[side] for side in SIDES)
+            if all(torch.equal(tensor, b.state.get(name, torch.empty(0))) for name, tensor in a.state.items()):
+                files = f"{a.path.name} and {b.path.name}"
+                raise InputError(f"A and B are the same network ({files}); accepted: two networks")
 
     # Images -----------------------------------------------------------------------------------------------------------
 
-    def _batches(self, which: str, count: int = 0, augment: bool = False) -> list[tuple[Tensor, Tensor]]:
-        split = getattr(self.dataset, which).head(count)
+    def _batches(self, split: loaders.Split, augment: bool = False) -> list[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(0)
         normalise = models.normalisation(self.model)
         batches = loaders.MemoryLoader(
-            split, BATCH, normalise=normalise, device=self.device, augment=augment, generator=generator
+            split, loaders.BATCH, normalise=normalise, device=self.device, augment=augment, generator=generator
         )
         return list(batches) if len(split) <= 10_000 else batches
 
     @cached_property
     def test(self) -> list[tuple[Tensor, Tensor]]:
         """The test set, read and normalised once."""
-        return self._batches("test")
+        return self._batches(self.dataset.test)
 
     @cached_property
     def train(self) -> Iterable[tuple[Tensor, Tensor]] | None:
         """The training set as it is, where evaluate_train asks for it, else None."""
-        return self._batches("train") if self.evaluate_train else None
+        return self._batches(self.dataset.train) if self.settings.evaluate_train else None
 
     @cached_property
     def match_batches(self) -> list[tuple[Tensor, Tensor]]:
         """The first match_images training images, as they are."""
-        return self._batches("train", self.match_images)
+        return self._batches(self.dataset.train.head(self.settings.match_images))
 
-    def correct_batches(self, name: str = "bn_reset", count: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        """The first correct_images (or `count`) training images for the correction `name`: augmented as in training
-        where the correction wants that and the model trains so."""
-        augment = fusion.CORRECTIONS[name].augmented and models.ARCHITECTURES[self.model][2][0] > 1
-        return self._batches("train", count or self.correct_images, augment=augment)
-
-    def rehearse(
-        self,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
-        counts: Mapping[str, Iterable[int]] | None = None,
-    ) -> None:
-        """Raises InputError, before any training, for matcher options that are not accepted (each matcher named in
-        `options` is tried on two random images) and for lists of image counts that hold anything but whole numbers
-        ≥ 2."""
-        fresh, images = self.build(), [models.example(self.model)]
-        for name, chosen in (options or {}).items():
-            matching.match(fresh, fresh, self.groups, name, batches=images, progress=False, **chosen)
-        for name, numbers in (counts or {}).items():
-            if not isinstance(numbers, list | tuple):
-                raise _refuse(name, numbers, "a list of whole numbers")
-            for number in numbers:
-                check_whole(name, number, 2)
-
-    # Steps ------------------------------------------------------------------------------------------------------------
-
-    def match(
-        self, model_a: nn.Module, model_b: nn.Module, options: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> dict[str, Matching]:
-        """The permutations of every matcher asked for, each proved to leave B's outputs unchanged.
-
-        Args:
-            options: {matcher: its options}.
-        """
-        options = options or {}
-        return {name: self.match_by(name, model_a, model_b, **options.get(name, {})) for name in self.matchers}
-
-    def match_by(
-        self, name: str, model_a: nn.Module, model_b: nn.Module, *, progress: bool = True, **options
-    ) -> Matching:
-        """The permutations of one matcher, proved to leave B's outputs unchanged."""
-        found = matching.match(
-            model_a, model_b, self.groups, name, device=self.device, progress=progress,
-            batches=self.match_batches if matching.MATCHERS[name].images else None, **options,
-        )  # fmt: skip
-        symmetry.prove(model_b, self.groups, models.example(self.model), found)
-        return found
-
-    def correlation(self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching]) -> Matching:
-        """The activation matching, whose similarity tells how alike any matching's units are."""
-        found = matchings.get("activation")
-        if found is None or found.options.get("similarity", "correlation") != "correlation":
-            found = matching.match(
-                model_a, model_b, self.groups, "activation", batches=self.match_batches, device=self.device
-            )
-        return found
-
-    def save_aligned(self, path: str, model_b: nn.Module, matchings: Mapping[str, Matching]) -> Path:
-        """Saves B, permuted by the last of `matchings`, as a checkpoint; returns its path."""
-        name, found = list(matchings.items())[-1]
-        state = symmetry.permute(models.state_of(model_b), self.groups, found)
-        target = paths.target(path, "")
-        sidecar = {"dataset": self.dataset.name} | models.read_sidecar(self.checkpoints["b"]) | {"aligned_by": name}
-        models.save_checkpoint(target, state, sidecar)
-        return target
-
-    def parents(self, model_a: nn.Module, model_b: nn.Module) -> dict[str, dict[str, float | None]]:
-        """Accuracy and loss of the two networks as they are."""
-        return {
-            side: fusion.measure(self.build(), model.state_dict(), self.test, self.train, device=self.device)
-            for side, model in (("a", model_a), ("b", model_b))
-        }
-
-    def check_matcher(self, name: str) -> None:
-        """Raises InputError when the architecture cannot take the matcher."""
-        matching.check_network(name, self.build(), self.groups)
-
-    def check_correction(self, name: str) -> None:
-        """Raises InputError when the architecture cannot take the correction."""
-        fusion.check_network(name, self.build())
-
-    def applicable(self) -> tuple[list[str], list[str]]:
-        """The matchers and corrections asked for that this architecture can take; says which it cannot."""
-        found: tuple[list[str], list[str]] = ([], [])
-        checks = ((self.matchers, self.check_matcher), (self.corrections, self.check_correction))
-        for (names, check_one), taken in zip(checks, found, strict=True):
-            for name in names:
-                try:
-                    check_one(name)
-                    taken.append(name)
-                except InputError as error:
-                    print(f"left out: {error}")
-        return found
-
-    def check_held_out(self, count: int) -> None:
-        """Raises InputError when matching or correcting uses some of the last `count` training images, too."""
-        check_whole("held_out_images", count, 1)
-        images = len(self.dataset.train)
-        if count + max(self.match_images, self.correct_images) > images:
-            raise InputError(
-                f"held_out_images {count} of {images} training images overlap those used to match or correct"
-            )
+    def correct_batches(self, correction: str, count: int | None = None) -> list[tuple[Tensor, Tensor]] | None:
+        """The first correct_images (or `count`) training images for a correction, augmented as in training where it
+        wants that and the model trains so; None for one that looks at none."""
+        name, _ = fusion.read_correction(correction)
+        row = fusion.CORRECTIONS[name]
+        if not row.images:
+            return None
+        key = count or self.settings.correct_images, row.augmented and models.ARCHITECTURES[self.model].augment
+        if key not in self._images:
+            self._images[key] = self._batches(self.dataset.train.head(key[0]), augment=key[1])
+        return self._images[key]
 
     def held_out(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """The last `count` training images, for choices that must not see the test set."""
         self.check_held_out(count)
         split = self.dataset.train
-        split = split.subset(range(len(split) - count, len(split)))
-        return list(loaders.MemoryLoader(split, BATCH, normalise=models.normalisation(self.model), device=self.device))
+        return list(self._batches(split.subset(range(len(split) - count, len(split)))))
+
+    # Checks -----------------------------------------------------------------------------------------------------------
+
+    def check_held_out(self, count: int) -> None:
+        """Raises InputError when matching or correcting uses some of the last `count` training images, too."""
+        check_whole("held_out_images", count, 1)
+        images, used = len(self.dataset.train), max(self.settings.match_images, self.settings.correct_images)
+        if count + used > images:
+            raise InputError(
+                f"held_out_images {count} of {images} training images overlap those used to match or correct"
+            )
+
+    def check_matcher(self, name: str) -> None:
+        """Raises InputError when the architecture cannot take the matcher."""
+        matching.check_network(name, self.template, self.groups)
+
+    def check_correction(self, name: str) -> None:
+        """Raises InputError when the architecture cannot take the correction."""
+        fusion.check_network(name, self.template)
+
+    def leave_out_inapplicable(self) -> None:
+        """Takes the matchers and corrections that this architecture cannot take out of the settings; says which."""
+        for field, check_one in (("matchers", self.check_matcher), ("corrections", self.check_correction)):
+            taken = []
+            for name in getattr(self.settings, field):
+                try:
+                    check_one(name)
+                    taken.append(name)
+                except InputError as error:
+                    print(f"left out: {error}")
+            setattr(self.settings, field, taken)
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+
+    def match(self, networks: Sequence[nn.Module]) -> dict[str, list[Matching]]:
+        """The maps of every matcher asked for, one a network."""
+        return {name: self.match_by(name, networks) for name in self.settings.matchers}
+
+    def match_by(self, name: str, networks: Sequence[nn.Module], *, progress: bool = True) -> list[Matching]:
+        """The maps of one matcher."""
+        images = self.match_batches if matching.looks_at_images(name) else None
+        return matching.match(
+            networks, self.groups, name, images=images, device=self.device, seed=self.settings.match_seed,
+            progress=progress,
+        )  # fmt: skip
+
+    def align(self, networks: Sequence[nn.Module], maps: Mapping[str, Sequence[Matching]]) -> dict[str, Aligned]:
+        """The networks in one order, by matcher; each permutation is proved to leave the outputs unchanged."""
+        return {name: fusion.align(networks, self.groups, each) for name, each in maps.items()}
+
+    def correlation(self, networks: Sequence[nn.Module], maps: Mapping[str, Sequence[Matching]]) -> Matching:
+        """The activation matching, whose similarity tells how alike any matching's units are."""
+        return (maps.get("activation") or self.match_by("activation", networks))[1]
+
+    def save_aligned(self, path: str, aligned: Mapping[str, Aligned]) -> Path:
+        """Saves B in the order of the last matcher as a checkpoint; returns its path."""
+        name, pair = list(aligned.items())[-1]
+        target = paths.target(path, "")
+        sidecar = {"dataset": self.dataset.name} | self.checkpoints["b"].sidecar | {"aligned_by": name}
+        models.save_checkpoint(target, pair.states[1], sidecar)
+        return target
+
+    def parents(self, networks: Sequence[nn.Module]) -> dict[str, dict[str, float | None]]:
+        """Accuracy and loss of the networks as they are."""
+        return {
+            side: fusion.measure(network, network.state_dict(), self.test, self.train, device=self.device)
+            for side, network in zip(SIDES, networks, strict=True)
+        }
 
     def curves(
         self,
-        model_a: nn.Module,
-        model_b: nn.Module,
-        matchings: Mapping[str, Matching],
+        aligned: Mapping[str, Aligned],
         parents: Mapping[str, Mapping],
         held_out: list[tuple[Tensor, Tensor]] | None = None,
     ) -> list[dict[str, Any]]:
@@ -264,34 +231,34 @@ class Run:
         Args:
             held_out: training images on which each curve's best alpha is chosen, if given.
         """
-        entries = []
-        for found in matchings.values():
-            aligned = symmetry.permute(model_b.state_dict(), self.groups, found)
-            for name in self.corrections:
-                looks = fusion.CORRECTIONS[name].images
+        entries, alphas = [], self.settings.alphas
+        batches = {name: self.correct_batches(name) for name in self.settings.corrections}
+        for matcher, pair in aligned.items():
+            for correction in self.settings.corrections:
                 curve = fusion.curve(
-                    self.build().to(self.device), model_a.state_dict(), aligned, self.alphas, parents=parents,
-                    groups=self.groups, test=self.test, train=self.train, correction=name, device=self.device,
-                    batches=self.correct_batches(name) if looks else None, label=f"{found.matcher} + {name}",
-                    keep=self.alphas if held_out else (),
+                    pair, alphas, parents=parents, test=self.test, train=self.train, correction=correction,
+                    images=batches[correction], device=self.device, label=f"{matcher} + {correction}",
+                    keep=alphas if held_out else (),
                 )  # fmt: skip
-                used = {"match": matching.MATCHERS[found.matcher].images, "correct": looks}
+                used = {"match": matching.looks_at_images(matcher), "correct": batches[correction] is not None}
                 extra: dict[str, Any] = {
-                    "images": {key: self.settings[f"{key}_images"] * flag for key, flag in used.items()}
+                    "images": {key: getattr(self.settings, f"{key}_images") * flag for key, flag in used.items()}
                 }
+                if options := fusion.read_correction(correction)[1]:
+                    extra["correction_options"] = options
                 if held_out:
-                    extra |= {"best": self._best(curve, held_out), "share": curve.share()}
+                    extra |= {"best": self._best(curve, held_out), "share": curve.parts()}
                 entries.append(
                     curve_entry(
-                        found, name, curve.points, curve.barrier, correct_seconds=curve.correct_seconds, **extra
+                        pair.maps[1], correction, curve.points, curve.barrier, correct_seconds=curve.correct_seconds,
+                        **extra,
                     )
-                )
+                )  # fmt: skip
         return entries
 
     def _best(self, curve: fusion.Curve, held_out: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        model = self.build()
         scores = {
-            alpha: fusion.measure(model, state, held_out, device=self.device)["test_accuracy"]
+            alpha: fusion.measure(self.template, state, held_out, device=self.device)["test_accuracy"]
             for alpha, state in curve.states.items()
         }
         alpha = max(scores, key=scores.__getitem__)
@@ -300,55 +267,53 @@ class Run:
         return {"alpha": alpha, "held_out_accuracy": scores[alpha], **chosen}
 
     def references(
-        self, model_a: nn.Module, model_b: nn.Module, parents: Mapping, held_out: list[tuple[Tensor, Tensor]]
+        self, networks: Sequence[nn.Module], parents: Mapping, held_out: list[tuple[Tensor, Tensor]]
     ) -> dict[str, dict[str, float]]:
         """What a fused network is compared with: the ensemble of both (not one network), and the control that fuses
         nothing, the parent that is better on the held-out images."""
         scores = {
-            side: models.evaluate(model, held_out, device=self.device)[0]
-            for side, model in (("a", model_a), ("b", model_b))
+            side: models.evaluate(network, held_out, device=self.device)[0]
+            for side, network in zip(SIDES, networks, strict=True)
         }
         better = parents[max(scores, key=scores.__getitem__)]
         return {
-            "ensemble": fusion.ensemble(model_a, model_b, self.test, device=self.device),
+            "ensemble": fusion.ensemble(networks, self.test, device=self.device),
             "one_parent": {key: better[key] for key in ("test_accuracy", "test_loss")},
         }
 
-    def bn_study(
-        self, model_a: nn.Module, model_b: nn.Module, matchings: Mapping[str, Matching], counts: Iterable[int]
-    ) -> list[dict[str, Any]]:
-        """Accuracy at the midpoint after a BatchNorm reset on so many images, for each matching; 0 is no reset.
+    def bn_study(self, aligned: Mapping[str, Aligned], counts: Iterable[int]) -> list[dict[str, Any]]:
+        """Accuracy at the midpoint after a BatchNorm reset on so many images, for each matcher; 0 is no reset.
         Empty for a network without BatchNorm, and where no count is asked for."""
         counts = sorted({min(count, len(self.dataset.train)) for count in counts})
         if self.norm is None or not counts:
             return []
-        rows, model = [], self.build().to(self.device)
-        counts = [0, *counts]
-        for found in matchings.values():
-            aligned = symmetry.permute(model_b.state_dict(), self.groups, found)
-            for count in tqdm(counts, desc=f"reset after {found.matcher}", unit="count", mininterval=1):
+        rows, counts = [], [0, *counts]
+        for matcher, pair in aligned.items():
+            for count in tqdm(counts, desc=f"reset after {matcher}", unit="count", mininterval=1):
                 fused = fusion.correct(
-                    model, model_a.state_dict(), aligned, 0.5, "bn_reset" if count else "none", groups=self.groups,
-                    batches=self.correct_batches(count=count) if count else None, device=self.device, progress=False,
+                    pair, 0.5, "bn_reset" if count else "none", device=self.device, progress=False,
+                    images=self.correct_batches("bn_reset", count) if count else None,
                 )  # fmt: skip
-                accuracy = fusion.measure(model, fused, self.test, device=self.device)["test_accuracy"]
-                rows.append({"matcher": found.matcher, "images": count, "test_accuracy": accuracy, "alpha": 0.5})
+                accuracy = fusion.measure(self.template, fused.state, self.test, device=self.device)["test_accuracy"]
+                rows.append({"matcher": matcher, "images": count, "test_accuracy": accuracy, "alpha": 0.5})
         return rows
 
     def record(self, parents: Mapping, curves: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
         """The run record, checked, not yet written."""
-        used = {
-            "match": self.match_images if any(matching.MATCHERS[m].images for m in self.matchers) else 0,
-            "correct": self.correct_images if any(fusion.CORRECTIONS[c].images for c in self.corrections) else 0,
+        settings, count = self.settings, len(self.dataset.train)
+        looks = {
+            "match": any(matching.looks_at_images(name) for name in settings.matchers),
+            "correct": any(fusion.CORRECTIONS[fusion.read_correction(n)[0]].images for n in settings.corrections),
         }
-        count = len(self.dataset.train)
-        checkpoints, seeds = {}, {"match": 0}
-        for side in ("a", "b"):
-            path = self.checkpoints[side]
-            made = models.read_sidecar(path)
-            told = {name: made[name] for name in ("spec", "dataset", "images") if name in made}
-            checkpoints[side] = {"file": portable(path), "sha256": paths.file_sha256(path)} | told
-            seeds[side] = made.get("spec", {}).get("seed")
+        used = {key: getattr(settings, f"{key}_images") * flag for key, flag in looks.items()}
+        checkpoints, seeds = {}, {"match": settings.match_seed}
+        for side in SIDES:
+            checkpoint = self.checkpoints[side]
+            sidecar = {
+                name: checkpoint.sidecar[name] for name in ("spec", "dataset", "images") if name in checkpoint.sidecar
+            }
+            checkpoints[side] = {"file": portable(checkpoint.path), "sha256": checkpoint.sha256} | sidecar
+            seeds[side] = checkpoint.spec.get("seed")
         return run_record.record(
             experiment=self.experiment,
             preset=self.preset,
@@ -364,18 +329,27 @@ class Run:
         )
 
 
-def _check_sidecar(run: Run, side: str, made: Mapping[str, Any]) -> None:
+def check_counts(name: str, numbers: object) -> None:
+    """Raises InputError unless `numbers` is a list of whole numbers ≥ 2: counts of images."""
+    if not isinstance(numbers, list | tuple):
+        raise _refuse(name, numbers, "a list of whole numbers")
+    for number in numbers:
+        check_whole(name, number, 2)
+
+
+def _check_sidecar(run: Run, side: str) -> None:
     """Raises InputError where a checkpoint says that it is of another architecture than the run's; prints a line where
     it was trained on other data than it is measured on."""
-    spec, who = made.get("spec", {}), f"network {side.upper()} ({run.checkpoints[side].name})"
+    checkpoint = run.checkpoints[side]
+    spec, who = checkpoint.spec, f"network {side.upper()} ({checkpoint.path.name})"
     for name, wanted in run.architecture.items():
         name = "model" if name == "name" else name
         if name in spec and spec[name] != wanted:
             raise InputError(f"{who} was trained with {name} {spec[name]}, this run has {wanted}; accepted: one {name}")
-    learnt, here = made.get("dataset"), run.dataset.name
-    if learnt and learnt != here:
-        inside = loaders.SOURCES[here].part_of == learnt
-        print(f"{who} was trained on {learnt}" + (f", whose training images hold all of {here}" if inside else ""))
+    learnt, measured = checkpoint.sidecar.get("dataset"), run.dataset.name
+    if learnt and learnt != measured:
+        inside = loaders.SOURCES[measured].part_of == learnt
+        print(f"{who} was trained on {learnt}" + (f", whose training images hold all of {measured}" if inside else ""))
 
 
 def begin(
@@ -394,7 +368,7 @@ def begin(
     Args:
         parameters: at least `PARAMETERS` by name (a notebook passes globals()); None is filled from the preset.
         extra: names of further parameters, to be checked by the notebook, filled and recorded like the others.
-        lenient: accept matchers and corrections that the architecture cannot take; see `Run.applicable`.
+        lenient: accept matchers and corrections that the architecture cannot take; see `Run.leave_out_inapplicable`.
         presets: {"quick": {parameter: value}, "paper": …}; a value may be {data set: value}.
         writes: the run is to leave a record and figures, so that their places have to be writable.
 
@@ -410,10 +384,12 @@ def begin(
         preset = "paper" if device.type == "cuda" else "quick"
     if given["loader"] == "ffcv":
         from ..loaders import ffcv  # noqa: F401 (raises an InputError with the way to install it)
-    paths_given = {side: given[f"checkpoint_{side}"] for side in ("a", "b")}
-    checkpoints = {side: models.find_checkpoint(name) for side, name in paths_given.items() if name}
+    names = {side: given[f"checkpoint_{side}"] for side in SIDES}
+    files = {side: models.find_checkpoint(name) for side, name in names.items() if name}
     dataset = models.open_dataset(given["dataset"], model)
     settings = dict(given)
+    settings["matchers"] = methods("matchers", given["matchers"], "matcher", matching.MATCHERS)
+    settings["corrections"] = methods("corrections", given["corrections"], "correction", fusion.CORRECTIONS)
     for name, value in presets[preset].items():
         if settings.get(name) is None:
             if isinstance(value, Mapping) and dataset.name not in value:
@@ -421,22 +397,23 @@ def begin(
                     f"{name} has no preset on {dataset.name}; accepted: give {name}, or one of {', '.join(value)}"
                 )
             settings[name] = value[dataset.name] if isinstance(value, Mapping) else value
+    checkpoints = {side: models.read_checkpoint(path) for side, path in files.items()}
     if checkpoints and given["width"] is None:
         # A checkpoint that says its width need not be told it.
-        said = {models.read_sidecar(path).get("spec", {}).get("width") for path in checkpoints.values()} - {None}
-        settings["width"] = said.pop() if len(said) == 1 else settings["width"]
+        widths = {checkpoint.spec.get("width") for checkpoint in checkpoints.values()} - {None}
+        settings["width"] = widths.pop() if len(widths) == 1 else settings["width"]
     dataset = dataclasses.replace(
         dataset, train=dataset.train.head(given["limit_train"]), test=dataset.test.head(given["limit_test"])
     )
-    if settings.get("held_out") and settings["held_out"] + max(
-        settings["match_images"], settings["correct_images"]
-    ) > len(dataset.train):
+    if given["held_out"] and given["held_out"] + max(given["match_images"], given["correct_images"]) > len(
+        dataset.train
+    ):
         raise _refuse(
-            "held_out", settings["held_out"],
+            "held_out", given["held_out"],
             f"at most what match_images and correct_images leave of {len(dataset.train)} training images",
         )  # fmt: skip
     run = Run(
-        experiment, model, norm, given, settings, preset, dataset, device, started,
+        experiment, model, norm, given, SimpleNamespace(**settings), preset, dataset, device, started,
         paths.target(given["results_path"], paths.LOCAL / f"{experiment}.json"),
         paths.target(given["figures_dir"], paths.FIGURES / "local"),
         checkpoints,
@@ -449,15 +426,13 @@ def begin(
         paths.check_writable("save_aligned", aligned)
         if aligned.with_suffix(".json") == run.results_path:
             raise _refuse("save_aligned", given["save_aligned"], "another name than that of the record")
-    states = {}
-    for side, path in checkpoints.items():
-        _check_sidecar(run, side, models.read_sidecar(path))
-        states[side] = models.read_state(path)
-        models.load_state(run._unmerged(), states[side], str(path))
-    run._check_distinct(states)
+    for side, checkpoint in checkpoints.items():
+        _check_sidecar(run, side)
+        run._network(checkpoint)
+    run._check_distinct()
     if not lenient:
-        for name in given["matchers"]:
+        for name in run.settings.matchers:
             run.check_matcher(name)
-        for name in given["corrections"]:
+        for name in run.settings.corrections:
             run.check_correction(name)
     return run

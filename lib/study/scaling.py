@@ -157,7 +157,8 @@ def objective_rows(
         solutions.append(matching.coordinate_descent(problem, kernel="exp", start=start, generator=generator))
     rows: Rows = []
     for found in tqdm(solutions, desc="objective", unit="matching", mininterval=1):
-        fused = fusion.interpolate(states[0], symmetry.permute(states[1], groups, found.perms), 0.5)
+        aligned = fusion.align([model_a, model_b], groups, [groups.identity(), found.perms])
+        fused = fusion.correct(aligned, 0.5, "none").state
         accuracy = fusion.measure(model_a.__class__(), fused, test)["test_accuracy"]
         rows.append(
             {"study": "objective", "solver": found.solver, "objective": found.objective, "test_accuracy": accuracy}

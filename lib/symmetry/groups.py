@@ -66,6 +66,7 @@ class Groups(Mapping[str, Group]):
     groups: Mapping[str, Group]
     layers: tuple[Layer, ...] = ()
     graph: fx.Graph | None = field(default=None, repr=False)
+    example: torch.Tensor | None = field(default=None, repr=False, compare=False)  # what they were traced with
 
     def __getitem__(self, name: str) -> Group:
         return self.groups[name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 from collections.abc import Callable, Sequence
 
@@ -298,7 +299,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> Groups:
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.target.startswith("_tensor_constant") and not hasattr(model, node.target):
             node.meta["constant"] = getattr(graph, node.target)
-    return _Tracer(model, graph).run()
+    return dataclasses.replace(_Tracer(model, graph).run(), example=example)
 
 
 def _described(example: object) -> str:

@@ -33,7 +33,7 @@ def _bytes(bags: Sequence[Values]) -> int:
     return sum(storages.values())
 
 
-class _Lockstep:
+class Lockstep:
     """Several networks of one graph, chunk by chunk at the same place of it.
 
     The values alive at a place are kept for all images if they fit into `memory` bytes, so that each stretch of the

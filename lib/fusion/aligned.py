@@ -1,0 +1,132 @@
+"""Networks with their units in one order: the only thing that can be fused.
+
+`align` permutes each network once and proves that it still computes what it did. What fuses, corrects or measures a
+path takes an `Aligned` and nothing else, so that no unaligned state can get into it.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import models, symmetry
+from ..checks import InputError
+from ..symmetry import Groups
+
+State = Mapping[str, Tensor]
+
+
+class Aligned:
+    """Networks of one architecture in one order of units.
+
+    `states`: their state dicts, on the CPU, permuted; `maps`: the permutations that were applied, one {group:
+    LongTensor (size,)} a network; `groups`; `model`: a network of the architecture, of which only the structure counts;
+    `parents`: for each network {"name", "sha256" of its weights as they were given}.
+    """
+
+    def __init__(
+        self, networks: Sequence[nn.Module], groups: Groups, maps: Sequence[Mapping], names: Sequence[str] | None
+    ) -> None:
+        if not isinstance(networks, list | tuple) or len(networks) < 2:
+            raise InputError("align takes a list of at least two networks: align([a, b], groups, maps)")
+        if len(maps) != len(networks):
+            raise InputError(
+                f"{len(networks)} networks and {len(maps)} maps; accepted: one map a network, as match gives"
+            )
+        names = names or [f"network {number}" for number in range(1, len(networks) + 1)]
+        self.groups, self.maps = groups, list(maps)
+        self.matcher = next((m.matcher for m in maps if getattr(m, "matcher", "none") != "none"), "none")
+        self.match_seconds = sum(getattr(m, "seconds", 0.0) for m in maps)
+        self.model = copy.deepcopy(networks[0]).cpu().eval()
+        self.states, self.parents = [], []
+        for name, network, perms in zip(names, networks, self.maps, strict=True):
+            state = models.fitting(self.model, models.state_of(network), name)
+            self.parents.append({"name": name, "sha256": models.state_sha256(state)})
+            if any(not torch.equal(perm.cpu(), torch.arange(len(perm))) for perm in perms.values()):
+                if groups.example is None:
+                    raise InputError("these groups hold no example to prove them with; accepted: groups from trace")
+                symmetry.prove(network, groups, groups.example, perms)
+                state = symmetry.permute(state, groups, perms)
+            self.states.append(state)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __repr__(self) -> str:
+        return f"Aligned({len(self)} × {type(self.model).__name__}, {self.matcher}, {len(self.groups)} groups)"
+
+    def shares(self, shares: float | Iterable[float] | None = None) -> tuple[float, ...]:
+        """One share a network, each in [0, 1], that sum to 1.
+
+        Args:
+            shares: as such; or one number, the share of the second of two networks; None: all alike.
+
+        Raises:
+            InputError: they are anything else.
+        """
+        count = len(self)
+        if shares is None:
+            return (1 / count,) * count
+        if isinstance(shares, int | float):
+            if not 0 <= shares <= 1:
+                raise InputError(f"alpha {shares} is not within [0, 1]")
+            if count != 2:
+                raise InputError(f"alpha {shares} is the share of the second of two networks; accepted: {count} shares")
+            return 1 - float(shares), float(shares)
+        shares = tuple(float(share) for share in shares)
+        if len(shares) != count or not all(0 <= share <= 1 for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
+            raise InputError(f"shares {list(shares)} are not accepted; accepted: {count} numbers ≥ 0 that sum to 1")
+        return shares
+
+
+def align(
+    networks: Sequence[nn.Module], groups: Groups, maps: Sequence[Mapping], *, names: Sequence[str] | None = None
+) -> Aligned:
+    """The networks with their units in one order, each proved to compute what it did.
+
+    Args:
+        networks: of one architecture; they are not changed.
+        groups: their permutation groups (`symmetry.trace`).
+        maps: {group: LongTensor (size,)} a network, as `matching.match` gives: unit perm[i] takes place i.
+        names: what to call the networks in reports; by default by number.
+
+    Raises:
+        SymmetryError: a map changes what its network computes.
+        InputError: the networks differ in their tensors, or there is not one map a network.
+    """
+    return Aligned(networks, groups, maps, names)
+
+
+def checked(aligned: object, what: str) -> Aligned:
+    """`aligned`, unless it is anything else than an `Aligned`: then InputError."""
+    if not isinstance(aligned, Aligned):
+        raise InputError(
+            f"{what} takes networks in one order, not {type(aligned).__name__}; accepted: align(networks, groups, maps)"
+        )
+    return aligned
+
+
+def interpolate(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tensor]:
+    """The share-weighted mean of every floating parameter and buffer, running statistics included; integer buffers
+    come from the first network.
+
+    Args:
+        states: aligned state dicts of one architecture.
+        shares: one a state; where one of them is 1 the result is exactly that state.
+
+    Raises:
+        InputError: a network does not have a parameter of the first, or has it in another shape.
+    """
+    fused = {}
+    for name, first in states[0].items():
+        if not first.is_floating_point():
+            fused[name] = first.clone()
+            continue
+        if any(name not in state or state[name].shape != first.shape for state in states):
+            raise InputError(f"{name} {tuple(first.shape)} has no counterpart in a network; accepted: one architecture")
+        # Not lerp: A + alpha·(B − A) is not B at alpha = 1.
+        parts = [(share, state[name].to(first)) for share, state in zip(shares, states, strict=True) if share]
+        fused[name] = parts[0][1].clone() if len(parts) == 1 else sum(share * tensor for share, tensor in parts)
+    return fused

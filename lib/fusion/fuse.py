@@ -1,0 +1,62 @@
+"""All of it in one call: trace, prove, match, align, average, correct."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import loaders, matching, symmetry
+from ..checks import InputError
+from .aligned import Aligned, align
+from .corrections import correct, read_correction
+from .fused import Fused
+
+
+def fuse(
+    networks: Aligned | Sequence[nn.Module],
+    *,
+    images: Tensor | Iterable | None = None,
+    matcher: str = "activation",
+    correction: str = "least_squares",
+    shares: float | Iterable[float] | None = None,
+    example: Tensor | None = None,
+    names: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> Fused:
+    """One network from several of one architecture.
+
+    Args:
+        networks: two or more networks, which are traced, proved, matched and aligned; or `Aligned` ones, which are only
+            averaged and corrected. None of them is changed.
+        images: inputs as the networks take them, a tensor (N, …) or batches of (images, labels) or of images; may be
+            left out where neither matcher nor correction looks at any. Labels are never read.
+        matcher: of `matching.MATCHERS`, such as "activation", "weight", "graph(restarts=3)".
+        correction: of `CORRECTIONS`, such as "none", "bn_reset", "least_squares".
+        shares: one a network, that sum to 1; or, of two networks, the second's share; None: all alike.
+        example: inputs (N, …), N ≥ 2, to trace with; by default the first of `images`.
+        names: what to call the networks in the report and the saved file.
+        seed: of the matcher's random orders and restarts.
+
+    Raises:
+        InputError: in one line, whatever of it is not accepted.
+        UnsupportedError: the network holds an operation without a rule.
+        SymmetryError: a permutation would change what a network computes.
+    """
+    read_correction(correction)
+    if not isinstance(networks, Aligned):
+        matching.read_matcher(matcher)
+        if not isinstance(networks, list | tuple) or len(networks) < 2:
+            raise InputError("fuse takes a list of at least two networks: fuse([a, b], images=images)")
+        images = None if images is None else loaders.batched(images)
+        if example is None:
+            if images is None:
+                raise InputError("fuse needs inputs to trace with; accepted: images, or example (N, …) with N ≥ 2")
+            first = next(iter(images))
+            example = (first if isinstance(first, Tensor) else first[0])[:2]
+        groups = symmetry.trace(networks[0], example)
+        symmetry.prove(networks[0], groups, example)
+        maps = matching.match(networks, groups, matcher, images=images, device=device, seed=seed, progress=progress)
+        networks = align(networks, groups, maps, names=names)
+    return correct(networks, shares, correction, images=images, device=device, progress=progress)

@@ -1,0 +1,115 @@
+"""A fused network: its weights, how they came about, and a file of both."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from .aligned import Aligned
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a network was fused; prints as a table.
+
+    `rows`, one a permutation group: "group", "units", "moved" (share of the units of the other networks that changed
+    place), "unexplained" (share of the layer's target that least squares does not reach) and "single" (share of its
+    units that stand for one parent alone), None where there is none.
+    """
+
+    heading: str
+    rows: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        columns = (
+            [name for name in self.rows[0] if any(row[name] is not None for row in self.rows)] if self.rows else []
+        )
+        body = [columns] + [[self._cell(row[name]) for name in columns] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+        lines = []
+        for first, *others in body:
+            cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
+            lines.append("  ".join(cells))
+        return "\n".join([self.heading, *lines])
+
+    @staticmethod
+    def _cell(value: Any) -> str:
+        return "—" if value is None else f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, repr=False)
+class Fused:
+    """A fused network.
+
+    `state`: its state dict, on the CPU; `shares`: of the parents; `correction`: with its options; `info`: what the
+    correction reports; `seconds`: that it took.
+    """
+
+    aligned: Aligned
+    shares: tuple[float, ...]
+    correction: str
+    state: dict[str, Tensor]
+    info: Mapping[str, Any]
+    seconds: float
+
+    def __repr__(self) -> str:
+        return self.report.heading
+
+    def model(self) -> nn.Module:
+        """The fused network as an ordinary module on the CPU, in evaluation mode; a new one at each call."""
+        return models.load_state(copy.deepcopy(self.aligned.model), self.state).eval()
+
+    @property
+    def report(self) -> Report:
+        """How it was fused, group by group."""
+        layers, units = self.info.get("layers", {}), self.info.get("units", {})
+        rows = []
+        for name, group in self.aligned.groups.items():
+            still = torch.arange(group.size)
+            others = [perms[name] for perms in self.aligned.maps[1:] if name in perms]
+            moved = [float((perm.cpu() != still).double().mean()) for perm in others]
+            chosen = units.get(name)
+            rows.append(
+                {
+                    "group": name,
+                    "units": group.size,
+                    "moved": sum(moved) / len(moved) if moved else 0.0,
+                    "unexplained": layers.get(name),
+                    "single": sum(chosen["single"]) / group.size if chosen else None,
+                }
+            )
+        shares = " + ".join(
+            f"{share:.3g} · {p['name']}" for share, p in zip(self.shares, self.aligned.parents, strict=True)
+        )
+        how = f"matching: {self.aligned.matcher}, {self.aligned.match_seconds:.1f} s"
+        how += f"; correction: {self.correction}, {self.seconds:.1f} s"
+        return Report(f"{type(self.aligned.model).__name__} = {shares} ({how})", rows)
+
+    def sidecar(self) -> dict[str, Any]:
+        """What stands beside the saved file: the parents, and how they were fused."""
+        return {
+            "fused": {
+                "parents": self.aligned.parents,
+                "shares": list(self.shares),
+                "matcher": self.aligned.matcher,
+                "correction": self.correction,
+                "groups": {name: group.size for name, group in self.aligned.groups.items()},
+                "layers": self.info.get("layers", {}),
+                "images": self.info.get("images", 0),
+            }
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the weights as safetensors to `path`, and as JSON beside it the parents and how they were fused.
+
+        Raises:
+            InputError: the name does not end in .safetensors, a weight is not finite, or the disk refuses.
+        """
+        path = Path(path)
+        models.save_checkpoint(path, self.state, self.sidecar())
+        return path
