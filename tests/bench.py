@@ -123,7 +123,7 @@ def rebasin() -> None:
             return moved.eval()
 
         def own(a=a, b=b, groups=groups) -> torch.nn.Module:
-            perms = matching.match(a, b, groups, "weight", progress=False)
+            perms = matching.match([a, b], groups, "weight", progress=False)[1]
             return models.load_state(copy.deepcopy(b), symmetry.permute(b.state_dict(), groups, perms))
 
         own()
@@ -144,8 +144,10 @@ def activation() -> None:
     pair = [shipped(f"vgg11bn-w0.25-s{seed}") for seed in (0, 1)]
     groups = symmetry.trace(pair[0], models.example("vgg11"))
     batches = images(2000)
-    matching.match(*pair, groups, "activation", batches=batches[:1], progress=False)
-    found, quick, small = timed(lambda: matching.match(*pair, groups, "activation", batches=batches, progress=False))
+    matching.match([*pair], groups, "activation", images=batches[:1], progress=False)[1]
+    found, quick, small = timed(
+        lambda: matching.match([*pair], groups, "activation", images=batches, progress=False)[1]
+    )
     expected, slow, large = timed(lambda: layer_by_layer(*pair, batches), repeats=1)
     differing = sum(int((found[name] != perm).sum()) for name, perm in expected.items())
     assert differing == 0, f"{differing} units are matched differently"
@@ -199,7 +201,7 @@ def scale() -> None:
     def match(name: str, width: float, count: int) -> Callable:
         a, b, groups = pair(width)
         looks = batches[: count // 500] if matching.MATCHERS[name].images else None
-        return lambda: matching.match(a, b, groups, name, batches=looks, progress=False)
+        return lambda: matching.match([a, b], groups, name, images=looks, progress=False)[1]
 
     def correct(name: str, width: float, count: int, alphas: int = 1) -> Callable:
         a, b, groups = pair(width)

@@ -36,7 +36,7 @@ def test_every_block_runs_and_what_it_adds_is_used(registries):
     # the matcher: a permuted copy is lined up again
     truth = groups.random(torch.Generator().manual_seed(0))
     models.load_state(pair[1], symmetry.permute(pair[0].state_dict(), groups, truth))
-    found = matching.match(*pair, groups, "by_norm", progress=False)
+    found = matching.match([*pair], groups, "by_norm", progress=False)[1]
     restored = symmetry.permute(pair[1].state_dict(), groups, found)
     assert all(torch.equal(restored[name], tensor) for name, tensor in pair[0].state_dict().items())
     # the data set

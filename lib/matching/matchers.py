@@ -202,8 +202,8 @@ def check_network(matcher: str, model: nn.Module, groups: Groups) -> None:
 def match(
     networks: Sequence[nn.Module],
     groups: Groups,
+    *name: str,
     matcher: str = "activation",
-    *,
     images: Tensor | Iterable | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -215,7 +215,7 @@ def match(
     Args:
         networks: of one architecture; put on `device` and in evaluation mode, weights unchanged.
         groups: their permutation groups (`symmetry.trace`).
-        matcher: of `MATCHERS`, options in brackets if any: "activation(tap=pre_norm)".
+        name, matcher: of `MATCHERS`, by place or by name, options in brackets if any: "activation(tap=pre_norm)".
         images: a tensor (N, …), or batches of (images (B, …), labels) or of images, for matchers that look at data
             (`looks_at_images`). Labels are never read.
         seed: of random restarts and orders, where a matcher has them.
@@ -228,13 +228,9 @@ def match(
     Raises:
         InputError: unknown matcher or option, images needed and not given, or networks it cannot take.
     """
-    name, options = read_matcher(matcher, options)
-    if (
-        not isinstance(networks, list | tuple)
-        or len(networks) < 2
-        or not all(isinstance(n, nn.Module) for n in networks)
-    ):
+    if len(name) > 1 or not isinstance(networks, list | tuple) or len(networks) < 2:  # or match(a, b, groups), as once
         raise InputError("match takes a list of at least two networks: match([a, b], groups, matcher)")
+    name, options = read_matcher(*(name or (matcher,)), options)
     if MATCHERS[name].images and images is None:
         raise InputError(f"matcher '{name}' looks at images; give it images")
     batches = None if images is None else loaders.batched(images)

@@ -28,7 +28,7 @@ from lib.study import board
 GIVEN = {
     "pair": "simplenet-s0", "matcher": "activation", "correction": "none", "alpha": 0.5, "alphas": [0.0, 0.5, 1.0],
     "dataset": "mnist-5k", "device": "cpu", "images": 60, "match_images": 60, "correct_images": 60, "plane_images": 40,
-    "plane_size": 3,
+    "plane_size": 3, "match_seed": 0,
 }  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def test_the_plane_gives_the_parents_at_their_corners(simplenet):
     plane, pair = simplenet.plane(*chosen(simplenet)), simplenet.pair("simplenet-s0")
     test = explore._first(pair.run.test, 40)
     assert sum(len(labels) for _, labels in test) == 40
-    for corner, state in enumerate((pair.a, pair.b, simplenet.aligned("simplenet-s0", "activation").state)):
-        accuracy, loss = models.evaluate(models.load_state(pair.run.build(), state), test)
+    for corner, state in enumerate((*pair.states, simplenet.matched("simplenet-s0", "activation").moved)):
+        accuracy, loss = models.evaluate(models.load_state(pair.run.template, state), test)
         assert plane.at(corner) == (accuracy, pytest.approx(loss, abs=1e-5))
     assert plane.at(1) == (plane.at(2)[0], pytest.approx(plane.at(2)[1], abs=1e-5))
     assert plane.loss.shape == plane.accuracy.shape == (len(plane.y), len(plane.x))
@@ -135,9 +135,9 @@ def test_pairs_are_two_consecutive_seeds_that_are_both_there(tmp_path, monkeypat
 
 
 def test_a_point_is_the_fused_network_measured_and_measured_once(simplenet, monkeypatch):
-    pair, aligned = simplenet.pair("simplenet-s0"), simplenet.aligned("simplenet-s0", "activation")
-    fused = fusion.interpolate(pair.a, aligned.state, 0.3)
-    expected = fusion.measure(pair.run.build(), fused, pair.run.test)
+    pair, matched = simplenet.pair("simplenet-s0"), simplenet.matched("simplenet-s0", "activation")
+    fused = fusion.interpolate([pair.states[0], matched.moved], (0.7, 0.3))
+    expected = fusion.measure(pair.run.template, fused, pair.run.test)
     assert simplenet.point(*chosen(simplenet), 0.3).values == expected
     monkeypatch.setattr(fusion, "correct", lambda *a, **k: pytest.fail("measured twice"))
     monkeypatch.setattr(matching, "match", lambda *a, **k: pytest.fail("matched twice"))
@@ -153,24 +153,25 @@ def test_ends_of_the_path_are_the_parents(simplenet):
 
 
 def test_aligned_filters_are_those_of_b_in_the_order_of_a(simplenet):
-    pair, aligned = simplenet.pair("simplenet-s0"), simplenet.aligned("simplenet-s0", "activation")
-    assert torch.equal(aligned.state["conv1.weight"], pair.b["conv1.weight"][aligned.found["conv1"]])
-    assert not torch.equal(aligned.state["conv1.weight"], pair.b["conv1.weight"])
+    pair, matched = simplenet.pair("simplenet-s0"), simplenet.matched("simplenet-s0", "activation")
+    b = pair.states[1]["conv1.weight"]
+    assert torch.equal(matched.moved["conv1.weight"], b[matched.matching["conv1"]])
+    assert not torch.equal(matched.moved["conv1.weight"], b)
     simplenet.point(*chosen(simplenet, "alpha"))
     axes = simplenet.filters(*chosen(simplenet, "alpha")).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "aligned B", "fused, α = 0.5"]
     assert len(axes.images) == 4 * plane.FILTERS
     heads = [label.get_text().split("\n") for label in axes.get_xticklabels()]
-    largest = pair.a["conv1.weight"].flatten(1).norm(dim=1).topk(plane.FILTERS).indices
+    largest = pair.states[0]["conv1.weight"].flatten(1).norm(dim=1).topk(plane.FILTERS).indices
     assert {int(unit) for unit, _ in heads} == set(largest.tolist())
-    r = aligned.arrays["corr/activation/conv1"]
+    r = matched.arrays["corr/activation/conv1"]
     assert all(float(told.replace("−", "-")) == pytest.approx(r[int(unit)], abs=0.006) for unit, told in heads)
 
 
 def test_what_is_drawn_of_the_fused_network_is_its_own_first_layer(simplenet):
-    pair, aligned = simplenet.pair("simplenet-s0"), simplenet.aligned("simplenet-s0", "activation")
+    pair, matched = simplenet.pair("simplenet-s0"), simplenet.matched("simplenet-s0", "activation")
     first = simplenet.point(*chosen(simplenet), 0.25).first
-    torch.testing.assert_close(first, 0.75 * pair.a["conv1.weight"] + 0.25 * aligned.state["conv1.weight"])
+    torch.testing.assert_close(first, 0.75 * pair.states[0]["conv1.weight"] + 0.25 * matched.moved["conv1.weight"])
 
 
 def test_the_path_shows_the_choice_the_baseline_and_the_last_others_and_a_dot_at_alpha():
@@ -305,8 +306,8 @@ def test_a_slow_correction_waits_for_its_button(panel, monkeypatch):
     asked, real = [], fusion.correct
 
     def quick(*arguments, **options):
-        asked.append(arguments[4])
-        return real(*arguments[:4], "none", **options)
+        asked.append(arguments[2])
+        return real(*arguments[:2], "none", **options)
 
     monkeypatch.setattr(fusion, "correct", quick)
     panel.alpha.value = 0.45

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from lib import fusion, models, symmetry
 from lib.checks import InputError
-from lib.fusion import CORRECTIONS, correct, selection, sites
+from lib.fusion import CORRECTIONS, selection, sites
 from lib.symmetry import walker
+from tests.aligned import averaged, correct, moments
 
 IMAGES = (3, 8, 8)
 QUIET = {"progress": False}
@@ -118,11 +119,11 @@ def test_interpolate_mixes_floats_and_statistics_and_keeps_integers_of_a():
         "bn.running_var": torch.tensor([8.0]),
         "bn.num_batches_tracked": torch.tensor(9),
     }
-    mixed = fusion.interpolate(a, b, 0.25)
+    mixed = averaged(a, b, 0.25)
     assert mixed["w"].tolist() == pytest.approx([1.5, 1.525])
     assert mixed["bn.running_var"].item() == 5 and mixed["bn.num_batches_tracked"].item() == 7
-    assert torch.equal(fusion.interpolate(a, b, 0)["w"], a["w"])
-    assert torch.equal(fusion.interpolate(a, b, 1)["w"], b["w"])
+    assert torch.equal(averaged(a, b, 0)["w"], a["w"])
+    assert torch.equal(averaged(a, b, 1)["w"], b["w"])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_interpolate_mixes_floats_and_statistics_and_keeps_integers_of_a():
 )
 def test_check_options_refuses_in_one_line(name, options, message):
     with pytest.raises(InputError, match=message) as error:
-        fusion.check_options(name, options)
+        fusion.read_correction(name, options)
     assert "\n" not in str(error.value)
 
 
@@ -156,43 +157,35 @@ def test_correct_refuses_alpha_missing_images_and_a_network_without_norm():
             correct(a, *states, 0.5, "least_squares", groups=groups, batches=batches, **option, **QUIET)
 
 
-MISFITS = {
-    "module.0.weight is unexpected": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
-    "1.running_mean is missing": lambda state: {n: t for n, t in state.items() if n != "1.running_mean"},
-    r"0.bias is \(1,\), not \(6,\)": lambda state: state | {"0.bias": state["0.bias"][:1]},  # it would broadcast
-}
+def test_networks_that_differ_are_not_aligned_and_the_line_names_which_and_what():
+    a, _, groups, _, _ = pair("norm")
+    wider = nn.Sequential(nn.Conv2d(3, 7, 3), *list(a)[1:])
+    shallow = nn.Sequential(*list(a)[:-1])
+    for other, told in ((wider, r"0.weight is \(7, 3, 3, 3\), not \(6, 3, 3, 3\)"), (shallow, "11.weight is missing")):
+        with pytest.raises(InputError, match=f"network 2 does not fit Sequential: .*{told}"):
+            fusion.align([a, other], groups, [groups.identity()] * 2)
+    with pytest.raises(InputError, match="2 networks and 1 maps"):
+        fusion.align([a, a], groups, [groups.identity()])
+    with pytest.raises(InputError, match="a list of at least two networks"):
+        fusion.align(a, groups, [groups.identity()])
 
 
-@pytest.mark.parametrize("which", ["state_a", "state_b"])
-@pytest.mark.parametrize("told", MISFITS)
-def test_states_that_do_not_fit_the_network_are_refused(told, which):
-    a, b, groups, batches, _ = pair("norm")
-    states = {"state_a": dict(a.state_dict()), "state_b": dict(b.state_dict())}
-    states[which] = MISFITS[told](states[which])
-    if told.startswith("module"):
-        told = "0.weight is missing"
-    for kind in CORRECTIONS:
-        with pytest.raises(InputError, match=f"{which} does not fit Sequential: .*{told}"):
-            correct(a, *states.values(), 0.5, kind, groups=groups, batches=batches, **QUIET)
-    with pytest.raises(InputError, match=f"{which} does not fit"):
-        fusion.moments(a, *states.values(), groups, batches, progress=False)
+def test_only_aligned_networks_are_corrected_measured_and_told_apart_from_states():
+    a, b, _, batches, _ = pair("norm")
+    for call in (
+        lambda given: fusion.correct(given, 0.5, "none"),
+        lambda given: fusion.curve(given, [0.5], test=batches),
+        lambda given: fusion.moments(given, batches),
+    ):
+        for given in ([a, b], a.state_dict(), (a.state_dict(), b.state_dict())):
+            with pytest.raises(InputError, match=r"takes networks in one order, not \w+; accepted: align"):
+                call(given)
 
 
 def test_interpolate_refuses_what_would_broadcast():
     for b in ({"w": torch.ones(1)}, {}):
-        with pytest.raises(InputError, match=r"A's w \(3,\) has no counterpart in B"):
-            fusion.interpolate({"w": torch.ones(3)}, b, 0.5)
-
-
-@pytest.mark.parametrize("kind", CORRECTIONS)
-def test_states_without_counters_are_complete_enough(kind):
-    a, b, groups, batches, _ = pair("norm")
-    states = [m.state_dict() for m in (a, b)]
-    bare = [{n: t for n, t in state.items() if not n.endswith("num_batches_tracked")} for state in states]
-    found, expected = (
-        correct(a, *given, 0.5, kind, groups=groups, batches=batches, **QUIET) for given in (bare, states)
-    )
-    assert all(torch.equal(found[name], expected[name]) for name in states[0])
+        with pytest.raises(InputError, match=r"w \(3,\) has no counterpart in a network"):
+            averaged({"w": torch.ones(3)}, b, 0.5)
 
 
 @pytest.mark.parametrize("name", ["no-bias", "norm", "residual"])
@@ -206,7 +199,6 @@ def test_every_correction_keeps_architecture_and_parents(name, kind):
     before = copy.deepcopy(template.state_dict())
     found = correct(template, *states, 0.4, kind, groups=groups, batches=iter_twice(batches), **QUIET)
     assert outputs(template, found, x).isfinite().all()
-    assert (found.correction, found.alpha, found.options) == (kind, 0.4, {}) and found.seconds > 0
     assert all(torch.equal(template.state_dict()[key], before[key]) for key in before)
     for model, state in zip((a, b), states, strict=True):
         assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)
@@ -243,7 +235,7 @@ def test_sites_are_layers_before_a_nonlinearity():
     names = {}
     for name in ("simplenet", "vgg11", "resnet20"):
         model = models.build(name, norm="batch" if name == "resnet20" else None)
-        names[name] = [site.name for site in sites.sites(model, symmetry.trace(model, models.example(name)))]
+        names[name] = [site.name for site in sites.activated(model, symmetry.trace(model, models.example(name)))[0]]
     assert names["simplenet"] == ["conv1", "conv2"]  # fc1 feeds fc2 directly
     assert len(names["vgg11"]) == 8 and "classifier" not in names["vgg11"]
     assert "layer1.0.conv2" in names["resnet20"] and "fc" not in names["resnet20"]
@@ -273,11 +265,11 @@ def test_a_layer_used_more_than_once_keeps_its_interpolated_weights(kind, norm):
     groups = symmetry.trace(a, x[:2])
     states = a.state_dict(), b.state_dict()
     found = correct(a, *states, 0.5, kind, groups=groups, batches=[x], **QUIET)
-    averaged = fusion.interpolate(*states, 0.5)
-    changed = {name.split(".")[0] for name in averaged if not torch.equal(found[name], averaged[name])}
+    mean = averaged(*states, 0.5)
+    changed = {name.split(".")[0] for name in mean if not torch.equal(found[name], mean[name])}
     assert "first" in changed and not changed & {"one", "other"}
     assert found.info["left"] == dict.fromkeys(("one", "other") if norm else ("one",), "used more than once")
-    assert [site.name for site in sites.sites(a, groups)] == ["first"]
+    assert [site.name for site in sites.activated(a, groups)[0]] == ["first"]
     if not norm:
         alone = correct(a, states[0], states[0], 0.5, kind, groups=groups, batches=[x], **QUIET)
         torch.testing.assert_close(outputs(a, alone, x), a(x).detach(), rtol=0.01, atol=0.01)
@@ -330,9 +322,9 @@ def test_a_network_that_changes_its_input_in_place_is_corrected_like_one_that_do
 @pytest.mark.parametrize("name", NETWORKS)
 def test_folding_a_tracked_network_leaves_its_outputs(name, shift):
     a, b, groups, batches, x = pair(name)
-    goals = fusion.moments(a, a.state_dict(), b.state_dict(), groups, batches, progress=False)
-    fused = load(a, fusion.interpolate(a.state_dict(), b.state_dict(), 0.5))
-    model = fusion.tracked(fused, groups, goals, 0.5, shift=shift)
+    goals = moments(a, a.state_dict(), b.state_dict(), groups, batches, progress=False)
+    fused = load(a, averaged(a.state_dict(), b.state_dict(), 0.5))
+    model = fusion.tracked(fused, groups, goals, (0.5, 0.5), shift=shift)
     fusion.reset(model, [images for images, _ in batches])
     folded = fusion.fold(model)
     assert not any(isinstance(m, fusion.Tracked) for m in folded.modules())
@@ -375,7 +367,7 @@ def test_repair_and_rescale_reach_their_goals(name, kind):
         torch.testing.assert_close(z.std(1), 0.7 * z_a.std(1) + 0.3 * z_b.std(1), rtol=0.02, atol=1e-3)
         if kind == "repair" and name != "no-bias":
             torch.testing.assert_close(z.mean(1), 0.7 * z_a.mean(1) + 0.3 * z_b.mean(1), rtol=0.01, atol=0.01)
-    fused = load(a, fusion.interpolate(*states, 0.3))
+    fused = load(a, averaged(*states, 0.3))
     first = [preactivations(m, x)[0] for m in (fused, load(a, found))]
     if kind == "rescale" and name != "norm":  # a multiple of what was there
         ratio = (first[0] * first[1]).sum(1) / first[0].square().sum(1)
@@ -385,14 +377,16 @@ def test_repair_and_rescale_reach_their_goals(name, kind):
 def test_moments_and_closed_form_are_exact_on_the_first_layer():
     a, b, groups, batches, x = pair("plain")
     states = a.state_dict(), b.state_dict()
-    stats = fusion.moments(a, *states, groups, batches, progress=False)
+    stats = moments(a, *states, groups, batches, progress=False)
     z_a, z_b = (preactivations(m, x)[0].double() for m in (a, b))
     for alpha in (0.0, 0.35, 1.0):
         mixed = (1 - alpha) * z_a + alpha * z_b
-        torch.testing.assert_close(stats.variance("_0", alpha), mixed.var(1, correction=0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            stats.variance("_0", (1 - alpha, alpha)), mixed.var(1, correction=0), rtol=1e-5, atol=1e-6
+        )
         found = correct(a, *states, alpha, "closed_form", groups=groups, batches=iter(()), moments=stats, **QUIET)
         z = preactivations(load(a, found), x)[0].double()
-        mean, std = stats.goals("_0", alpha)
+        mean, std = stats.goals("_0", (1 - alpha, alpha))
         torch.testing.assert_close(z.mean(1), mean, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(z.std(1, correction=0), std, rtol=1e-4, atol=1e-4)
 
@@ -466,8 +460,8 @@ def test_least_squares_recovers_a_planted_network(kind, norm):
     with torch.no_grad():
         expected = a(x)
     torch.testing.assert_close(outputs(a, b.state_dict(), x), expected, rtol=1e-4, atol=1e-4)
-    averaged = outputs(a, fusion.interpolate(*states, 0.5), x)
-    assert (averaged - expected).norm() > 0.05 * expected.norm()
+    mean = outputs(a, averaged(*states, 0.5), x)
+    assert (mean - expected).norm() > 0.05 * expected.norm()
     found = correct(a, *states, 0.5, "least_squares", groups=groups, batches=[x], ridge=1e-9, **QUIET)
     torch.testing.assert_close(outputs(a, found, x), expected, rtol=1e-3, atol=1e-3)
     assert found.info["left"] == {} and set(found.info["layers"]) == {layer.name for layer in groups.layers}
@@ -499,8 +493,8 @@ def test_least_squares_takes_one_dimensional_and_token_layers_and_leaves_what_it
     assert found.info["left"] == {"twice": "used more than once"}
     torch.testing.assert_close(found["twice.weight"], ((a.twice.weight + b.twice.weight) / 2).detach())
     goal = (a(x) + b(x)).detach() / 2
-    averaged = outputs(a, fusion.interpolate(a.state_dict(), b.state_dict(), 0.5), x)
-    assert (outputs(a, found, x) - goal).norm() < 0.7 * (averaged - goal).norm()
+    mean = outputs(a, averaged(a.state_dict(), b.state_dict(), 0.5), x)
+    assert (outputs(a, found, x) - goal).norm() < 0.7 * (mean - goal).norm()
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5])
@@ -529,7 +523,7 @@ def first_layer_losses(pool, options):
     stop = 2 + pool
     with torch.no_grad():
         goal = (a[:stop](x) + b[:stop](x)) / 2
-        runs = [fusion.interpolate(*states, 0.5)]
+        runs = [averaged(*states, 0.5)]
         for option in options:
             option = {"select": False, "ridge": 1e-6} | option
             runs.append(correct(a, *states, 0.5, "least_squares", groups=groups, batches=[x], **option, **QUIET))
@@ -556,9 +550,9 @@ def test_units_are_chosen_in_the_parents_shares(alpha, name):
     units = correct(a, *states, alpha, "least_squares", groups=groups, batches=batches, **QUIET).info["units"]
     inner = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)]
     assert list(units) == (inner if name == "resnet20" else ["0", "3", "8"])  # not where a residual sum ties units
-    assert any(counts["a"] for counts in units.values())
+    assert any(counts["single"][0] for counts in units.values())
     for counts in units.values():
-        assert abs(counts["b"] - alpha * (counts["a"] + counts["b"])) <= 0.5
+        assert abs(counts["single"][1] - alpha * sum(counts["single"])) <= 0.5
     off = correct(a, *states, alpha, "least_squares", groups=groups, batches=batches, select=False, **QUIET)
     assert off.info["units"] == {}
 
@@ -597,8 +591,8 @@ def test_choose_finds_the_units_that_are_read():
     readers = torch.zeros(12, 24, dtype=torch.float64)
     for i in range(12):
         readers[i, i], readers[i, 12 + i] = float(i < 4 or i > 7), float(i > 3)
-    choice, before, after = fusion.choose(covariance, readers, 0.5)
-    assert choice.tolist() == [fusion.A] * 4 + [fusion.B] * 4 + [fusion.BOTH] * 4
+    choice, before, after = selection.choose(covariance, readers, (0.5, 0.5))
+    assert choice.tolist() == [1] * 4 + [2] * 4 + [selection.MEAN] * 4
     assert before > 0.1 and after < 0.01
 
 
@@ -606,10 +600,10 @@ def test_choose_finds_the_units_that_are_read():
 def test_choose_never_explains_less_and_keeps_the_shares(alpha):
     for seed in range(0, 40, 4):
         _, covariance, readers = fitted(9, seed)
-        choice, before, after = fusion.choose(covariance, readers, alpha)
-        single = int((choice != fusion.BOTH).sum())
+        choice, before, after = selection.choose(covariance, readers, (1 - alpha, alpha))
+        single = int((choice != selection.MEAN).sum())
         assert -1e-6 <= after <= before <= 1
-        assert int((choice == fusion.B).sum()) == round(alpha * single)
+        assert int((choice == 2).sum()) == round(alpha * single)
 
 
 @pytest.mark.parametrize("name", ["norm", "residual"])
@@ -628,13 +622,13 @@ def test_least_squares_keeps_no_more_activations_than_memory_allows(monkeypatch)
 
     a, b, groups, _, x = pair("norm", images=250)
     kept = []
-    move = walker._Lockstep.move
+    move = walker.Lockstep.move
 
     def spy(self, index):
         move(self, index)
         kept.append((self.place, sum(map(walker._bytes, self.kept))))
 
-    monkeypatch.setattr(walker._Lockstep, "move", spy)
+    monkeypatch.setattr(walker.Lockstep, "move", spy)
     for memory in (1_000_000, 2**31):
         kept.clear()
         correct(
@@ -761,10 +755,12 @@ def test_least_squares_refuses_activations_that_overflow():
 def test_a_ridge_that_is_no_number_or_too_large_is_refused_and_does_not_hang(ridge):
     a, b, groups, batches, _ = pair("plain")
     states = a.state_dict(), b.state_dict()
-    with pytest.raises(InputError, match="finite ridge"):
+    with pytest.raises(InputError, match="a finite number|finite ridge"):
         correct(a, *states, 0.5, "least_squares", groups=groups, batches=batches, ridge=ridge, **QUIET)
 
 
 def test_choose_takes_units_that_never_fire():
-    choice, before, after = fusion.choose(torch.zeros(20, 20, dtype=torch.float64), torch.ones(3, 8).double(), 0.5)
+    choice, before, after = selection.choose(
+        torch.zeros(20, 20, dtype=torch.float64), torch.ones(3, 8).double(), (0.5, 0.5)
+    )
     assert len(choice) == 4 and before == after

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lib import fusion, loaders, models, symmetry
+from tests import aligned as pairs
 
 
 def parents_of(a=(0.9, 0.3), b=(0.8, 0.5)):
@@ -45,7 +46,7 @@ def test_the_published_width_2_barrier_is_1_22_points():
 def test_interpolation_mixes_floats_statistics_included_and_keeps_integers_of_a():
     a = {"w": torch.zeros(2), "running_var": torch.ones(2), "num_batches_tracked": torch.tensor(3)}
     b = {"w": torch.ones(2), "running_var": 3 * torch.ones(2), "num_batches_tracked": torch.tensor(9)}
-    fused = fusion.interpolate(a, b, 0.25)
+    fused = fusion.interpolate([a, b], (0.75, 0.25))
     assert fused["w"].tolist() == [0.25, 0.25]
     assert fused["running_var"].tolist() == [1.5, 1.5]
     assert fused["num_batches_tracked"] == 3
@@ -65,13 +66,13 @@ def test_curve_of_a_network_with_its_own_permutation_is_flat():
     )
     test = list(loaders.MemoryLoader(split, 32, normalise=loaders.CIFAR))
     end = fusion.measure(model, state, test)
-    options = {"parents": {"a": end, "b": end}, "groups": groups, "test": test, "progress": False}
-    flat = fusion.curve(model, state, aligned, [1.0, 0.5, 0.0], **options, keep=[0.5])
+    options = {"parents": {"a": end, "b": end}, "test": test, "progress": False}
+    flat = fusion.curve(pairs.aligned(model, [state, aligned], groups), [1.0, 0.5, 0.0], **options, keep=[0.5])
     assert [point["alpha"] for point in flat.points] == [0.0, 0.5, 1.0]
     assert all(point["test_loss"] == pytest.approx(end["test_loss"], rel=1e-4) for point in flat.points)
     assert flat.barrier["test_loss"] == pytest.approx(0, abs=1e-4)
     assert torch.allclose(flat.states[0.5]["features.0.weight"], state["features.0.weight"], atol=1e-6)
-    bent = fusion.curve(model, state, moved, [0.0, 0.5, 1.0], **options)
+    bent = fusion.curve(pairs.aligned(model, [state, moved], groups), [0.0, 0.5, 1.0], **options)
     assert abs(bent.points[1]["test_loss"] - end["test_loss"]) > 1e-3
 
 
@@ -83,14 +84,14 @@ def test_train_metrics_are_null_unless_asked_for():
     assert found["train_loss"] == found["test_loss"]
 
 
-def test_share_counts_units_where_a_correction_chooses_them_and_weights_elsewhere():
+def test_parts_count_units_where_a_correction_chooses_them_and_weights_elsewhere():
     points = [{"alpha": alpha} for alpha in (0.25, 0.5, 0.75)]
-    plain = fusion.Curve(points, {}, 0.0)
-    assert plain.share() == {"a": 0.5, "b": 0.5, "both": 1.0}
-    units = {"conv1": {"both": 2, "a": 4, "b": 2}, "conv2": {"both": 0, "a": 2, "b": 0}}
-    chosen = fusion.Curve(points, {}, 0.0, info={0.5: {"units": units}})
-    assert chosen.share() == pytest.approx({"a": 0.7, "b": 0.3, "both": 0.2})
-    assert fusion.Curve(points[:1], {}, 0.0).share()["b"] == 0.25
+    plain = fusion.Curve(None, "none", {}, points, {}, 0.0)
+    assert plain.parts() == {"a": 0.5, "b": 0.5, "both": 1.0}
+    units = {"conv1": {"mean": 2, "single": [4, 2]}, "conv2": {"mean": 0, "single": [2, 0]}}
+    chosen = fusion.Curve(None, "none", {}, points, {}, 0.0, info={0.5: {"units": units}})
+    assert chosen.parts() == pytest.approx({"a": 0.7, "b": 0.3, "both": 0.2})
+    assert fusion.Curve(None, "none", {}, points[:1], {}, 0.0).parts()["b"] == 0.25
 
 
 def test_a_barrier_of_what_is_no_number_is_none_wherever_it_stands():
@@ -108,7 +109,7 @@ def test_an_ensemble_that_is_sure_and_wrong_has_a_finite_loss():
         def forward(self, x):
             return torch.tensor([[150.0, 0.0, 0.0]]).expand(len(x), 3)
 
-    found = fusion.ensemble(Sure(), Sure(), [(torch.rand(4, 2), torch.tensor([0, 0, 0, 1]))])
+    found = fusion.ensemble([Sure(), Sure()], [(torch.rand(4, 2), torch.tensor([0, 0, 0, 1]))])
     assert found == {"test_accuracy": 0.75, "test_loss": pytest.approx(150 / 4)}
 
 
@@ -116,7 +117,7 @@ def test_an_ensembles_loss_is_that_of_the_mean_probability():
     a, b = (torch.nn.Linear(4, 3) for _ in range(2))
     x, y = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 3
     mean = (a(x).softmax(1) + b(x).softmax(1)) / 2
-    found = fusion.ensemble(a, b, [(x, y)])
+    found = fusion.ensemble([a, b], [(x, y)])
     assert found["test_loss"] == pytest.approx(torch.nn.functional.nll_loss(mean.log(), y).item())
     assert found["test_accuracy"] == pytest.approx((mean.argmax(1) == y).double().mean().item())
 
@@ -134,5 +135,5 @@ def test_a_network_that_changes_its_input_in_place_is_measured_alike_each_time()
     plain = [torch.nn.Linear(20, 5) for _ in range(2)]
     for model, other in zip(plain, (a, b), strict=True):
         model.load_state_dict(other.state_dict())
-    expected = fusion.ensemble(*plain, [((x - 0.3) / 0.5, batches[0][1])])
-    assert fusion.ensemble(a, b, batches)["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
+    expected = fusion.ensemble(plain, [((x - 0.3) / 0.5, batches[0][1])])
+    assert fusion.ensemble([a, b], batches)["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)

@@ -22,7 +22,7 @@ def images(count=40, batch=20, shape=(3, 32, 32)):
 
 def test_one_pass_finds_the_permutations_of_the_published_layer_by_layer_procedure():
     a, b, groups = pair()
-    found = matching.match(a, b, groups, "activation", batches=images(), progress=False)
+    found = matching.match([a, b], groups, "activation", images=images(), progress=False)[1]
     expected = layer_by_layer(a, b, images())
     assert found.keys() == expected.keys()
     for name, perm in expected.items():
@@ -37,7 +37,7 @@ def test_the_same_on_a_trained_pair_and_real_images():
     groups = symmetry.trace(pair_[0], models.example("vgg11"))
     split = models.open_dataset("auto", "vgg11").train.head(1000)
     batches = [x for x, _ in loaders.MemoryLoader(split, 250, normalise=loaders.CIFAR)]
-    found = matching.match(*pair_, groups, "activation", batches=batches, progress=False)
+    found = matching.match([*pair_], groups, "activation", images=batches, progress=False)[1]
     for name, perm in layer_by_layer(*pair_, batches).items():
         assert torch.equal(found[name], perm), name
 
@@ -49,7 +49,9 @@ def test_a_planted_permutation_comes_back_through_every_tap_and_similarity(tap, 
     planted = groups.random(torch.Generator().manual_seed(3))
     b = copy.deepcopy(a)
     b.load_state_dict(symmetry.permute(a.state_dict(), groups, symmetry.inverse(planted)))
-    found = matching.match(a, b, groups, "activation", batches=images(), similarity=similarity, tap=tap, progress=False)
+    found = matching.match(
+        [a, b], groups, "activation", images=images(), similarity=similarity, tap=tap, progress=False
+    )[1]
     right = sum(int((found[name] == perm).sum()) for name, perm in planted.items())
     total = sum(len(perm) for perm in planted.values())
     # Only the correlation singles each unit out: a louder one may be worth more than a unit's own product.
@@ -67,7 +69,7 @@ def test_correlation_is_that_of_numpy():
 
 def test_matched_similarity_beats_that_of_no_matching():
     a, b, groups = pair()
-    found = matching.match(a, b, groups, "activation", batches=images(), progress=False)
+    found = matching.match([a, b], groups, "activation", images=images(), progress=False)[1]
     matched = torch.cat(list(found.matched().values())).mean()
     unmatched = torch.cat([m.diagonal() for m in found.similarity.values()]).mean()
     assert matched > unmatched
@@ -78,7 +80,7 @@ def test_every_matcher_leaves_the_outputs_of_b_unchanged():
     a, b, groups = pair("simplenet", width=1.0, norm=None)
     batches = images(20, shape=(1, 28, 28))
     for name in matching.MATCHERS:
-        found = matching.match(a, b, groups, name, batches=batches, progress=False)
+        found = matching.match([a, b], groups, name, images=batches, progress=False)[1]
         assert found.keys() == groups.keys()
         symmetry.prove(b, groups, models.example("simplenet"), found)
 
@@ -86,7 +88,7 @@ def test_every_matcher_leaves_the_outputs_of_b_unchanged():
 def test_neither_network_is_changed():
     a, b, groups = pair()
     before = copy.deepcopy((a.state_dict(), b.state_dict()))
-    matching.match(a, b, groups, "activation", batches=images(), progress=False)
+    matching.match([a, b], groups, "activation", images=images(), progress=False)[1]
     for state, model in zip(before, (a, b), strict=True):
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
 
@@ -95,7 +97,7 @@ def test_neither_network_is_changed():
     ("matcher", "options", "said"),
     [
         ("grahp", {}, "unknown matcher 'grahp'"),
-        ("activation", {"tap": "relu"}, "unknown tap"),
+        ("activation", {"tap": "relu"}, "tap 'relu' is not accepted; accepted: post_relu"),
         ("activation", {"taps": "relu"}, "no option taps"),
         ("graph_sm", {}, "plain chain"),
     ],
@@ -103,14 +105,14 @@ def test_neither_network_is_changed():
 def test_bad_input_is_one_line(matcher, options, said):
     a, b, groups = pair()
     with pytest.raises(InputError, match=said) as error:
-        matching.match(a, b, groups, matcher, batches=images(), progress=False, **options)
+        matching.match([a, b], groups, matcher, images=images(), progress=False, **options)[1]
     assert "\n" not in str(error.value)
 
 
 def test_a_matcher_that_looks_at_images_says_so():
     a, b, groups = pair()
     with pytest.raises(InputError, match="looks at images"):
-        matching.match(a, b, groups, "activation")
+        matching.match([a, b], groups, "activation")[1]
 
 
 @pytest.mark.parametrize("ratio", [0, 30, 300, 3000])
@@ -148,7 +150,7 @@ class Odd(nn.Module):
 def test_a_network_that_writes_into_its_input_shows_both_networks_the_same_images():
     model, x = Odd(before=lambda m, x: x.sub_(1.0)).eval(), torch.randn(100, 6)
     groups, images_ = symmetry.trace(model, x), x.clone()
-    found = matching.match(model, model, groups, "activation", batches=[x], tap="pre_norm", progress=False)
+    found = matching.match([model, model], groups, "activation", images=[x], tap="pre_norm", progress=False)[1]
     assert torch.equal(found["a"], torch.arange(16))
     assert found.matched()["a"].min() > 0.99
     assert torch.equal(x, images_)
@@ -159,8 +161,8 @@ def test_a_group_in_no_activation_is_left_to_the_matchers_that_read_weights():
     groups = symmetry.trace(model, x)
     assert groups.keys() == {"a", "p"}
     with pytest.raises(InputError, match=r"group 'p' \(p\) shows in no activation; accepted: .*'weight' or 'graph'"):
-        matching.match(model, model, groups, "activation", batches=[x], progress=False)
-    assert matching.match(model, model, groups, "graph", progress=False).keys() == groups.keys()
+        matching.match([model, model], groups, "activation", images=[x], progress=False)[1]
+    assert matching.match([model, model], groups, "graph", progress=False)[1].keys() == groups.keys()
 
 
 @pytest.mark.parametrize("matcher", ["activation", "weight", "sinkhorn", "graph"])
@@ -170,7 +172,7 @@ def test_weights_or_activations_that_overflow_are_refused_naming_the_group(match
     with torch.no_grad():
         model.a.weight.mul_(1e30)
     with pytest.raises(InputError, match="group 'a' are infinite or NaN") as error:
-        matching.match(model, model, groups, matcher, batches=[x], progress=False)
+        matching.match([model, model], groups, matcher, images=[x], progress=False)[1]
     assert "\n" not in str(error.value)
 
 
@@ -178,4 +180,4 @@ def test_weights_or_activations_that_overflow_are_refused_naming_the_group(match
 def test_a_network_without_groups_has_nothing_to_permute(matcher):
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(20, 3, 4)
     groups = symmetry.trace(model, x)
-    assert matching.match(model, model, groups, matcher, batches=[x], progress=False) == {}
+    assert matching.match([model, model], groups, matcher, images=[x], progress=False)[1] == {}

@@ -112,7 +112,7 @@ from tests.models.test_training import tiny_dataset
 from lib import models as training
 from lib.models import Recipe, Spec
 spec = Spec("vgg11", 0, Recipe(epochs=6, batch_size=50, lr=0.05), width=0.0625, norm="batch")
-print(training.trained(spec, tiny_dataset(2000), path=Path({path!r}), progress=False), flush=True)
+print(training.trained(spec, tiny_dataset(2000), path=Path({path!r}), progress=False).path, flush=True)
 """
 
 
@@ -180,7 +180,7 @@ def test_two_steps_train():
 
 def test_trained_saves_once_with_a_sidecar_and_then_reuses(tmp_path, capsys):
     dataset, spec = tiny_dataset(), Spec("vgg11", 1, RECIPE, width=0.0625, norm="batch")
-    path = models.trained(spec, dataset, path=tmp_path / "net.safetensors", half=True, progress=False)
+    path = models.trained(spec, dataset, path=tmp_path / "net.safetensors", half=True, progress=False).path
     sidecar = json.loads(path.with_suffix(".json").read_text())
     assert sidecar["spec"]["seed"] == 1
     assert sidecar["spec"]["recipe"]["lr"] == 0.05
@@ -420,14 +420,11 @@ def test_nothing_is_measured_in_training_mode():
     batches = [(images, labels)]
 
     def everything():
-        perms = matching.match(a, b, groups, "activation", batches=batches, progress=False)
+        maps = matching.match([a, b], groups, "activation", images=batches, progress=False)
         points = [fusion.measure(small(), net.state_dict(), batches) for net in (a, b)]
-        fused = fusion.correct(
-            a, a.state_dict(), symmetry.permute(b.state_dict(), groups, perms), 0.5, "repair",
-            groups=groups, batches=batches, progress=False,
-        )  # fmt: skip
-        symmetry.prove(b, groups, models.example("vgg11"), perms)
-        return perms, points, models.evaluate(a, batches), fusion.ensemble(a, b, batches), dict(fused)
+        aligned = fusion.align([a, b], groups, maps)
+        fused = fusion.correct(aligned, 0.5, "repair", images=batches, progress=False)
+        return maps[1], points, models.evaluate(a, batches), fusion.ensemble([a, b], batches), fused.state
 
     before = [models.state_of(net) for net in (a, b)]
     expected = everything()
@@ -459,7 +456,8 @@ def test_a_unit_that_always_says_the_same_makes_no_nan(value):
         net.load_state_dict(state)
     for name in matching.MATCHERS:
         with contextlib.suppress(InputError):  # the spectral ones take no BatchNorm
-            perms = matching.match(a, b, groups, name, batches=images, progress=False)
+            maps = matching.match([a, b], groups, name, images=images, progress=False)
+            perms = maps[1]
         for matrix in (perms.similarity or {}).values():
             assert torch.isfinite(matrix).all(), name
         if name == "activation":
@@ -467,11 +465,10 @@ def test_a_unit_that_always_says_the_same_makes_no_nan(value):
             assert similarity.abs().max() <= 1.001
             # a unit that never varies correlates with nothing
             assert similarity[0].abs().max() < 0.05 and similarity[:, 0].abs().max() < 0.05
-        aligned = symmetry.permute(b.state_dict(), groups, perms)
-        symmetry.prove(b, groups, models.example("mlp"), perms)
+        aligned = fusion.align([a, b], groups, maps)
     for name in fusion.CORRECTIONS:
-        fused = fusion.correct(a, a.state_dict(), aligned, 0.5, name, groups=groups, batches=images, progress=False)
-        for tensor in fused.values():
+        fused = fusion.correct(aligned, 0.5, name, images=images, progress=False)
+        for tensor in fused.state.values():
             assert torch.isfinite(tensor.double()).all(), name
 
 
@@ -482,10 +479,9 @@ def test_alphas_in_any_order_give_one_curve():
     groups = symmetry.trace(a, models.example("vgg11"))
     batches = [(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8))]
     parents = {side: fusion.measure(small(), net.state_dict(), batches) for side, net in (("a", a), ("b", b))}
-    given = {"parents": parents, "groups": groups, "test": batches, "progress": False}
-    curves = [
-        fusion.curve(small(), a.state_dict(), b.state_dict(), alphas, **given) for alphas in ((0, 0.5, 1), (1, 0, 0.5))
-    ]
+    aligned = fusion.align([a, b], groups, [groups.identity()] * 2)
+    given = {"parents": parents, "test": batches, "progress": False}
+    curves = [fusion.curve(aligned, alphas, **given) for alphas in ((0, 0.5, 1), (1, 0, 0.5))]
     assert [point["alpha"] for point in curves[0].points] == [0, 0.5, 1]
     assert curves[0].points == curves[1].points
     assert curves[0].barrier == curves[1].barrier
@@ -501,7 +497,7 @@ def test_held_out_images_are_never_trained_on(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(training, "train", lambda model, batches, *_, **__: [seen.append(list(batches)), 0.0][1:])
     spec = Spec("mlp", 0, Recipe(epochs=1, batch_size=10, augment=False), width=0.02, held_out=10)
-    path = models.trained(spec, numbered, path=tmp_path / "net.safetensors", progress=False)
+    path = models.trained(spec, numbered, path=tmp_path / "net.safetensors", progress=False).path
     labels = torch.cat([labels for _, labels in seen[0]])
     assert sorted(labels.tolist()) == list(range(30))
     assert models.read_sidecar(path)["spec"]["held_out"] == 10

@@ -15,7 +15,8 @@ DEFAULTS = {
     "preset": "quick", "dataset": "mnist-5k", "checkpoint_a": "", "checkpoint_b": "", "matchers": ["none"],
     "corrections": ["none"], "alphas": [0.0, 0.5, 1.0], "seed_a": 0, "seed_b": 1, "epochs": None, "width": None,
     "loader": "memory", "device": "cpu", "limit_train": 0, "limit_test": 0, "match_images": 100,
-    "correct_images": 100, "evaluate_train": False, "results_path": "", "figures_dir": "",
+    "correct_images": 100, "evaluate_train": False, "results_path": "", "figures_dir": "", "match_seed": 0,
+    "held_out": 0,
 }  # fmt: skip
 PATHS = ("results_path", "figures_dir", "save_aligned")
 PRESETS = {"quick": {"epochs": {"mnist-5k": 7}, "width": 1.0}, "paper": {"epochs": 100, "width": 1.0}}
@@ -28,9 +29,9 @@ def begin(model="simplenet", norm=None, **given):
 
 def test_a_preset_fills_only_what_was_not_given():
     run = begin()
-    assert (run.preset, run.epochs, run.width) == ("quick", 7, 1.0)
-    assert begin(epochs=2).epochs == 2
-    assert begin(preset="paper").epochs == 100
+    assert (run.preset, run.settings.epochs, run.settings.width) == ("quick", 7, 1.0)
+    assert begin(epochs=2).settings.epochs == 2
+    assert begin(preset="paper").settings.epochs == 100
     assert begin(preset="auto").preset == "quick"
 
 
@@ -70,6 +71,19 @@ def files(tmp_path, monkeypatch):
         ({"matchers": ["none", "none"]}, "without repeats"),
         ({"corrections": ["reset"]}, "unknown correction 'reset'"),
         ({"corrections": ["bn_reset"]}, "needs BatchNorm"),
+        ({"matchers": ["graph(restart=3)"]}, "'graph' takes no option restart; accepted: solver, memory, activations"),
+        ({"matchers": ["graph(restarts=0.5)"]}, "restarts 0.5 is not accepted; accepted: a whole number"),
+        ({"matchers": ["activation(tap=relu)"]}, "tap 'relu' is not accepted; accepted: post_relu"),
+        ({"matchers": ["activation(tap"]}, r"unknown matcher 'activation\(tap'"),
+        ({"matchers": ["activation(tap)"]}, r"cannot be read; accepted: activation\(option=value"),
+        ({"matchers": ["activation", "activation(tap=post_relu)"]}, "without repeats"),
+        ({"corrections": ["least_squares(select=maybe)"]}, "select 'maybe' is not accepted; accepted: true, false"),
+        ({"corrections": ["least_squares(ridge=-1)"]}, "ridge -1 is not accepted; accepted: a finite number"),
+        ({"match_seed": -1}, "match_seed -1 is not accepted"),
+        (
+            {"held_out": 3990},
+            "held_out 3990 is not accepted; accepted: at most what match_images and correct_images leave",
+        ),
         ({"alphas": [0, 1.5]}, "alpha 1.5 is not accepted"),
         ({"alphas": [0.5, 0.5]}, "no repeats"),
         ({"alphas": []}, "alphas"),
@@ -143,7 +157,7 @@ def test_a_network_on_other_data_than_its_own_is_said(tmp_path, capsys, learnt, 
 BOARD = {
     "pairs": ["simplenet"], "seeds": [0], "dataset": "mnist-5k", "matchers": ["none"], "corrections": ["none"],
     "alphas": [0.5], "device": "cpu", "limit_test": 10, "match_images": 50, "correct_images": 50,
-    "held_out_images": 50, "results_dir": "", "figures_dir": "",
+    "held_out_images": 50, "results_dir": "", "figures_dir": "", "match_seed": 0,
 }  # fmt: skip
 
 
@@ -210,4 +224,4 @@ def test_a_preset_that_says_nothing_of_the_data_set_is_one_line():
     presets = {"quick": {"epochs": {"cifar10": 7}, "width": 1.0}}
     with pytest.raises(InputError, match="epochs has no preset on mnist-5k; accepted: give epochs, or one of cifar10"):
         experiment.begin("test", "simplenet", DEFAULTS, presets=presets)
-    assert experiment.begin("test", "simplenet", DEFAULTS | {"epochs": 1}, presets=presets).epochs == 1
+    assert experiment.begin("test", "simplenet", DEFAULTS | {"epochs": 1}, presets=presets).settings.epochs == 1
