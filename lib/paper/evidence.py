@@ -259,7 +259,7 @@ def summary(
 ) -> list[dict[str, Any]]:
     """`interval` of every curve of every kind: a row each, kinds in order of width, curves as the records have them.
 
-    Row: the fields of `KIND`, curve, matcher, correction, variant, metric, alpha, pairs (of that kind; n is how many of
+    Row: the fields of `KIND`, curve, matcher, correction, metric, alpha, pairs (of that kind; n is how many of
     them have this curve at this alpha), mean, low, high, std, n, method. With `against` the differences to that curve;
     a kind that has no such curve is left out.
     """
@@ -276,7 +276,7 @@ def summary(
             if not any(row["curve"] == curve for row in there):
                 continue
             found = interval(there, metric, curve=curve, against=against, alpha=alpha, method=method, seed=seed)
-            names = ("curve", "matcher", "correction", "variant", *KIND)
+            names = ("curve", "matcher", "correction", *KIND)
             common = {name: row.get(name) for name in names}
             answer.append(common | {"metric": metric, "alpha": alpha, "pairs": pairs} | vars(found))
     return answer

@@ -39,7 +39,7 @@ def rows(records: Records) -> list[dict[str, Any]]:
 
     Columns: record (file stem, else its place in the list), experiment, preset, dataset, dataset_sha256, model, width,
     norm, the run's `lib.evidence.SETTINGS`, training (of both networks, as text), seed_a, seed_b, seed_match, sha256_a,
-    sha256_b (of the checkpoints), test_images, device, threads, run_seconds; matcher, correction, variant, curve (its
+    sha256_b (of the checkpoints), test_images, device, threads, run_seconds; matcher, correction, curve (its
     name), alphas (all of the curve's, as text), match_seconds, correct_seconds, seconds (both), barrier_<metric>,
     best_alpha, best_test_accuracy, best_test_loss, share_b; alpha and the four `METRICS`; parent_a_<metric>,
     parent_b_<metric>. Accuracies are fractions, losses nats. Records of studies without curves give no rows.
@@ -52,7 +52,7 @@ def rows(records: Records) -> list[dict[str, Any]]:
         for curve in r.get("curves", []):
             best, share = curve.get("best") or {}, curve.get("share") or {}
             seconds = {field: curve.get(field) or 0.0 for field in ("match_seconds", "correct_seconds")}
-            columns = dict(zip(("matcher", "correction", "variant"), curve_key(curve), strict=True))
+            columns = dict(zip(("matcher", "correction"), curve_key(curve), strict=True))
             columns |= {"curve": curve_name(curve), "alphas": " ".join(f"{p['alpha']:g}" for p in curve["points"])}
             columns |= seconds | {"seconds": sum(seconds.values())}
             columns |= {f"barrier_{metric}": curve["barrier"].get(metric) for metric in METRICS}
@@ -131,7 +131,6 @@ def aggregate(records: Records) -> dict[str, Any]:
             {
                 "matcher": key[0],
                 "correction": key[1],
-                "variant": key[2],
                 "n": len(found),
                 "points": [
                     {"alpha": a} | _mean_metrics([_within([point_at(c, a) for c in here]) for here in found])
@@ -166,7 +165,7 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
     """One row per curve at `alpha`, then one per reference (the row has "reference"), means over pairs.
 
     Pairs of one kind (model and data set) are averaged; kinds follow one another. Row: architecture, dataset,
-    matcher, correction, variant, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, alphas (the number
+    matcher, correction, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, alphas (the number
     measured), best_alpha and best_accuracy (alpha chosen on held-out training images; None where a curve does not say
     or had no choice), parents_accuracy (the mean of both parents of the same pairs), each metric also with _std, _low
     and _high as in `aggregate`; seconds (match and correct together), match_images, correct_images (None where a
@@ -193,7 +192,7 @@ def _leaderboard_rows(records: list[Mapping[str, Any]], alpha: float) -> list[di
         best = [_best(here) for _, here in found]
         both = [fmean(alike[0]["parents"][side]["test_accuracy"] for side in ("a", "b")) for alike, _ in found]
         images = entries[0].get("images") or {}
-        row = {name: curve[name] for name in ("matcher", "correction", "variant", "n")}
+        row = {name: curve[name] for name in ("matcher", "correction", "n")}
         row |= {name: value for name, value in at.items() if name == "alpha" or name.startswith("test_")}
         row |= _renamed(curve["barrier"], "test_", "barrier_")
         row["alphas"] = len(entries[0]["points"])
@@ -220,7 +219,7 @@ def _by_pair(records: list[Mapping[str, Any]], flat: list[dict[str, Any]]) -> li
     return [[records[int(name)] for name in names] for names in evidence.pairs(flat).values()]
 
 
-def _entries(records: list[Mapping[str, Any]], key: tuple[str, str, str]) -> list[Mapping[str, Any]]:
+def _entries(records: list[Mapping[str, Any]], key: tuple[str, str]) -> list[Mapping[str, Any]]:
     return [entry for r in records if (entry := curve_of(r, *key))]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..paths import atomic
 from ..records import curve_key, point_at
-from .names import REFERENCE_LABELS, curve_label, curve_name, model_label, width_label
+from .names import REFERENCES, curve_label, curve_name, model_label, width_label
 from .pool import Records, aggregate, headline, one_dataset, reference_for
 from .published import REFERENCE
 
@@ -61,7 +61,7 @@ def compare(record: Mapping[str, Any], reference: Mapping[str, Any] | None = Non
         body.append([f"{split} {quantity}, {unit}", "", *(f"{alpha:g}" for alpha in alphas), "barrier"])
         for curve in summary["curves"]:
             ours = {round(p["alpha"], 6): p[metric] for p in curve["points"]}
-            values = published.get(curve_key(curve)[:2]) if not curve["variant"] else None
+            values = published.get(curve_key(curve))
             theirs = dict(zip(reference["alphas"], values, strict=True)) if values else {}
             line = published.get(("none", "none"), ())
             barriers = curve["barrier"][metric], _barrier(theirs, line, metric) if theirs and line else None
@@ -156,9 +156,7 @@ def pooled_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         if "reference" not in row:
-            matcher, correction, variant = curve_key(row)
-            correction = f"`{correction}`" + (f" ({variant})" if variant else "")
-            names = [row["architecture"], row["dataset"], f"`{matcher}`", correction]
+            names = [row["architecture"], row["dataset"], *(f"`{name}`" for name in curve_key(row))]
             numbers = [f"{row['images']:,}", *(pooled_cell(row, f"{what}_accuracy") for what in ("test", "barrier"))]
             numbers[-1] += "*" if row["alphas"] == 1 else ""
             numbers += [_number_text(row["parents_accuracy"], "accuracy"), str(row["n"]), f"`{row['records']}`"]
@@ -236,7 +234,7 @@ def widths_latex(records: Records) -> str:
 
 def _widths(records: list[Mapping[str, Any]]) -> tuple[str, list[list[str]]]:
     keys = dict.fromkeys(curve_key(curve) for r in records for curve in r["curves"])
-    labels = [curve_label(dict(zip(("matcher", "correction", "variant"), key, strict=True))) for key in keys]
+    labels = [curve_label(dict(zip(("matcher", "correction"), key, strict=True))) for key in keys]
     rows = [["width", "n", *labels]]
     for width in sorted({r["model"]["width"] for r in records}):
         summary = aggregate([r for r in records if r["model"]["width"] == width])
@@ -249,7 +247,7 @@ def _widths(records: list[Mapping[str, Any]]) -> tuple[str, list[list[str]]]:
 
 
 def _row_name(row: Mapping[str, Any], name) -> str:
-    return REFERENCE_LABELS.get(row["reference"], row["reference"]) if "reference" in row else name(row)
+    return REFERENCES.get(row["reference"], row["reference"]) if "reference" in row else name(row)
 
 
 def _leaderboard_cells(row: Mapping[str, Any], cell, missing: str = "—") -> list[str]:

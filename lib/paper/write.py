@@ -86,7 +86,7 @@ def readme_rows(kinds: Mapping[str, Records], sweeps: Mapping[str, Records]) -> 
     Row: as `lib.results.leaderboard_rows` makes them, and "records", the name of the records behind it.
     """
     published = {name: found for name, found in kinds.items() if _foreign(found)}
-    board = {name: found for name, found in kinds.items() if _experiment(found) == "leaderboard"}
+    board = {name: found for name, found in kinds.items() if _on_board(found)}
     answer: dict[Any, dict[str, Any]] = {}
     for name, records in [*published.items(), *_pooled(sweeps), *board.items()]:
         rows = _rows(name, records)
@@ -95,7 +95,7 @@ def readme_rows(kinds: Mapping[str, Records], sweeps: Mapping[str, Records]) -> 
             wanted = [(m, "none" if c == "bn_reset" else c) for m, c in wanted]
         found = {curve_key(row): row for row in rows}
         for matcher, correction in wanted:
-            row = found.get((matcher, correction, ""))
+            row = found.get((matcher, correction))
             if row is None:
                 continue
             key = name in published and name, row["architecture"], row["dataset"], matcher, correction
@@ -116,6 +116,11 @@ def _pooled(sweeps: Mapping[str, Records]) -> Iterator[tuple[str, Records]]:
 
 def _experiment(records: Records) -> str:
     return next(iter(records.values()))["experiment"]
+
+
+def _on_board(records: Records) -> bool:
+    """Whether the records belong to the leaderboard: they hold what it compares fused networks with."""
+    return all("references" in record for record in records.values())
 
 
 def _foreign(records: Records) -> bool:
@@ -157,12 +162,13 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
         raise InputError(f"no run records in {folder}; accepted: a folder that holds some")
     whole = not skipped
     writer.figure("network_graph", drawing.network_graph())
+    single = {kind: records for kind, records in kinds.items() if not _on_board(records)}
     seen = set()
-    for kind, records in kinds.items():
-        if (experiment := _experiment(records)) != "leaderboard":
-            skipped += _write_kind(writer, folder, kind, records, again=experiment in seen)
-            seen.add(experiment)
-    board = [r for found in kinds.values() for r in found.values() if r["experiment"] == "leaderboard"]
+    for kind, records in single.items():
+        experiment = _experiment(records)
+        skipped += _write_kind(writer, folder, kind, records, again=experiment in seen)
+        seen.add(experiment)
+    board = [record for kind, records in kinds.items() if kind not in single for record in records.values()]
     if board:
         rows = pool.leaderboard_rows(board)
         writer.figure("leaderboard", figures_many.leaderboard(rows))
@@ -189,7 +195,7 @@ def _write_kind(writer: Writer, folder: Path, kind: str, records: Records, again
         skipped.append(str(error))
     drawn = figures.record_figures(record, arrays)
     if not drawn:
-        return [*skipped, f"{stem}.json: experiment {record['experiment']!r} has no figures"]
+        return [*skipped, f"{stem}.json: nothing in it that a figure shows"]
     for name, figure in drawn.items():
         if not (again and name.startswith("matching_")):
             writer.figure(f"{stem}_{name}", figure)

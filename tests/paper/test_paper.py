@@ -11,9 +11,9 @@ from lib.batch import run as batch
 from lib.checks import InputError
 from lib.paper import evidence, tables, write
 from lib.paths import ROOT
-from lib.records import write_record
+from lib.records import run_record, write_record
 from tests.paper.test_plots import arrays, study, vgg, words
-from tests.records.test_results import curve, pair
+from tests.records.test_results import curve, pair, provenance
 
 FITTED = curve("activation", (0.75, 0.7, 0.74), correction="least_squares")
 
@@ -27,7 +27,8 @@ def folder(tmp_path):
     write_record(place / "vgg_s2.json", vgg(middle=0.5, index=1), arrays())
     write_record(place / "wide_s0.json", vgg(0.25))
     write_record(place / "simple.json", pair())
-    write_record(place / "board_s0.json", pair(experiment="leaderboard"))
+    references = {"ensemble": {"test_accuracy": 0.9}}
+    write_record(place / "board_s0.json", pair(experiment="leaderboard", references=references))
     write_record(place / "study.json", study())
     for width in (0.125, 0.25):
         for i, middle in enumerate((0.5, 0.6, 0.65)):
@@ -110,10 +111,11 @@ def test_command_skips_a_broken_record_with_a_line_and_says_so_in_its_exit_code(
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "broken.json").write_text("{")
     write_record(tmp_path / "simple.json", pair())
-    write_record(tmp_path / "new.json", pair(experiment="something_new"))
+    kind = {"experiment": "something_new", "preset": "quick", "dataset": None, "provenance": provenance()}
+    write_record(tmp_path / "new.json", run_record.record(**kind, rows=[{"width": 1.0}]))
     assert run(tmp_path, tmp_path / "figures") == 1
     told = capsys.readouterr().err
-    assert "broken.json: not a run record" in told and "something_new" in told
+    assert "broken.json: not a run record" in told and "new.json: nothing in it that a figure shows" in told
     assert (tmp_path / "figures" / "simple_curves.pdf").is_file()
 
 
@@ -141,7 +143,7 @@ def test_readme_shows_the_pool_with_most_pairs_and_the_published_weights():
 
     published = pair(curve("graph_reference", (0.84, 0.54, 0.84)), seeds={"a": None, "b": None, "match": 0})
     kinds = {
-        "board": {f"board_s{i}": fitted(i, experiment="leaderboard") for i in range(2)},
+        "board": {f"board_s{i}": fitted(i, references={"ensemble": {"test_accuracy": 0.8}}) for i in range(2)},
         "published": {"published": published},
         "own": {"own_s0": pair()},
     }

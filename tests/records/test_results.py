@@ -328,11 +328,28 @@ class Matching(dict):
 def test_curve_entry_takes_what_a_matching_says():
     matching = Matching("graph", {})
     points = [{"alpha": 0.5} | metrics(0.9)]
-    entry = curve_entry(matching, "repair", points, metrics(0.1), options={"images": 5}, variant="merged")
-    record = pair(entry)
-    assert record["curves"][0]["options"] == {"solver": "sweep", "images": 5}
-    assert record["curves"][0]["match_seconds"] == 0.25
-    assert names.curve_name(record["curves"][0]) == "graph + repair (merged)"
+    entry = curve_entry(matching, "repair(images=5)", points, metrics(0.1), options={"images": 5})
+    (stored,) = pair(entry)["curves"]
+    assert stored["options"] == {"solver": "sweep"} and stored["correction_options"] == {"images": 5}
+    assert stored["match_seconds"] == 0.25
+    assert names.curve_name(stored) == "graph + repair(images=5)"
+
+
+def test_every_tracked_record_is_still_read():
+    files = sorted((paths.ROOT / "data" / "results").rglob("*.json"))
+    assert len(files) > 40
+    for path in files:
+        found = read_record(path)
+        for curve in found.get("curves", []):
+            assert run_record.curve_of(found, *run_record.curve_key(curve)) is curve
+
+
+def test_curves_that_differ_in_options_alone_are_two_curves():
+    one, other = curve("graph", (0.8, 0.5, 0.8)), curve("graph(restarts=3)", (0.8, 0.6, 0.8))
+    found = run_record.curve_of(pair(one, other), "graph(restarts=3)")
+    assert found["points"][1]["test_accuracy"] == 0.6
+    with pytest.raises(ValueError, match="one of each matcher and correction"):
+        pair(other, other)
 
 
 def test_matching_arrays_measure_every_matching_by_one_correlation():
@@ -416,7 +433,7 @@ def test_a_frame_has_a_row_per_pair_curve_and_alpha():
     wanted = {
         "record": "some_pair", "experiment": "simplenet_mnist", "dataset": "mnist-5k", "dataset_sha256": "abc",
         "model": "simplenet", "width": 1.0, "seed_a": 0, "seed_b": 1, "seed_match": 0, "matcher": "graph",
-        "correction": "repair", "variant": "", "alpha": 0.5, "test_accuracy": 0.91, "parent_a_test_accuracy": 0.84,
+        "correction": "repair", "alpha": 0.5, "test_accuracy": 0.91, "parent_a_test_accuracy": 0.84,
         "parent_b_test_accuracy": 0.82, "seconds": 2.0, "best_alpha": 0.5, "share_b": 0.7, "epochs": 3, "alphas": "0.5",
         "match_images": 100, "barrier_test_loss": 0.4, "test_images": 1000,
     }  # fmt: skip
