@@ -153,18 +153,18 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
     """One row per curve at `alpha`, then one per reference (the row has "reference"), means over pairs.
 
     Pairs of one kind (model and data set) are averaged; kinds follow one another. Row: architecture, dataset,
-    matcher, correction, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, alphas (the number
-    measured), best_alpha and best_accuracy (alpha chosen on held-out training images; None where a curve does not say
-    or had no choice), parents_accuracy (the mean of both parents of the same pairs), each metric also with _std, _low
-    and _high as in `aggregate`; seconds (match and correct together), match_images, correct_images (None where a
-    curve does not say), images (the most that its record's curves looked at), share_b (the part of parent B's units in
-    the fused network).
+    experiment, matcher, correction, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, alphas (the
+    number measured), best_alpha and best_accuracy (alpha chosen on held-out training images; None where a curve does
+    not say or had no choice), parents_accuracy (the mean of both parents of the same pairs), each metric also with
+    _std, _low and _high as in `aggregate`; seconds (match and correct together), match_images, correct_images (None
+    where a curve does not say), images (the most that its record's curves looked at), share_b (the part of parent B's
+    units in the fused network).
     """
     answer, named = [], _named(records)
     flat = [row | {"architecture": model_label(row | {"name": row["model"]})} for row in rows(named)]
     for (architecture, dataset), kind in grouped(flat, "architecture", "dataset").items():
         evidence.check_poolable(kind)
-        common = {"architecture": architecture, "dataset": dataset}
+        common = {"architecture": architecture, "dataset": dataset, "experiment": kind[0]["experiment"]}
         for (matcher, correction), mine in grouped(kind, "matcher", "correction").items():
             there = [row for row in mine if evidence.at(row, alpha)]
             if len(there) == len(grouped(mine, "record")):
