@@ -75,7 +75,7 @@ class Table:
     def markdown(self) -> str:
         """The rows of all parts in one table under the first part's heads; columns of numbers to the right."""
         rows = [row for _, *rows in self.parts for row in rows]
-        numbers = [any(_NUMBER.fullmatch(cell) for cell in column) for column in zip(*rows, strict=True)]
+        numbers = [any(_NUMBER.fullmatch(cell) for cell in column) for column in zip(*self.parts[0], strict=True)]
         heads, *lines = (f"| {' | '.join(row)} |" for row in (self.parts[0][0], *rows))
         return "\n".join([heads, f"|{'|'.join('--:' if right else '---' for right in numbers)}|", *lines])
 

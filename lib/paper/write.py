@@ -113,7 +113,8 @@ def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, A
     for name in (*published, *(name for name in rows if name not in kinds), *board):
         fused = {curve_key(row): row for row in rows[name] if "reference" not in row}
         normed = any(correction == "bn_reset" for _, correction in fused)
-        for matcher, correction in SHOWN.get(rows[name][0]["experiment"], SHOWN_ELSE):
+        experiments = {row["experiment"] for row in fused.values()}
+        for matcher, correction in SHOWN.get(*experiments, SHOWN_ELSE) if fused else ():
             key = matcher, correction if normed or correction != "bn_reset" else "none"  # a network without BatchNorm
             if row := fused.get(key):
                 alike = name in published and name, row["architecture"], row["dataset"], key
@@ -224,6 +225,7 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
 
 def _write_kind(writer: Writer, folder: Path, kind: str, records: Records, again: bool) -> list[str]:
     stem, record = next(iter(records.items()))
+    pairs = {name: found for name, found in records.items() if "curves" in found}
     skipped, arrays = [], {}
     try:
         arrays = read_arrays(folder / f"{stem}.json")
@@ -233,23 +235,25 @@ def _write_kind(writer: Writer, folder: Path, kind: str, records: Records, again
     for name, figure in drawn.items():
         if not (again and name.startswith("matching_")):
             writer.figure(f"{stem}_{name}", figure)
-    if "curves" in record:
-        writer.text(f"{kind}.tex", tables.table(records, name=curve_label).latex())
-        if len(records) > 1:
-            writer.figure(f"{kind}_curves", figures.curves(records))
+    if pairs:
+        writer.text(f"{kind}.tex", tables.table(pairs, name=curve_label).latex())
+        if len(pairs) > 1:
+            writer.figure(f"{kind}_curves", figures.curves(pairs))
     return skipped if drawn else [*skipped, f"{stem}.json: nothing in it that a figure shows"]
 
 
 def _write_sweep(writer: Writer, sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]]) -> None:
     alike = pools(sweep, records)
+    if not alike:  # studies without curves
+        return
     for name, found in alike.items():
         writer.both(f"{name}_curves", figures.curves, found)
     pooled = [row for name in alike for row in rows[name]]
     writer.text(f"{sweep}.tex", tables.pooled_table(pooled, curve_label).latex())
-    widths = {r["model"]["width"] for r in records.values()}
-    if len(alike) == len(widths) > 1 and len({r["dataset"] for r in records.values()}) == 1:
-        writer.both(f"{sweep}_widths", figures_many.width_barrier, records)
-        writer.text(f"{sweep}_widths.tex", tables.widths_table(records).latex())
+    pairs = [record for found in alike.values() for record in found.values()]
+    if len(alike) == len({r["model"]["width"] for r in pairs}) > 1 and len({r["dataset"] for r in pairs}) == 1:
+        writer.both(f"{sweep}_widths", figures_many.width_barrier, pairs)
+        writer.text(f"{sweep}_widths.tex", tables.widths_table(pairs).latex())
     curves = {curve_name(row) for row in pooled if "reference" not in row}
     against = next((name for name in BASELINES if name in curves), None)
     if against and (found := evidence.summary(pool.rows(records), against=against)):
@@ -272,8 +276,7 @@ def _unreadable(lines: Iterable[str]) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 1 when a file in the results folder could not be read, 2 when
-    nothing could be made."""
+    """The command; 1 when a file in the results folder could not be read, 2 when nothing could be made."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of run records (*.json)")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder to write into")
