@@ -48,7 +48,9 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     wide = min(len(kinds), 3 if columns == 2 else 1)
     deep = math.ceil(len(kinds) / wide)
     tall = 0.27 if metric.startswith("best_") else 0.19
-    figure = PaperFigure(figsize=(width_of(columns), 1.05 + deep * (0.62 + tall * len(lines))))
+    upright = max((len(look(CORRECTIONS, name).label) for name in across), default=0)
+    foot = 1.05 + 0.06 * max(0, upright - 13)  # the corrections' names stand upright: longer ones need more
+    figure = PaperFigure(figsize=(width_of(columns), foot + deep * (0.62 + tall * len(lines))))
     grid = panels(figure, len(kinds), wide)
     for index, (axes, ((architecture, dataset), alike)) in enumerate(zip(grid, kinds.items(), strict=True)):
         _heat_map(axes, alike, metric, lines, across)

@@ -72,6 +72,17 @@ def test_command_rebuilds_every_figure(folder, tmp_path, capsys, unrendered):
     assert "n = 1" in (figures / "vgg_s0_curves.png").read_text()
 
 
+def test_studies_without_curves_in_a_sweep_stop_nothing(folder, tmp_path, unrendered):
+    for place in ("studies", "widths"):
+        write_record(folder / place / "study.json", study())
+    assert run(folder, tmp_path / "figures") == 0
+    assert "6 pairs" in (tmp_path / "figures" / "widths_widths.pdf").read_text()
+    assert "no data set" not in (tmp_path / "figures" / "widths.tex").read_text()
+    write_record(tmp_path / "alone" / "study.json", study())
+    assert run(tmp_path / "alone", tmp_path / "other") == 0
+    assert (tmp_path / "other" / "results.md").read_text().splitlines()[1].count("---") == 10
+
+
 def test_the_same_records_give_the_same_bytes(tmp_path):
     place = tmp_path / "results"
     for i, middle in enumerate((0.5, 0.6, 0.65, 0.62, 0.58)):

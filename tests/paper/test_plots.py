@@ -96,6 +96,7 @@ def rows_of(name):
     return [row for row in study_rows() if row["study"] == name]
 
 
+JPEG = {"dataset": "cifar10-jpeg"}
 SEVEN = [f"features.{i}" for i in (0, 4, 8, 11, 15, 18, 22, 25)]
 PERMS = {f"perm/activation/{group}": np.arange(8) for group in SEVEN}
 CORRS = {f"corr/{m}/{group}": np.linspace(-0.2, 0.9, 8) for m in ("none", "activation") for group in SEVEN}
@@ -126,6 +127,10 @@ FIGURES = {
     ("leaderboard", 1): lambda: figures_many.leaderboard(board_rows()[:50], columns=1),
     ("leaderboard", 2): lambda: figures_many.leaderboard(board_rows()),
     ("leaderboard_best", 2): lambda: figures_many.leaderboard(board_rows(), "best_accuracy"),
+    ("leaderboard_options", 1): lambda: figures_many.leaderboard(
+        pool.leaderboard_rows(with_options(**JPEG)), columns=1
+    ),
+    ("curves_options", 2): lambda: figures.curves(with_options(**JPEG)),
     ("widths", 1): lambda: figures_many.width_barrier(sweep(), columns=1),
     ("widths", 2): lambda: figures_many.width_barrier(sweep()),
     ("differences", 1): lambda: differences(1),

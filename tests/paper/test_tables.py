@@ -27,6 +27,25 @@ def test_tables_of_curves_with_other_alphas_leave_gaps():
     assert row[1:4] == ["84.00", "—", "82.00"]
 
 
+def test_what_was_not_measured_is_a_dash_in_text_and_in_latex():
+    table = tables.table(pair(curve("none", (0.84, 0.47, 0.82)), curve("graph", (0.84, 0.82), alphas=(0.0, 1.0))))
+    assert str(table).count("—") == table.latex().count("---") == 2 and "—" not in table.latex()
+
+
+def test_parents_stand_under_the_curves_in_text_and_in_latex():
+    table = tables.table(pair())
+    assert "\nparents A, B: 84.00, 82.00\n" in str(table)
+    assert r"\multicolumn{5}{l}{parents A, B: 84.00, 82.00} \\" in table.latex()
+
+
+def test_leaderboard_latex_is_a_tabular_a_kind_with_its_references_apart():
+    wide = pair(model={"name": "mlp", "width": 0.5, "norm": None}, references={"ensemble": {"test_accuracy": 0.95}})
+    text = tables.leaderboard_latex(pool.leaderboard_rows([pair(), wide]))
+    first, second = text.split(r"\end{tabular}")[:2]
+    assert "SimpleNet" in first and "ensemble" not in first and r"MLP $\times$1/2 on mnist-5k" in second
+    assert second.index(r"\addlinespace") < second.index("ensemble") < second.index("bottomrule")
+
+
 def test_compare_puts_published_values_beside_measured_ones_by_alpha():
     published = reference.REFERENCE["simplenet_mnist"]
     ours = curve("graph_reference", (0.8418, 0.5374, 0.8381))

@@ -391,6 +391,23 @@ def test_matcher_seeds_of_one_pair_are_averaged_and_are_one_pair():
     assert summary["curves"][0]["points"][1]["test_accuracy"] == pytest.approx(0.5)
 
 
+def test_a_pair_is_known_by_its_checkpoints_else_its_seeds_else_its_record():
+    def of(seeds, shas):
+        files = {side: {"file": side, "sha256": sha} for side, sha in zip("ab", shas, strict=True)}
+        return pair(seeds=dict(zip("ab", seeds, strict=True)) | {"match": 0}, checkpoints=files)
+
+    records = {
+        "x": of((0, 1), "pq"),
+        "y": of((2, 3), "pq"),
+        "z": of((0, 1), (None, None)),
+        "w": of((0, 1), (None, "q")),
+    }
+    records |= {"u": of((None, None), (None, None)), "v": of((None, 1), (None, None))}
+    pairs = {row["record"]: row["pair"] for row in pool.rows(records)}
+    assert pairs["x"] == pairs["y"] != pairs["z"] == pairs["w"]
+    assert (pairs["u"], pairs["v"]) == ("u", "v")
+
+
 def test_a_curve_that_not_every_pair_has_keeps_its_own_n():
     one, other = pairs(0.5, 0.6)
     one["curves"].append(curve("graph", (0.84, 0.91, 0.82)))
