@@ -1,7 +1,7 @@
 """Every figure, in one style sheet (fusebook.mplstyle), each from a run record or plain rows.
 
 Functions return a Figure that is one or two columns of a paper wide and names the data set and n;
-`save_figure` writes PNG and PDF. lib.paper rebuilds all of them from the tracked records.
+`save_figure` writes PNG and PDF. `make figures` rebuilds all of them from the tracked records.
 """
 
 import math
@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter
 from ..checks import check_choice
 from ..records import curve_key
 from . import pool
+from .evidence import grouped
 from .figures_scaling import objective_accuracy, recovery, scaling
 from .names import CORRECTIONS, MATCHERS, curve_label, file_word, fills, look, ranked
 from .pool import Records
@@ -49,7 +50,7 @@ def curve(
     """One metric against alpha, a line per curve, the end points as dashed horizontal lines.
 
     Several records of one kind: the mean over independent pairs, and from three pairs on a band that is its 95 %
-    interval. `reference` (an entry of lib.results.REFERENCE) adds the published points as hollow markers. More than
+    interval. `reference` (an entry of published.REFERENCE) adds the published points as hollow markers. More than
     eight curves are spread over a panel per correction. `columns`: 1 or 2, those of a paper that the figure is wide.
     """
     return _curve_panels(records, [metric], reference, columns)
@@ -66,9 +67,7 @@ def curves(
 def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, Any] | None, columns: int) -> Figure:
     """A panel per metric; with too many curves for that, a panel per metric and correction."""
     summary = pool.aggregate(records)
-    by_correction: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in summary["curves"]:
-        by_correction.setdefault(entry["correction"], []).append(entry)
+    by_correction = grouped(summary["curves"], "correction")
     crowded = len(summary["curves"]) > 8 and len(by_correction) > 1
     panels = list(by_correction.items()) if crowded else [("", summary["curves"])]
 

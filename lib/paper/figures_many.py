@@ -14,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from ..records import curve_key, curve_of
 from . import pool
+from .evidence import grouped
 from .names import CORRECTIONS, MATCHERS, curve_label, fills, look, model_label, ranked, width_label
 from .pool import Records
 from .style import (
@@ -38,9 +39,7 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     their n. An empty cell is a method that the network can not take or that was not measured. `metric`: test_accuracy,
     barrier_accuracy, or best_accuracy, which also prints each cell's best alpha.
     """
-    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        kinds.setdefault((row["architecture"], row["dataset"]), []).append(row)
+    kinds = grouped(rows, "architecture", "dataset")
     kinds = {kind: alike for kind, alike in kinds.items() if any(row.get(metric) is not None for row in alike)}
     fused = [row for alike in kinds.values() for row in alike if "reference" not in row]
     lines = ranked((row["matcher"] for row in fused), MATCHERS)
@@ -123,29 +122,26 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
     Records of one data set, any widths; the number of pairs stands under each width. Raises InputError for records
     of several data sets, or of several kinds at one width. `columns`: 2 puts the panels side by side, 1 on each other.
     """
-    records = pool.one_dataset(records)
-    widths = sorted({record["model"]["width"] for record in records})
-    means = {w: pool.aggregate([r for r in records if r["model"]["width"] == w]) for w in widths}
-    keys = dict.fromkeys(curve_key(entry) for record in records for entry in record["curves"])
+    of, means = pool.by_width(records)
+    widths = list(means)
+    labels = {curve_key(entry): curve_label(entry) for mean in means.values() for entry in mean["curves"]}
+    measured = grouped(pool.rows(records), "matcher", "correction")
     figure = PaperFigure(figsize=(width_of(columns), 3.1 if columns == 2 else 4.9))
     handles: dict[str, Any] = {}
     grid = figure.subplots(3 - columns, columns, sharex=True)
     for axes, metric in zip(grid, ("test_accuracy", "test_loss"), strict=True):
         scale = percent(metric)
-        for index, (key, fill) in enumerate(fills(keys).items()):
+        for index, (key, fill) in enumerate(fills(labels).items()):
             method = look(MATCHERS, key[0])
             colour = method.colour
-            found = [
-                (record["model"]["width"], scale * entry["barrier"][metric])
-                for record in records
-                if (entry := curve_of(record, *key)) and entry["barrier"][metric] is not None
-            ]
+            pairs = [alike[0] for alike in grouped(measured[key], "record").values()]
+            spots = [(row["width"], scale * b) for row in pairs if (b := row[f"barrier_{metric}"]) is not None]
             over = [(w, entry["barrier"]) for w in widths if (entry := curve_of(means[w], *key))]
             over = [(w, barrier) for w, barrier in over if barrier[metric] is not None]
             if not over:
                 continue
             # Curves at one width side by side, so that none hides another.
-            shift = 2 ** (0.06 * (index - (len(keys) - 1) / 2))
+            shift = 2 ** (0.06 * (index - (len(labels) - 1) / 2))
             line = {"color": colour, "linestyle": look(CORRECTIONS, key[1]).line} | mark(method.marker, fill=fill)
             here = np.array([w for w, _ in over]) * shift
             (handle,) = axes.plot(here, [scale * barrier[metric] for _, barrier in over], **line)
@@ -153,9 +149,9 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
                 if barrier[f"{metric}_low"] is not None:
                     ends = [scale * barrier[f"{metric}_{end}"] for end in ("low", "high")]
                     axes.plot([x, x], ends, color=colour, linewidth=1.1, marker="_", markersize=4)
-            spots = np.array(found) * (1.03 * shift, 1)  # beside the bar
-            axes.plot(*spots.T, color=colour, linestyle="none", alpha=0.35, markersize=2.5, marker="o", mew=0)
-            handles[curve_label(dict(zip(("matcher", "correction"), key, strict=True)))] = handle
+            beside = np.array(spots) * (1.03 * shift, 1)
+            axes.plot(*beside.T, color=colour, linestyle="none", alpha=0.35, markersize=2.5, marker="o", mew=0)
+            handles[labels[key]] = handle
         axes.axhline(0, color="#333333", linewidth=0.7)
         axes.set_xscale("log", base=2)
         ticks = [f"×{width_label(w)}\nn = {means[w]['n']}" for w in widths]
@@ -166,12 +162,10 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
         axes.set_ylabel(f"test {what}")
         if columns == 2 or scale == 1:
             axes.set_xlabel("width")
-    names = dict.fromkeys(model_label(record["model"] | {"width": 1.0}) for record in records)
     pairs = sum(mean["n"] for mean in means.values())
     some = any(c["barrier"]["test_accuracy_low"] is not None for mean in means.values() for c in mean["curves"])
     told = "means, 95 % intervals where n ≥ 3" if some else "means"
-    title = f"{' + '.join(names)} on {records[0]['dataset']}, {pairs} pairs: {told}, each pair a point"
-    headed(figure, title)
+    headed(figure, f"{of}, {pairs} pairs: {told}, each pair a point")
     legend_below(figure, handles)
     return figure
 
@@ -180,12 +174,10 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
 def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int = 2) -> Figure:
     """Method against method on the same pairs: the mean difference to one curve, with its 95 % interval.
 
-    `summary` as `lib.evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
+    `summary` as `evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
     the n of pairs that have both. An interval that leaves out 0 is drawn solid, others and means without one hollow.
     """
-    kinds: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in summary:
-        kinds.setdefault((row["model"], row["norm"], row["width"], row["dataset"]), []).append(row)
+    kinds = grouped(summary, "model", "norm", "width", "dataset")
     labels = {row["curve"]: curve_label(row) for alike in kinds.values() for row in alike}
     curves = list(labels)
     wide = min(len(kinds), 2 * columns - 1)

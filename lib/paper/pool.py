@@ -202,13 +202,17 @@ def _board_row(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def one_dataset(records: Records) -> list[Mapping[str, Any]]:
-    """The records as a list. Raises InputError unless all were measured on one data set."""
+def by_width(records: Records) -> tuple[str, dict[float, dict[str, Any]]]:
+    """What the records are of ("VGG11-BN on cifar10-jpeg"), and their `aggregate` at each width, narrow to wide. Raises
+    InputError unless all were measured on one data set."""
     records = list(_named(records).values())
-    names = sorted({str(r["dataset"]) for r in records})
-    if len(names) != 1:
-        raise InputError(f"records must be of one data set, not {' and '.join(names) or 'none'}")
-    return records
+    datasets = sorted({str(r["dataset"]) for r in records})
+    if len(datasets) != 1:
+        raise InputError(f"records must be of one data set, not {' and '.join(datasets) or 'none'}")
+    models = dict.fromkeys(model_label(r["model"] | {"width": 1.0}) for r in records)
+    widths = sorted({r["model"]["width"] for r in records})
+    means = {width: aggregate([r for r in records if r["model"]["width"] == width]) for width in widths}
+    return f"{' + '.join(models)} on {datasets[0]}", means
 
 
 def _named(records: Records) -> dict[str, Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from ..paths import atomic
 from ..records import curve_key, point_at
 from .evidence import grouped
 from .names import REFERENCES, curve_label, curve_name, model_label, width_label
-from .pool import Records, aggregate, headline, one_dataset, reference_for
+from .pool import Records, aggregate, by_width, headline, reference_for
 from .published import REFERENCE
 
 INTERVALS = "mean [95 % interval] over n independent pairs: bootstrap over pairs, Student's t for n < 5, none for n < 3"
@@ -241,17 +241,13 @@ def summary_table(summary: Iterable[Mapping[str, Any]]) -> Table:
 
 def widths_table(records: Records, name: Name = curve_label) -> Table:
     """Test accuracy barrier (points), mean [95 % interval]: a row a curve, a column a width, n under each."""
-    records = one_dataset(records)
-    columns, labels = [], {curve_key(curve): name(curve) for r in records for curve in r["curves"]}
-    for width, alike in sorted(
-        grouped([{"width": r["model"]["width"], "record": r} for r in records], "width").items()
-    ):
-        summary = aggregate([row["record"] for row in alike])
+    what, means = by_width(records)
+    columns, labels = [], {curve_key(curve): name(curve) for summary in means.values() for curve in summary["curves"]}
+    for width, summary in means.items():
         barriers = {curve_key(curve): curve["barrier"] for curve in summary["curves"]}
         cells = [interval_cell(barriers.get(key, {}), "test_accuracy") for key in labels]
         columns.append([f"×{width_label(width)}", str(summary["n"]), *cells])
-    models = " + ".join(dict.fromkeys(model_label(r["model"] | {"width": 1.0}) for r in records))
-    title = f"{models} on {records[0]['dataset']}, test accuracy barrier (points), mean [95 % interval]"
+    title = f"{what}, test accuracy barrier (points), mean [95 % interval]"
     rows = zip(["width", "n", *labels.values()], *columns, strict=True)
     return Table([list(map(list, rows))], title, INTERVALS)
 
