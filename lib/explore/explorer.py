@@ -16,7 +16,7 @@ from .. import fusion, matching, models
 from ..checks import InputError, check_choice, check_whole
 from ..matching import Matching
 from ..paper import figures, pool
-from ..paper.names import CORRECTION_LABELS, MATCHER_LABELS, model_label
+from ..paper.names import CORRECTIONS, MATCHERS, look, model_label
 from ..paper.style import VERMILLION, mark
 from ..records import curve_entry, matching_arrays
 from ..study import board
@@ -311,9 +311,9 @@ class Explorer:
     def plane_figure(self, name: str, matcher: str, corrected: str, alpha: float, **options) -> Figure:
         """The loss plane (measured where it is not yet)."""
         plane = self.plane(name, matcher, corrected, **options)
-        more = [f"matching: {MATCHER_LABELS[matcher]}"]
+        more = [f"matching: {look(MATCHERS, matcher).label}"]
         if corrected not in ("none", "bn_reset"):
-            more.append(f"without {CORRECTION_LABELS[corrected]}")
+            more.append(f"without {look(CORRECTIONS, corrected).label}")
         title = pool.headline(self.record(name, plane.note), *more)
         return plane_figure(plane, title, alpha)
 

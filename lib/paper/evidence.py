@@ -1,6 +1,6 @@
 """Claims from many records: means over independent pairs with 95 % intervals, method against method, variance apart.
 
-Works on rows, one per pair × curve × alpha, as lib.results.rows (a list) or .frame (pandas) makes them. A pair is two
+Works on rows, one per pair × curve × alpha, as `pool.rows` (a list) or `pool.frame` (pandas) makes them. A pair is two
 trained networks; what was repeated on the same pair (matcher seeds) is averaged before anything else.
 """
 
@@ -27,7 +27,6 @@ RESAMPLES = 9999
 # From so many pairs on `auto` bootstraps: of n values at most 1 - 2 ** (1 - n) of the resampled means' ranges hold the
 # true mean, 75 % at n = 3 and 87.5 % at n = 4, whatever the level asked for.
 BOOTSTRAP_FROM = 5
-
 
 Rows = Any  # a pandas frame or an iterable of rows
 
@@ -109,6 +108,23 @@ def _mean_interval(values: tuple[float | None, ...], level: float, method: str, 
     return Interval(mean, float(found.low), float(found.high), n, std, "bootstrap")
 
 
+def over_pairs(rows: Iterable[Mapping[str, Any]], metric: str, **options: Any) -> Interval:
+    """`mean_interval` of rows of one curve at one alpha; rows of one "pair" are averaged first, and a single pair is
+    its own mean."""
+    repeats = [[row.get(metric) for row in alike] for alike in grouped(rows, "pair").values()]
+    means = [_mean(values) for values in repeats]
+    return Interval(means[0], None, None, 1, None, None) if len(means) == 1 else mean_interval(means, **options)
+
+
+def grouped(rows: Iterable[Mapping[str, Any]], *fields: str) -> dict[Any, list[Mapping[str, Any]]]:
+    """{what `fields` hold (a tuple where there are several): rows}, in the order in which they come."""
+    found: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = tuple(row.get(field) for field in fields)
+        found.setdefault(key if len(key) > 1 else key[0], []).append(row)
+    return found
+
+
 def interval(
     data: Rows,
     metric: str = "test_accuracy",
@@ -132,20 +148,13 @@ def interval(
         InputError: an unknown curve, metric or alpha; pairs of different kinds (`KIND`: data set, model, width …);
             pairs that share a network (`overlapping` names them).
     """
-    rows = _rows(data)
-    if not rows:
-        raise InputError("no records to pool; accepted: one or more")
-    check_choice("metric", metric, metrics(rows))
     names = [curve] if against is None else [curve, against]
-    for name in names:
-        check_choice("curve", name, dict.fromkeys(row["curve"] for row in rows))
-    mine = [row for row in rows if row["curve"] in names]
-    check_poolable(mine, metric)
-    values = [_by_pair(mine, name, metric, alpha) for name in names]
-    means = [{pair: _mean(repeats) for pair, repeats in found.items()} for found in values]
-    chosen = list(means[0].values())
-    if against is not None:
-        shared = [(value, means[1][pair]) for pair, value in means[0].items() if pair in means[1]]
+    means, *base = (
+        {pair: _mean(values) for pair, values in repeats.items()} for repeats in _measured(data, metric, alpha, names)
+    )
+    chosen = list(means.values())
+    if base:
+        shared = [(value, base[0][pair]) for pair, value in means.items() if pair in base[0]]
         chosen = [None if None in both else both[0] - both[1] for both in shared]
     return mean_interval(chosen, level=level, method=method, seed=seed)
 
@@ -163,22 +172,17 @@ def variance_components(
         two components, in the metric's unit, an estimate below zero cut to 0; None where they can not be told apart:
         a single pair, or no pair with two matcher seeds).
     """
-    rows = _rows(data)
-    check_choice("metric", metric, metrics(rows))
-    check_choice("curve", curve, dict.fromkeys(row["curve"] for row in rows))
-    rows = [row for row in rows if row["curve"] == curve]
-    check_poolable(rows, metric)
-    groups = [list(found.values()) for found in _by_pair(rows, curve, metric, alpha).values()]
-    total, pairs = sum(map(len, groups)), len(groups)
+    groups = list(_measured(data, metric, alpha, [curve])[0].values())
+    values = [value for group in groups for value in group]
+    total, pairs = len(values), len(groups)
     answer: dict[str, float | int | None] = {"pairs": pairs, "repeats": total}
     answer |= {"training_std": None, "matching_std": None}
-    if total == pairs or any(value is None for group in groups for value in group):
+    if total == pairs or None in values:
         return answer
     within = sum((value - fmean(group)) ** 2 for group in groups for value in group) / (total - pairs)
     answer["matching_std"] = math.sqrt(within)
     if pairs > 1:
-        grand = fmean(value for group in groups for value in group)
-        between = sum(len(group) * (fmean(group) - grand) ** 2 for group in groups) / (pairs - 1)
+        between = sum(len(group) * (fmean(group) - fmean(values)) ** 2 for group in groups) / (pairs - 1)
         size = (total - sum(len(group) ** 2 for group in groups) / total) / (pairs - 1)
         answer["training_std"] = math.sqrt(max(0.0, (between - within) / size))
     return answer
@@ -188,46 +192,30 @@ def check_poolable(data: Rows, metric: str = "test_accuracy") -> None:
     """Raises InputError unless all rows are of one kind (`KIND`; for a metric of the whole curve, measured at the same
     alphas as well), their pairs share no network, and nothing is measured twice."""
     rows = _rows(data)
-    fields = (*KIND, "alphas") if metric.startswith(("barrier_", "best_")) else KIND
-    for field in fields:
-        found = list(dict.fromkeys(row.get(field) for row in rows))
-        if len(found) > 1 and field == "training" and None not in found:  # many words: those that differ
-            one, other = (value.split(" ") for value in found[:2])
-            found = [
-                " ".join(word for word in mine if word not in theirs) for mine, theirs in ((one, other), (other, one))
-            ]
-        if len(found) > 1:
+    for field in (*KIND, "alphas") if metric.startswith(("barrier_", "best_")) else KIND:
+        values = list(grouped(rows, field))
+        if len(values) > 1 and field == "training" and None not in values:  # many words: those that differ
+            one, other = (value.split(" ") for value in values[:2])
+            values = [" ".join(w for w in mine if w not in theirs) for mine, theirs in ((one, other), (other, one))]
+        if len(values) > 1:
             raise InputError(
-                f"records of different {field} can not be pooled: {found[0]} and {found[1]}; accepted: one {field}"
+                f"records of different {field} can not be pooled: {values[0]} and {values[1]}; accepted: one {field}"
             )
     if shared := overlapping(rows):
         one, other = next(iter(shared.items()))
         raise InputError(
-            f"records {other} and {one} share a network; accepted: independent pairs, see lib.evidence.overlapping"
+            f"records {other} and {one} share a network; accepted: independent pairs, see evidence.overlapping"
         )
-    seen: dict[Any, str] = {}
-    for row in rows:
-        key = _pair(row), row.get("seed_match"), row["curve"], row["alpha"]
-        if seen.setdefault(key, row["record"]) != row["record"]:
+    for alike in grouped(rows, "pair", "seed_match", "curve", "alpha").values():
+        if len(names := list(grouped(alike, "record"))) > 1:
             raise InputError(
-                f"records {seen[key]} and {row['record']} measure {row['curve']} twice on one pair; accepted: one"
+                f"records {names[0]} and {names[1]} measure {alike[0]['curve']} twice on one pair; accepted: one"
             )
-
-
-def pairs(data: Rows) -> dict[Any, list[str]]:
-    """The records of each pair, in order; more than one where it was matched with several seeds."""
-    found: dict[Any, dict[str, None]] = {}
-    for row in _rows(data):
-        found.setdefault(_pair(row), {})[row["record"]] = None
-    return {pair: list(records) for pair, records in found.items()}
 
 
 def kinds(data: Rows) -> list[list[dict[str, Any]]]:
     """The rows, split into what may be pooled: each list is of one experiment, data set, model, width … (`KIND`)."""
-    found: dict[tuple, list[dict[str, Any]]] = {}
-    for row in _rows(data):
-        found.setdefault(tuple(row.get(field) for field in KIND), []).append(row)
-    return list(found.values())
+    return list(grouped(_rows(data), *KIND).values())
 
 
 def overlapping(data: Rows) -> dict[str, str]:
@@ -238,13 +226,15 @@ def overlapping(data: Rows) -> dict[str, str]:
     """
     shared: dict[str, str] = {}
     for rows in kinds(data):
-        owners: dict[Any, tuple[Any, str]] = {}
-        for row in {row["record"]: row for row in rows}.values():
-            clash = [owners[one] for one in _networks(row) if one in owners and owners[one][0] != _pair(row)]
+        owners: dict[Any, dict[str, Any]] = {}
+        for record, (row, *_) in grouped(rows, "record").items():
+            names = ("sha256_a", "sha256_b", "seed_a", "seed_b")
+            networks = [(name[:-2], row[name]) for name in names if row.get(name) is not None]
+            clash = [owners[one]["record"] for one in networks if owners.get(one, row)["pair"] != row["pair"]]
             if clash:
-                shared[row["record"]] = clash[0][1]
+                shared[record] = clash[0]
             else:
-                owners |= {one: (_pair(row), row["record"]) for one in _networks(row)}
+                owners |= dict.fromkeys(networks, row)
     return shared
 
 
@@ -259,26 +249,20 @@ def summary(
 ) -> list[dict[str, Any]]:
     """`interval` of every curve of every kind: a row each, kinds in order of width, curves as the records have them.
 
-    Row: the fields of `KIND`, curve, matcher, correction, variant, metric, alpha, pairs (of that kind; n is how many of
-    them have this curve at this alpha), mean, low, high, std, n, method. With `against` the differences to that curve;
-    a kind that has no such curve is left out.
+    Row: the fields of `KIND`, curve, matcher, correction, metric, alpha, pairs (of that kind; n is how many of them
+    have this curve at this alpha), mean, low, high, std, n, method. With `against` the differences to that curve; a
+    kind that has no such curve is left out.
     """
     answer = []
     for rows in sorted(kinds(data), key=lambda rows: (rows[0]["dataset"], rows[0]["model"], rows[0]["width"])):
-        pairs = len({_pair(row) for row in rows})
-        curves = {row["curve"]: row for row in rows}
-        if against is not None and against not in curves:
-            continue
-        for curve, row in curves.items():
-            if curve == against:
+        curves = grouped(rows, "curve")
+        for curve, mine in curves.items() if against is None or against in curves else ():
+            if curve == against or not (whole_curve(metric) or any(at(row, alpha) for row in mine)):
                 continue
-            there = [row for row in rows if at(row, alpha) or whole_curve(metric)]
-            if not any(row["curve"] == curve for row in there):
-                continue
-            found = interval(there, metric, curve=curve, against=against, alpha=alpha, method=method, seed=seed)
-            names = ("curve", "matcher", "correction", "variant", *KIND)
-            common = {name: row.get(name) for name in names}
-            answer.append(common | {"metric": metric, "alpha": alpha, "pairs": pairs} | vars(found))
+            over = interval(rows, metric, curve=curve, against=against, alpha=alpha, method=method, seed=seed)
+            common = {name: mine[0].get(name) for name in ("curve", "matcher", "correction", *KIND)}
+            common |= {"metric": metric, "alpha": alpha, "pairs": len(grouped(rows, "pair"))}
+            answer.append(common | vars(over))
     return answer
 
 
@@ -308,37 +292,34 @@ def whole_curve(metric: str) -> bool:
 
 
 def _rows(data: Rows) -> list[dict[str, Any]]:
-    found = data.to_dict("records") if hasattr(data, "to_dict") else [dict(row) for row in data]
+    if not hasattr(data, "to_dict"):
+        return list(data)
     # A frame says NaN where a record says null.
-    return [{name: None if value != value else value for name, value in row.items()} for row in found]
+    rows = data.to_dict("records")
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
-def _networks(row: Mapping[str, Any]) -> list[Any]:
-    known = [row[name] for name in ("sha256_a", "sha256_b") if row.get(name)]
-    return known + [("seed", row[name]) for name in ("seed_a", "seed_b") if row.get(name) is not None]
+def _measured(data: Rows, metric: str, alpha: float, curves: list[str]) -> list[dict[Any, list[float | None]]]:
+    """{pair: the values of its repeats} of each of these curves."""
+    rows = _rows(data)
+    if not rows:
+        raise InputError("no records to pool; accepted: one or more")
+    check_choice("metric", metric, metrics(rows))
+    by_curve = grouped(rows, "curve")
+    for curve in curves:
+        check_choice("curve", curve, by_curve)
+    check_poolable([row for curve in curves for row in by_curve[curve]], metric)
+    answer = []
+    for curve in curves:
+        mine = by_curve[curve]
+        if whole_curve(metric):
+            mine = [alike[0] for alike in grouped(mine, "record").values()]
+        else:
+            check_alpha(mine, alpha, curve)
+            mine = [row for row in mine if at(row, alpha)]
+        answer.append({pair: [row[metric] for row in alike] for pair, alike in grouped(mine, "pair").items()})
+    return answer
 
 
-def _pair(row: Mapping[str, Any]) -> Any:
-    """What tells pairs apart: their checkpoints, else their seeds, else their records."""
-    for one, other in (("sha256_a", "sha256_b"), ("seed_a", "seed_b")):
-        if row.get(one) is not None and row.get(other) is not None:
-            return row[one], row[other]
-    return row["record"]
-
-
-def _by_pair(rows: list[dict[str, Any]], curve: str, metric: str, alpha: float) -> dict[Any, dict[Any, float | None]]:
-    """{pair: {matcher seed: value}} of one curve."""
-    mine = [row for row in rows if row["curve"] == curve]
-    if whole_curve(metric):
-        mine = list({row["record"]: row for row in mine}.values())
-    else:
-        check_alpha(mine, alpha, curve)
-        mine = [row for row in mine if at(row, alpha)]
-    found: dict[Any, dict[Any, float | None]] = {}
-    for row in mine:
-        found.setdefault(_pair(row), {})[row.get("seed_match")] = row[metric]
-    return found
-
-
-def _mean(values: Mapping[Any, float | None]) -> float | None:
-    return None if any(value is None for value in values.values()) else fmean(values.values())
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else fmean(values)

@@ -1,11 +1,12 @@
 """Every figure, in one style sheet (fusebook.mplstyle), each from a run record or plain rows.
 
 Functions return a Figure that is one or two columns of a paper wide and names the data set and n;
-`save_figure` writes PNG and PDF. lib.paper rebuilds all of them from the tracked records.
+`save_figure` writes PNG and PDF. `make figures` rebuilds all of them from the tracked records.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,27 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
+from ..checks import check_choice
+from ..records import curve_key
 from . import pool
+from .evidence import grouped
 from .figures_scaling import objective_accuracy, recovery, scaling
-from .names import CORRECTION_LABELS, MATCHER_LABELS, curve_label
+from .names import CORRECTIONS, MATCHERS, curve_label, file_word, fills, look, ranked
 from .pool import Records
 from .style import (
     BLUE,
     COLUMN,
-    CORRECTION_LINE,
     GREY,
-    MATCHER_STYLE,
     METRIC_LABELS,
     PaperFigure,
-    _look,
-    _mean_by,
-    _width,
+    end_points,
     headed,
     legend_below,
     mark,
+    mean_by,
+    percent,
     styled,
+    width_of,
 )
 
 
@@ -47,7 +50,7 @@ def curve(
     """One metric against alpha, a line per curve, the end points as dashed horizontal lines.
 
     Several records of one kind: the mean over independent pairs, and from three pairs on a band that is its 95 %
-    interval. `reference` (an entry of lib.results.REFERENCE) adds the published points as hollow markers. More than
+    interval. `reference` (an entry of published.REFERENCE) adds the published points as hollow markers. More than
     eight curves are spread over a panel per correction. `columns`: 1 or 2, those of a paper that the figure is wide.
     """
     return _curve_panels(records, [metric], reference, columns)
@@ -64,9 +67,7 @@ def curves(
 def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, Any] | None, columns: int) -> Figure:
     """A panel per metric; with too many curves for that, a panel per metric and correction."""
     summary = pool.aggregate(records)
-    by_correction: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in summary["curves"]:
-        by_correction.setdefault(entry["correction"], []).append(entry)
+    by_correction = grouped(summary["curves"], "correction")
     crowded = len(summary["curves"]) > 8 and len(by_correction) > 1
     panels = list(by_correction.items()) if crowded else [("", summary["curves"])]
 
@@ -74,7 +75,7 @@ def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, 
     wide = min(len(panels), 3 * columns) if crowded else min(len(metrics), columns)
     block = wide * math.ceil(len(panels) / wide) if crowded else 1
     rows = len(metrics) * block // wide
-    figure = PaperFigure(figsize=(_width(columns), 1.0))
+    figure = PaperFigure(figsize=(width_of(columns), 1.0))
     grid = figure.subplots(rows, wide, squeeze=False, sharex=True, sharey="row" if crowded else False)
     handles: dict[str, Any] = {}
     for index, axes in enumerate(grid.flat):
@@ -83,15 +84,11 @@ def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, 
             axes.set_visible(False)
             continue
         correction, entries = panels[place]
-        scale = 100 if metric.endswith("accuracy") else 1
-        ends = [summary["parents"][side][metric] for side in ("a", "b")]
-        for end, shade in zip(ends, ("#444444", "#8C8C8C"), strict=True):
-            if end is not None:
-                handle = axes.axhline(scale * end, color=shade, linestyle=(0, (3, 2)), linewidth=0.9, zorder=1)
-                handles.setdefault("end points A and B, each alone", handle)
-        for entry in entries:
-            label = curve_label(entry | {"correction": "none"} if crowded else entry)
-            _draw_curve(axes, entry, metric, scale, reference, handles, label)
+        end_points(axes, summary["parents"], metric, handles)
+        names = [curve_key(entry | {"correction": "none"} if crowded else entry) for entry in entries]
+        for entry, name in zip(entries, names, strict=True):
+            label = curve_label(dict(zip(("matcher", "correction"), name, strict=True)))
+            _draw_curve(axes, entry, metric, reference, handles, label, fills(names)[name])
         if not axes.lines:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_xlim(-0.04, 1.04)
@@ -102,8 +99,8 @@ def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, 
         if crowded:
             axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
             if index < block:
-                axes.set_title(CORRECTION_LABELS.get(correction, correction))
-        if scale == 1:
+                axes.set_title(look(CORRECTIONS, correction).label)
+        if percent(metric) == 1:
             axes.set_ylim(bottom=0)
     lines = legend_below(figure, handles)
     figure.set_figheight(0.3 + (2.2 if columns == 2 or not crowded else 1.7) * rows + 0.17 * lines)
@@ -116,27 +113,26 @@ def _draw_curve(
     axes: Axes,
     entry: Mapping[str, Any],
     metric: str,
-    scale: float,
     reference: Mapping[str, Any] | None,
     handles: dict[str, Any],
     label: str,
+    fill: str,
 ) -> None:
-    colour, marker = _look(MATCHER_STYLE, entry["matcher"])
+    method, scale = look(MATCHERS, entry["matcher"]), percent(metric)
+    colour, marker = method.colour, method.marker
     points = [point for point in entry["points"] if point[metric] is not None]
     if not points:
         return
     alphas = np.array([point["alpha"] for point in points])
     values = scale * np.array([point[metric] for point in points])
-    line = CORRECTION_LINE.get(entry["correction"], "-")
-    fade = 0.55 if entry["variant"] else 1.0
-    look = {"color": colour, "linestyle": line, "alpha": fade, "zorder": 3} | mark(marker)
-    (handle,) = axes.plot(alphas, values, **look)
+    line = look(CORRECTIONS, entry["correction"]).line
+    (handle,) = axes.plot(alphas, values, color=colour, linestyle=line, zorder=3, **mark(marker, fill=fill))
     handles.setdefault(label, handle)
     if points[0][f"{metric}_low"] is not None:
         low, high = (scale * np.array([point[f"{metric}_{end}"] for point in points]) for end in ("low", "high"))
         axes.fill_between(alphas, low, high, color=colour, alpha=0.18, linewidth=0)
-    published = (reference or {}).get("curves", {}).get((entry["matcher"], entry["correction"]), {}).get(metric)
-    if published and not entry["variant"]:
+    published = (reference or {}).get("curves", {}).get(curve_key(entry), {}).get(metric)
+    if published:
         hollow = {"marker": marker, "markerfacecolor": "none", "markersize": 7.5, "linestyle": "none"}
         axes.plot(reference["alphas"], scale * np.array(published), color=colour, zorder=2, **hollow)
         key = Line2D([], [], color="#444444", **hollow | {"marker": "o"})
@@ -161,7 +157,7 @@ def matching_matrix(
     spans = [size if to_scale else 1 for size in sizes.values()]
     edges = np.concatenate([[0.0], np.cumsum(spans)])
     panels = 2 if similarity else 1
-    figure = PaperFigure(figsize=(_width(panels), 3.9 if similarity else 3.5), layout="compressed")
+    figure = PaperFigure(figsize=(width_of(panels), 3.9 if similarity else 3.5), layout="compressed")
     for index, axes in enumerate(np.atleast_1d(figure.subplots(1, panels))):
         for (group, perm), start, span in zip(perms.items(), edges[:-1], spans, strict=True):
             perm = np.asarray(perm)
@@ -190,8 +186,7 @@ def matching_matrix(
             axes.set_ylabel("units of network A")
         if similarity:
             axes.set_title("permutation" if index else "before assignment (bright = alike, scaled per layer)")
-    label = MATCHER_LABELS.get(matcher, matcher)
-    headed(figure, f"{pool.headline(record)}; matching: {label}")
+    headed(figure, f"{pool.headline(record)}; matching: {look(MATCHERS, matcher).label}")
     return figure
 
 
@@ -209,14 +204,14 @@ def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any], columns: 
             found.setdefault(matcher, {})[group] = values[np.isfinite(values)]
     groups = list(dict.fromkeys(group for by_group in found.values() for group in by_group))
     upright = len(groups) > 4 * columns
-    figure = PaperFigure(figsize=(_width(columns), 3.5 if upright else 2.9))
+    figure = PaperFigure(figsize=(width_of(columns), 3.5 if upright else 2.9))
     axes = figure.subplots()
     width = 0.8 / len(found)
     handles: dict[str, Any] = {}
-    order = list(MATCHER_STYLE)
-    ranked = sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-    for index, (matcher, by_group) in enumerate(ranked):
-        colour, marker = _look(MATCHER_STYLE, matcher)
+    filled = fills((matcher,) for matcher in found)
+    for index, matcher in enumerate(ranked(found, MATCHERS)):
+        method, by_group = look(MATCHERS, matcher), found[matcher]
+        colour, spot = method.colour, mark(method.marker, 5, filled[matcher,])
         offset = (index - (len(found) - 1) / 2) * width
         for place, group in enumerate(groups):
             values = by_group.get(group, np.empty(0))
@@ -227,9 +222,8 @@ def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any], columns: 
             if len(values):
                 low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
                 axes.plot([place + offset] * 2, [low, high], color=colour, linewidth=2, solid_capstyle="butt")
-                axes.plot(place + offset, middle, color=colour, **mark(marker, 5))
-        handle = Line2D([], [], color=colour, linewidth=2, **mark(marker, 5))
-        handles[MATCHER_LABELS.get(matcher, matcher)] = handle
+                axes.plot(place + offset, middle, color=colour, **spot)
+        handles[method.label] = Line2D([], [], color=colour, linewidth=2, **spot)
     axes.axhline(0, color="#333333", linewidth=0.7)
     axes.set_xticks(range(len(groups)), groups, rotation=90 if upright else 0)
     axes.set(ylabel="correlation of matched units", xlim=(-0.6, len(groups) - 0.4))
@@ -251,21 +245,20 @@ def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]
     figure = PaperFigure(figsize=(COLUMN, 3.1))
     axes = figure.subplots()
     handles: dict[str, Any] = {}
-    for side, shade in (("a", "#444444"), ("b", "#8C8C8C")):
-        end = 100 * record["parents"][side]["test_accuracy"]
-        handle = axes.axhline(end, color=shade, linestyle=(0, (3, 2)), linewidth=0.9)
-        handles.setdefault("end points A and B, each alone", handle)
-    for matcher in dict.fromkeys(row["matcher"] for row in rows):
-        colour, marker = _look(MATCHER_STYLE, matcher)
-        label = MATCHER_LABELS.get(matcher, matcher)
-        counts, means, spreads = _mean_by(
+    end_points(axes, record["parents"], "test_accuracy", handles)
+    filled = fills((row["matcher"],) for row in rows)
+    for (matcher,), fill in filled.items():
+        method = look(MATCHERS, matcher)
+        label, colour = method.label, method.colour
+        counts, means, spreads = mean_by(
             (row for row in rows if row["matcher"] == matcher), "images", "test_accuracy", 100
         )
         for count, mean in zip(counts, means, strict=True):
             if count == 0:
                 handles[f"{label}, no reset"] = axes.axhline(mean, color=colour, linestyle=":", linewidth=1.2)
         some = counts > 0
-        bars = {"capsize": 2, "elinewidth": 0.8, "linestyle": CORRECTION_LINE["bn_reset"]} | mark(marker)
+        bars = {"capsize": 2, "elinewidth": 0.8, "linestyle": CORRECTIONS["bn_reset"].line}
+        bars |= mark(method.marker, fill=fill)
         handles[f"{label} + BN reset"] = axes.errorbar(counts[some], means[some], spreads[some], color=colour, **bars)
     axes.set(xscale="log", xlabel="training images for the reset", ylabel=METRIC_LABELS["test_accuracy"])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
@@ -278,32 +271,39 @@ def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]
 
 
 def record_figures(record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> dict[str, Figure]:
-    """Every figure that one record and its arrays can give, by the word that ends its file's stem.
+    """Every figure that a record and its arrays can give, by the word that ends its file's stem.
 
-    A pair: curves, matching_<matcher>, correlations, bn_images. A graph matching study: scaling, recovery,
-    objective. An experiment without figures of its own gives an empty dict.
+    By what they hold. Curves: curves, matching_<matcher>, correlations, bn_images. Rows of graph matching at scale:
+    scaling, recovery, objective.
     """
-    arrays = arrays or {}
-    if record["experiment"] == "graph_matching_scaling":
-        drawn = {"scaling": scaling, "recovery": recovery, "objective": objective_accuracy}
-        rows = {name: [row for row in record["rows"] if row.get("study") == name] for name in drawn}
-        return {name: draw(rows[name], record) for name, draw in drawn.items() if rows[name]}
-    if record["experiment"] not in ("simplenet_mnist", "vgg11_cifar10"):
-        return {}
-    figures = {"curves": curves(record, reference=pool.reference_for(record))}
-    matchers = dict.fromkeys(name.split("/")[1] for name in arrays if name.startswith("perm/"))
-    for matcher in matchers:
+    return {kind: make() for kind, make in _drawings(record, arrays or {}).items()}
+
+
+def draw(record: Mapping[str, Any], kind: str = "curves", arrays: Mapping[str, Any] | None = None) -> Figure:
+    """One of `record_figures`, by its word. Raises InputError, which lists those this record has, for another."""
+    drawings = _drawings(record, arrays or {})
+    check_choice("kind", kind, drawings)
+    return drawings[kind]()
+
+
+def _drawings(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Callable[[], Figure]]:
+    found: dict[str, Callable[[], Figure]] = {}
+    for kind, make in (("scaling", scaling), ("recovery", recovery), ("objective", objective_accuracy)):
+        if rows := [row for row in record.get("rows", ()) if row.get("study") == kind]:
+            found[kind] = partial(make, rows, record)
+    if "curves" not in record:
+        return found
+    found["curves"] = partial(curves, record, reference=pool.reference_for(record))
+    by_kind: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, values in arrays.items():
+        kind, matcher, group = (*name.split("/", 2), "", "")[:3]
+        by_kind.setdefault(kind, {}).setdefault(matcher, {})[group] = values
+    for matcher, perms in by_kind.get("perm", {}).items():
         if matcher != "none":
-            soft = _by_group(arrays, "soft", matcher)
-            perms = _by_group(arrays, "perm", matcher)
-            figures[f"matching_{matcher}"] = matching_matrix(perms, record, matcher, soft or None)
-    if any(name.startswith("corr/") for name in arrays):
-        figures["correlations"] = correlations(arrays, record)
+            soft = by_kind.get("soft", {}).get(matcher)
+            found[f"matching_{file_word(matcher)}"] = partial(matching_matrix, perms, record, matcher, soft)
+    if "corr" in by_kind:
+        found["correlations"] = partial(correlations, arrays, record)
     if study := record.get("studies", {}).get("bn_images"):
-        figures["bn_images"] = bn_images_study(study, record)
-    return figures
-
-
-def _by_group(arrays: Mapping[str, Any], kind: str, matcher: str) -> dict[str, Any]:
-    start = f"{kind}/{matcher}/"
-    return {name.removeprefix(start): values for name, values in arrays.items() if name.startswith(start)}
+        found["bn_images"] = partial(bn_images_study, study, record)
+    return found

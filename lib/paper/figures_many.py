@@ -1,7 +1,7 @@
 """Figures of many pairs."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.style
@@ -14,19 +14,19 @@ from matplotlib.ticker import NullLocator
 
 from ..records import curve_key, curve_of
 from . import pool
-from .names import CORRECTION_LABELS, MATCHER_LABELS, curve_label, model_label, width_label
+from .evidence import grouped
+from .names import CORRECTIONS, MATCHERS, curve_label, fills, look, model_label, ranked, width_label
 from .pool import Records
 from .style import (
-    CORRECTION_LINE,
-    MATCHER_STYLE,
     VERMILLION,
     PaperFigure,
-    _look,
-    _width,
     headed,
     legend_below,
     mark,
+    panels,
+    percent,
     styled,
+    width_of,
 )
 
 
@@ -34,37 +34,31 @@ from .style import (
 def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy", columns: int = 2) -> Figure:
     """A heat map of matcher × correction for each kind of pair, all on one grid; over it what it is compared with.
 
-    `rows` as `lib.results.leaderboard_rows` makes them; curves with a "variant" are lines of their own. The best fused
-    network of a panel, among those measured on all of its pairs, is framed; the others say their n. An empty cell is a
-    method that the network can not take or that was not measured. `metric`: test_accuracy, barrier_accuracy, or
-    best_accuracy, which also prints each cell's best alpha.
+    `rows` as `pool.leaderboard_rows` makes them; a matcher with options is a line of its own, a correction with options
+    a column. The best fused network of a panel, among those measured on all of its pairs, is framed; the others say
+    their n. An empty cell is a method that the network can not take or that was not measured. `metric`: test_accuracy,
+    barrier_accuracy, or best_accuracy, which also prints each cell's best alpha.
     """
-    panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        panels.setdefault((row["architecture"], row["dataset"]), []).append(row)
-    panels = {kind: found for kind, found in panels.items() if any(row.get(metric) is not None for row in found)}
-    fused = [row for found in panels.values() for row in found if "reference" not in row]
-    lines = _ranked(((row["matcher"], row["variant"]) for row in fused), MATCHER_LABELS, lambda line: line[0])
-    across = _ranked((row["correction"] for row in fused), CORRECTION_LABELS, lambda name: name)
-    wide = min(len(panels), 3 if columns == 2 else 1)
-    deep = math.ceil(len(panels) / wide)
+    kinds = grouped(rows, "architecture", "dataset")
+    kinds = {kind: alike for kind, alike in kinds.items() if any(row.get(metric) is not None for row in alike)}
+    fused = [row for alike in kinds.values() for row in alike if "reference" not in row]
+    lines = ranked((row["matcher"] for row in fused), MATCHERS)
+    across = ranked((row["correction"] for row in fused), CORRECTIONS)
+    wide = min(len(kinds), 3 if columns == 2 else 1)
+    deep = math.ceil(len(kinds) / wide)
     tall = 0.27 if metric.startswith("best_") else 0.19
-    figure = PaperFigure(figsize=(_width(columns), 1.05 + deep * (0.62 + tall * len(lines))))
-    grid = figure.subplots(deep, wide, squeeze=False)
-    for index, axes in enumerate(grid.flat):
-        if index >= len(panels):
-            axes.set_visible(False)
-            continue
-        (architecture, dataset), found = list(panels.items())[index]
-        _heat_map(axes, found, metric, lines, across)
-        n = _range_of_n(row for row in found if "reference" not in row)
-        axes.set_title(f"{architecture} on {dataset}, n = {n}\n{_references(found)}", fontsize=6.5)
-        names = [MATCHER_LABELS.get(name, name) + (f" ({variant})" if variant else "") for name, variant in lines]
-        places = np.arange(len(lines)) + 0.5
-        axes.set_yticks(places, names if not index % wide else [""] * len(names))
-        labels = [CORRECTION_LABELS.get(name, name) for name in across]
-        last = index + wide >= len(panels)
-        axes.set_xticks(np.arange(len(across)) + 0.5, labels if last else [""] * len(labels), rotation=90)
+    upright = max((len(look(CORRECTIONS, name).label) for name in across), default=0)
+    foot = 1.05 + 0.06 * max(0, upright - 13)  # the corrections' names stand upright: longer ones need more
+    figure = PaperFigure(figsize=(width_of(columns), foot + deep * (0.62 + tall * len(lines))))
+    grid = panels(figure, len(kinds), wide)
+    for index, (axes, ((architecture, dataset), alike)) in enumerate(zip(grid, kinds.items(), strict=True)):
+        _heat_map(axes, alike, metric, lines, across)
+        n = _range_of_n(row for row in alike if "reference" not in row)
+        axes.set_title(f"{architecture} on {dataset}, n = {n}\n{_references(alike)}", fontsize=6.5)
+        labels = [look(MATCHERS, name).label if not index % wide else "" for name in lines]
+        axes.set_yticks(np.arange(len(lines)) + 0.5, labels)
+        labels = [look(CORRECTIONS, name).label if index + wide >= len(kinds) else "" for name in across]
+        axes.set_xticks(np.arange(len(across)) + 0.5, labels, rotation=90)
     at = sorted({row["alpha"] for row in fused})
     what = {
         "test_accuracy": "test accuracy (%)" + (f" at α = {at[0]:g}" if len(at) == 1 else ""),
@@ -73,12 +67,6 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     }.get(metric, metric)
     headed(figure, f"{what}: matching × correction, the best framed; grey: not measured or not for this network")
     return figure
-
-
-def _ranked(names: Iterable[Any], order: Iterable[str], key: Callable[[Any], str]) -> list[Any]:
-    """The distinct names, in `order` where it knows them, else as they come, behind."""
-    known, found = list(order), list(dict.fromkeys(names))
-    return sorted(found, key=lambda name: known.index(key(name)) if key(name) in known else len(known))
 
 
 def _range_of_n(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -96,10 +84,8 @@ def _references(rows: list[Mapping[str, Any]]) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _heat_map(
-    axes: Axes, rows: list[Mapping[str, Any]], metric: str, lines: list[tuple[str, str]], across: list[str]
-) -> None:
-    scale = 100 if "accuracy" in metric else 1
+def _heat_map(axes: Axes, rows: list[Mapping[str, Any]], metric: str, lines: list[str], across: list[str]) -> None:
+    scale = percent(metric)
     fused = [row for row in rows if "reference" not in row and row.get(metric) is not None]
     lower_is_better = "barrier" in metric or "loss" in metric
     values = [row[metric] for row in fused]
@@ -109,18 +95,18 @@ def _heat_map(
     digits = 1 if scale == 100 else 2
     most = max((row["n"] for row in fused), default=1)
     for row in fused:
-        x, y = across.index(row["correction"]), lines.index((row["matcher"], row["variant"]))
+        x, y = across.index(row["correction"]), lines.index(row["matcher"])
         colour = colours((row[metric] - low) / (high - low or 1))
         dark = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5
         axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
         below = f"\nα {row['best_alpha']:.2g}" if metric.startswith("best_") else ""
         below += f"\nn = {row['n']}" if row["n"] < most else ""
-        look = {"ha": "center", "va": "center", "color": "w" if dark else "k", "linespacing": 1.1}
-        axes.text(x + 0.5, y + 0.5, f"{scale * row[metric]:.{digits}f}{below}", fontsize=6, **look)
+        words = {"ha": "center", "va": "center", "color": "w" if dark else "k", "linespacing": 1.1}
+        axes.text(x + 0.5, y + 0.5, f"{scale * row[metric]:.{digits}f}{below}", fontsize=6, **words)
     if fused:
         alike = [row for row in fused if row["n"] == most]
         best = (min if lower_is_better else max)(alike, key=lambda row: row[metric])
-        corner = across.index(best["correction"]), lines.index((best["matcher"], best["variant"]))
+        corner = across.index(best["correction"]), lines.index(best["matcher"])
         axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor=VERMILLION, linewidth=1.6, zorder=3))
     axes.set(xlim=(0, len(across)), ylim=(len(lines), 0), facecolor="#F2F2F2")
     axes.tick_params(length=0, labelsize=6.5)
@@ -136,38 +122,36 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
     Records of one data set, any widths; the number of pairs stands under each width. Raises InputError for records
     of several data sets, or of several kinds at one width. `columns`: 2 puts the panels side by side, 1 on each other.
     """
-    records = pool.one_dataset(records)
-    widths = sorted({record["model"]["width"] for record in records})
-    means = {w: pool.aggregate([r for r in records if r["model"]["width"] == w]) for w in widths}
-    keys = dict.fromkeys(curve_key(entry) for record in records for entry in record["curves"])
-    figure = PaperFigure(figsize=(_width(columns), 3.1 if columns == 2 else 4.9))
+    of, means = pool.by_width(records)
+    widths = list(means)
+    labels = {curve_key(entry): curve_label(entry) for mean in means.values() for entry in mean["curves"]}
+    measured = grouped(pool.rows(records), "matcher", "correction")
+    figure = PaperFigure(figsize=(width_of(columns), 3.1 if columns == 2 else 4.9))
     handles: dict[str, Any] = {}
     grid = figure.subplots(3 - columns, columns, sharex=True)
     for axes, metric in zip(grid, ("test_accuracy", "test_loss"), strict=True):
-        scale = 100 if metric == "test_accuracy" else 1
-        for index, key in enumerate(keys):
-            colour, marker = _look(MATCHER_STYLE, key[0])
-            found = [
-                (record["model"]["width"], scale * entry["barrier"][metric])
-                for record in records
-                if (entry := curve_of(record, *key)) and entry["barrier"][metric] is not None
-            ]
+        scale = percent(metric)
+        for index, (key, fill) in enumerate(fills(labels).items()):
+            method = look(MATCHERS, key[0])
+            colour = method.colour
+            pairs = [alike[0] for alike in grouped(measured[key], "record").values()]
+            spots = [(row["width"], scale * b) for row in pairs if (b := row[f"barrier_{metric}"]) is not None]
             over = [(w, entry["barrier"]) for w in widths if (entry := curve_of(means[w], *key))]
             over = [(w, barrier) for w, barrier in over if barrier[metric] is not None]
             if not over:
                 continue
             # Curves at one width side by side, so that none hides another.
-            shift = 2 ** (0.06 * (index - (len(keys) - 1) / 2))
-            look = {"color": colour, "linestyle": CORRECTION_LINE.get(key[1], "-")} | mark(marker)
+            shift = 2 ** (0.06 * (index - (len(labels) - 1) / 2))
+            line = {"color": colour, "linestyle": look(CORRECTIONS, key[1]).line} | mark(method.marker, fill=fill)
             here = np.array([w for w, _ in over]) * shift
-            (handle,) = axes.plot(here, [scale * barrier[metric] for _, barrier in over], **look)
+            (handle,) = axes.plot(here, [scale * barrier[metric] for _, barrier in over], **line)
             for x, (_, barrier) in zip(here, over, strict=True):
                 if barrier[f"{metric}_low"] is not None:
                     ends = [scale * barrier[f"{metric}_{end}"] for end in ("low", "high")]
                     axes.plot([x, x], ends, color=colour, linewidth=1.1, marker="_", markersize=4)
-            spots = np.array(found) * (1.03 * shift, 1)  # beside the bar
-            axes.plot(*spots.T, color=colour, linestyle="none", alpha=0.35, markersize=2.5, marker="o", mew=0)
-            handles[curve_label(dict(zip(("matcher", "correction", "variant"), key, strict=True)))] = handle
+            beside = np.array(spots) * (1.03 * shift, 1)
+            axes.plot(*beside.T, color=colour, linestyle="none", alpha=0.35, markersize=2.5, marker="o", mew=0)
+            handles[labels[key]] = handle
         axes.axhline(0, color="#333333", linewidth=0.7)
         axes.set_xscale("log", base=2)
         ticks = [f"×{width_label(w)}\nn = {means[w]['n']}" for w in widths]
@@ -178,12 +162,10 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
         axes.set_ylabel(f"test {what}")
         if columns == 2 or scale == 1:
             axes.set_xlabel("width")
-    names = dict.fromkeys(model_label(record["model"] | {"width": 1.0}) for record in records)
     pairs = sum(mean["n"] for mean in means.values())
     some = any(c["barrier"]["test_accuracy_low"] is not None for mean in means.values() for c in mean["curves"])
     told = "means, 95 % intervals where n ≥ 3" if some else "means"
-    title = f"{' + '.join(names)} on {records[0]['dataset']}, {pairs} pairs: {told}, each pair a point"
-    headed(figure, title)
+    headed(figure, f"{of}, {pairs} pairs: {told}, each pair a point")
     legend_below(figure, handles)
     return figure
 
@@ -192,44 +174,39 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
 def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int = 2) -> Figure:
     """Method against method on the same pairs: the mean difference to one curve, with its 95 % interval.
 
-    `summary` as `lib.evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
+    `summary` as `evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
     the n of pairs that have both. An interval that leaves out 0 is drawn solid, others and means without one hollow.
     """
-    panels: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in summary:
-        panels.setdefault((row["model"], row["norm"], row["width"], row["dataset"]), []).append(row)
-    curves = list(dict.fromkeys(row["curve"] for found in panels.values() for row in found))
-    labels = {row["curve"]: curve_label(row) for found in panels.values() for row in found}
-    wide = min(len(panels), 2 * columns - 1)
-    deep = math.ceil(len(panels) / wide)
-    figure = PaperFigure(figsize=(_width(columns), 0.9 + deep * (0.6 + 0.19 * len(curves))))
-    grid = figure.subplots(deep, wide, squeeze=False, sharex=True)
+    kinds = grouped(summary, "model", "norm", "width", "dataset")
+    labels = {row["curve"]: curve_label(row) for alike in kinds.values() for row in alike}
+    curves = list(labels)
+    wide = min(len(kinds), 2 * columns - 1)
+    deep = math.ceil(len(kinds) / wide)
+    figure = PaperFigure(figsize=(width_of(columns), 0.9 + deep * (0.6 + 0.19 * len(curves))))
+    grid = panels(figure, len(kinds), wide, sharex=True)
     metric = ""
-    for index, axes in enumerate(grid.flat):
-        if index >= len(panels):
-            axes.set_visible(False)
-            continue
-        (model, norm, width, dataset), found = list(panels.items())[index]
-        for row in found:
+    for index, (axes, ((model, norm, width, dataset), alike)) in enumerate(zip(grid, kinds.items(), strict=True)):
+        for row in alike:
             metric, y = row["metric"], curves.index(row["curve"])
-            scale = 100 if metric.endswith("accuracy") else 1
+            scale = percent(metric)
             if row["mean"] is None:
                 continue
-            colour, marker = _look(MATCHER_STYLE, row["matcher"])
+            method = look(MATCHERS, row["matcher"])
+            colour = method.colour
             clear = row["low"] is not None and row["low"] * row["high"] > 0
             if row["low"] is not None:
                 axes.plot([scale * row["low"], scale * row["high"]], [y, y], color=colour, linewidth=1.3)
             face = {"color": colour} if clear else {"color": colour, "markerfacecolor": "white"}
-            axes.plot(scale * row["mean"], y, **(mark(marker) | face | {"markeredgecolor": colour}))
+            axes.plot(scale * row["mean"], y, **(mark(method.marker) | face | {"markeredgecolor": colour}))
         axes.axvline(0, color="#333333", linewidth=0.7)
-        n = _range_of_n(found)
+        n = _range_of_n(alike)
         kind = {"name": model, "norm": norm, "width": width}
         axes.set_title(f"{model_label(kind)}\n{dataset}, n = {n}", fontsize=7)
         axes.set_yticks(range(len(curves)), [labels[curve] for curve in curves] if not index % wide else [])
         axes.set_ylim(len(curves) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        if index + wide >= len(panels):
-            axes.set_xlabel("points" if metric.endswith("accuracy") else "nats")
+        if index + wide >= len(kinds):
+            axes.set_xlabel("points" if percent(metric) == 100 else "nats")
     told = metric.replace("_", " ").replace("barrier test", "test barrier,")
     matcher, _, correction = against.partition(" + ")
     named = curve_label({"matcher": matcher, "correction": correction or "none"})

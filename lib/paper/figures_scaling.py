@@ -8,21 +8,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from .names import model_label, width_label
+from .names import SOLVERS, look, model_label, width_label
 from .style import (
     COLUMN,
     METRIC_LABELS,
-    SOLVER_LABELS,
-    SOLVER_STYLE,
     PaperFigure,
-    _bytes,
-    _look,
-    _mean_by,
-    _width,
+    bytes_label,
     headed,
     legend_below,
     mark,
+    mean_by,
+    panels,
     styled,
+    width_of,
 )
 
 
@@ -35,17 +33,17 @@ def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Fig
     """
     rows = list(rows)
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = PaperFigure(figsize=(_width(2 if len(models) > 1 else 1), 4.4))
+    figure = PaperFigure(figsize=(width_of(2 if len(models) > 1 else 1), 4.4))
     grid = figure.subplots(2, len(models), squeeze=False, sharey="row")
     handles: dict[str, Any] = {}
     for column, model in enumerate(models):
         here = [row for row in rows if row["model"] == model]
         for solver in dict.fromkeys(row["solver"] for row in here):
-            colour, marker = _look(SOLVER_STYLE, solver)
+            method = look(SOLVERS, solver)
             measured = [row for row in here if row["solver"] == solver and row.get("seconds")]
-            widths, means, _ = _mean_by(measured, "width", "seconds")
-            (handle,) = grid[0, column].plot(widths, means, color=colour, **mark(marker))
-            handles.setdefault(SOLVER_LABELS.get(solver, solver), handle)
+            widths, means, _ = mean_by(measured, "width", "seconds")
+            (handle,) = grid[0, column].plot(widths, means, color=method.colour, **mark(method.marker))
+            handles.setdefault(method.label, handle)
         peaks: dict[float, float] = {}
         for row in here:
             if row.get("peak_bytes") is not None:
@@ -59,8 +57,8 @@ def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Fig
             axes.xaxis.set_minor_locator(NullLocator())
         dense = sorted({(row["width"], row["dense_bytes"]) for row in here if row.get("dense_bytes")})
         if dense:
-            look = {"color": "#444444", "linestyle": (0, (3, 2)), "linewidth": 1.1}
-            (handle,) = grid[1, column].plot(*zip(*dense, strict=True), **look)
+            dashes = {"color": "#444444", "linestyle": (0, (3, 2)), "linewidth": 1.1}
+            (handle,) = grid[1, column].plot(*zip(*dense, strict=True), **dashes)
             handles.setdefault("dense affinity matrix K (not built)", handle)
         widths = sorted({row["width"] for row in here})
         for axes in grid[:, column]:
@@ -69,7 +67,7 @@ def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Fig
         grid[1, column].set_xlabel("width")
     grid[0, 0].set_ylabel("seconds")
     grid[1, 0].set_ylabel("peak extra memory")
-    grid[1, 0].yaxis.set_major_formatter(FuncFormatter(lambda size, _: _bytes(size)))
+    grid[1, 0].yaxis.set_major_formatter(FuncFormatter(lambda size, _: bytes_label(size)))
     exponents = range(0, 24, 3)
     grid[1, 0].yaxis.set_major_locator(FixedLocator([10.0**e for e in exponents]))
     grid[1, 0].yaxis.set_minor_locator(NullLocator())
@@ -88,20 +86,19 @@ def recovery(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], colum
     rows = list(rows)
     kinds = list(dict.fromkeys((row["model"], row["width"]) for row in rows))
     wide = min(len(kinds), columns)
-    deep = math.ceil(len(kinds) / wide)
-    figure = PaperFigure(figsize=(_width(columns), 0.9 + 2.2 * deep))
+    figure = PaperFigure(figsize=(width_of(columns), 0.9 + 2.2 * math.ceil(len(kinds) / wide)))
     handles: dict[str, Any] = {}
-    grid = figure.subplots(deep, wide, squeeze=False, sharex=True, sharey=True)
-    for index, (axes, kind) in enumerate(zip(grid.flat, kinds, strict=False)):
+    grid = panels(figure, len(kinds), wide, sharex=True, sharey=True)
+    for index, (axes, kind) in enumerate(zip(grid, kinds, strict=True)):
         here = [row for row in rows if (row["model"], row["width"]) == kind]
         for solver in dict.fromkeys(row["solver"] for row in here):
-            colour, marker = _look(SOLVER_STYLE, solver)
+            method = look(SOLVERS, solver)
             mine = [r for r in here if r["solver"] == solver]
-            noise, means, _ = _mean_by(mine, "noise", "recovered")
-            (handle,) = axes.plot(noise, means, color=colour, **mark(marker))
+            noise, means, _ = mean_by(mine, "noise", "recovered")
+            (handle,) = axes.plot(noise, means, color=method.colour, **mark(method.marker))
             ends = [[end(r["recovered"] for r in mine if r["noise"] == x) for x in noise] for end in (min, max)]
-            axes.fill_between(noise, *ends, color=colour, alpha=0.15, linewidth=0)
-            handles.setdefault(SOLVER_LABELS.get(solver, solver), handle)
+            axes.fill_between(noise, *ends, color=method.colour, alpha=0.15, linewidth=0)
+            handles.setdefault(method.label, handle)
         axes.set_ylim(-0.03, 1.05)
         axes.set_title(model_label({"name": kind[0], "width": kind[1]}))
         if index + wide >= len(kinds):
@@ -124,10 +121,10 @@ def objective_accuracy(rows: Iterable[Mapping[str, Any]], record: Mapping[str, A
     axes = figure.subplots()
     handles: dict[str, Any] = {}
     for solver in dict.fromkeys(row["solver"] for row in rows):
-        colour, marker = _look(SOLVER_STYLE, solver)
+        method = look(SOLVERS, solver)
         here = np.array([(r["objective"], 100 * r["test_accuracy"]) for r in rows if r["solver"] == solver])
-        (handle,) = axes.plot(*here.T, color=colour, linestyle="none", **mark(marker))
-        handles[SOLVER_LABELS.get(solver, solver)] = handle
+        (handle,) = axes.plot(*here.T, color=method.colour, linestyle="none", **mark(method.marker))
+        handles[method.label] = handle
     axes.set(xlabel="objective of the matching", ylabel=f"{METRIC_LABELS['test_accuracy']}, α = 0.5")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     headed(figure, _study_title(record, rows))

@@ -1,34 +1,99 @@
-"""Names for people."""
+"""How methods and models are called and look: a row a method."""
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from ..records import curve_key
+from .style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILLION
 
-MATCHER_LABELS = {
-    "none": "no matching",
-    "activation": "activations",
-    "weight": "weights",
-    "sinkhorn": "Sinkhorn",
-    "graph_reference": "graph, as published",
-    "graph_sm": "graph, spectral",
-    "graph": "graph, two-sided",
+
+@dataclass(frozen=True)
+class Look:
+    """Label of a method, colour and marker of a matcher's or solver's curve, line of a correction's."""
+
+    label: str
+    colour: str = GREY
+    marker: str = "o"
+    line: Any = "-"
+
+
+MATCHERS = {
+    "none": Look("no matching", GREY, "o"),
+    "activation": Look("activations", BLUE, "s"),
+    "weight": Look("weights", ORANGE, "^"),
+    "sinkhorn": Look("Sinkhorn", SKY, "v"),
+    "graph_reference": Look("graph, as published", PINK, "X"),
+    "graph_sm": Look("graph, spectral", VERMILLION, "D"),
+    "graph": Look("graph, two-sided", GREEN, "P"),
 }
-CORRECTION_LABELS = {
-    "none": "no correction",
-    "bn_reset": "BN reset",
-    "repair": "REPAIR",
-    "rescale": "rescale",
-    "closed_form": "closed form",
-    "least_squares": "least squares",
+CORRECTIONS = {
+    "none": Look("no correction"),
+    "bn_reset": Look("BN reset", line=(0, (5, 1.5))),
+    "repair": Look("REPAIR", line=(0, (5, 1.5, 1, 1.5))),
+    "rescale": Look("rescale", line=(0, (9, 1.5))),
+    "closed_form": Look("closed form", line=(0, (5, 1.5, 1, 1.5, 1, 1.5))),
+    "least_squares": Look("least squares", line=(0, (1, 1.2))),
 }
-REFERENCE_LABELS = {
+SOLVERS = MATCHERS | {
+    "spectral": Look("spectral", VERMILLION, "D"),
+    "spectral_symmetric": Look("spectral, symmetric", "#000000", "d"),
+    "rrwm": Look("RRWM", PINK, "X"),
+    "ipfp": Look("IPFP", GREY, "<"),
+    "frank_wolfe": Look("Frank–Wolfe", SKY, "v"),
+    "coordinate_descent": Look("coordinate descent", "#A0522D", ">"),
+    "softassign": Look("softassign", BLUE, "s"),
+    "graph": Look("graph (softassign → descent)", GREEN, "P"),
+    "weight": Look("weights (Git Re-Basin)", ORANGE, "^"),
+}
+# Methods that no table knows.
+SPARE = ((GREY, "h"), (PINK, "*"), (BLUE, ">"), (VERMILLION, "p"), ("#000000", "d"))
+# Fills of the markers of one method with other options, in the order in which a figure has them.
+FILLS = ("full", "none", "left", "bottom", "right", "top")
+REFERENCES = {
     "ensemble": "ensemble (two networks)",
     "one_parent": "one parent only",
     "parent_a": "parent A",
     "parent_b": "parent B",
 }
+
+
+def base(name: str) -> str:
+    """The method of a name with options: "activation(tap=pre_norm)" -> "activation"."""
+    return name.partition("(")[0]
+
+
+def look(table: Mapping[str, Look], name: str) -> Look:
+    """The row of a method, its label with the options given: "activations (tap pre_norm)". A name that `table` lacks
+    gets a colour and a marker that stay the same from run to run."""
+    method, _, options = name.partition("(")
+    row = table.get(method) or Look(method, *SPARE[sum(method.encode()) % len(SPARE)])
+    return replace(row, label=f"{row.label} ({options[:-1].replace('=', ' ')})") if options else row
+
+
+def ranked(names: Iterable[str], table: Mapping[str, Look]) -> list[str]:
+    """The distinct names, in the order of `table` where it knows them, else as they come, behind."""
+    known = list(table)
+    return sorted(dict.fromkeys(names), key=lambda n: known.index(base(n)) if base(n) in known else len(known))
+
+
+def fills(names: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """{names: marker fill}: names that differ in their options alone get different ones."""
+    seen: Counter = Counter()
+    answer = {}
+    for each in dict.fromkeys(names):
+        methods = tuple(map(base, each))
+        answer[each] = FILLS[seen[methods] % len(FILLS)]
+        seen[methods] += 1
+    return answer
+
+
+def file_word(name: str) -> str:
+    """The name as part of a file's name: "activation(tap=pre_norm)" -> "activation-tap-pre_norm"."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
 def model_label(model: Mapping[str, Any]) -> str:
@@ -48,15 +113,12 @@ def width_label(width: float) -> str:
 
 def curve_name(curve: Mapping[str, Any]) -> str:
     """The curve in the words a user types: "activation + bn_reset"."""
-    matcher, correction, variant = curve_key(curve)
-    name = matcher if correction == "none" else f"{matcher} + {correction}"
-    return f"{name} ({variant})" if variant else name
+    matcher, correction = curve_key(curve)
+    return matcher if correction == "none" else f"{matcher} + {correction}"
 
 
 def curve_label(curve: Mapping[str, Any]) -> str:
     """The curve in the words of a paper: "activations + BN reset"."""
-    matcher, correction, variant = curve_key(curve)
-    label = MATCHER_LABELS.get(matcher, matcher)
-    if correction != "none":
-        label += f" + {CORRECTION_LABELS.get(correction, correction)}"
-    return f"{label} ({variant})" if variant else label
+    matcher, correction = curve_key(curve)
+    label = look(MATCHERS, matcher).label
+    return label if correction == "none" else f"{label} + {look(CORRECTIONS, correction).label}"

@@ -6,8 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from ..checks import InputError
-from ..records import METRICS, curve_key, curve_of, point_at
+from ..records import METRICS, curve_key
 from . import evidence
+from .evidence import grouped
 from .names import curve_name, model_label
 from .published import REFERENCE
 
@@ -18,14 +19,12 @@ Records = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 def headline(records: Records, *more: str) -> str:
     """What stands over every table and figure: "SimpleNet on mnist, one pair (n = 1)". Records of one pair, matched
     with several seeds, count once."""
-    records = _as_list(records)
-    subject = " + ".join(dict.fromkeys(model_label(r["model"]) for r in records if "model" in r))
-    datasets = " + ".join(dict.fromkeys(r["dataset"] for r in records if r.get("dataset")))
+    named = _named(records)
+    subject = " + ".join(dict.fromkeys(model_label(r["model"]) for r in named.values() if "model" in r))
+    datasets = " + ".join(dict.fromkeys(r["dataset"] for r in named.values() if r.get("dataset")))
     where = " on ".join(part for part in (subject, datasets) if part)
-    pairs = evidence.pairs(rows(records)) if len(records) > 1 else ()
-    n = len(pairs) or len(records)  # studies hold no pairs
-    told = "one pair (n = 1)" if n == 1 else f"{n} pairs (n = {n})"
-    return ", ".join([where, told, *more])
+    n = len({_pair(name, r) for name, r in named.items()})
+    return ", ".join([where, "one pair (n = 1)" if n == 1 else f"{n} pairs (n = {n})", *more])
 
 
 def reference_for(record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -37,23 +36,23 @@ def reference_for(record: Mapping[str, Any]) -> dict[str, Any] | None:
 def rows(records: Records) -> list[dict[str, Any]]:
     """The records flat: one row per pair × curve × alpha, every row with the same columns, None where not known.
 
-    Columns: record (file stem, else its place in the list), experiment, preset, dataset, dataset_sha256, model, width,
-    norm, the run's `lib.evidence.SETTINGS`, training (of both networks, as text), seed_a, seed_b, seed_match, sha256_a,
-    sha256_b (of the checkpoints), test_images, device, threads, run_seconds; matcher, correction, variant, curve (its
-    name), alphas (all of the curve's, as text), match_seconds, correct_seconds, seconds (both), barrier_<metric>,
+    Columns: record (file stem, else its place in the list), pair (what tells pairs apart), experiment, preset, dataset,
+    dataset_sha256, model, width, norm, the run's `evidence.SETTINGS`, training (of both networks, as text), seed_a,
+    seed_b, seed_match, sha256_a, sha256_b (of the checkpoints), test_images, images (the most that its curves looked
+    at), device, threads, run_seconds; matcher, correction, curve (its name), alphas (all of the curve's, as text),
+    curve_match_images, curve_correct_images, match_seconds, correct_seconds, seconds (both), barrier_<metric>,
     best_alpha, best_test_accuracy, best_test_loss, share_b; alpha and the four `METRICS`; parent_a_<metric>,
     parent_b_<metric>. Accuracies are fractions, losses nats. Records of studies without curves give no rows.
     """
-    several = isinstance(records, Mapping) and "dataset" not in records
-    named = records.items() if several else enumerate(_as_list(records))
     answer = []
-    for name, r in named:
-        common = {"record": str(name)} | _pair_columns(r) if "curves" in r else {}
+    for name, r in _named(records).items():
+        common = {"record": name, "pair": _pair(name, r)} | _pair_columns(r) if "curves" in r else {}
         for curve in r.get("curves", []):
-            best, share = curve.get("best") or {}, curve.get("share") or {}
+            best, share, images = (curve.get(field) or {} for field in ("best", "share", "images"))
             seconds = {field: curve.get(field) or 0.0 for field in ("match_seconds", "correct_seconds")}
-            columns = dict(zip(("matcher", "correction", "variant"), curve_key(curve), strict=True))
+            columns = dict(zip(("matcher", "correction"), curve_key(curve), strict=True))
             columns |= {"curve": curve_name(curve), "alphas": " ".join(f"{p['alpha']:g}" for p in curve["points"])}
+            columns |= {f"curve_{what}_images": images.get(what) for what in ("match", "correct")}
             columns |= seconds | {"seconds": sum(seconds.values())}
             columns |= {f"barrier_{metric}": curve["barrier"].get(metric) for metric in METRICS}
             columns |= {f"best_{field}": best.get(field) for field in ("alpha", "test_accuracy", "test_loss")}
@@ -63,17 +62,26 @@ def rows(records: Records) -> list[dict[str, Any]]:
     return answer
 
 
+def _pair(name: str, r: Mapping[str, Any]) -> str:
+    """What tells pairs apart: their checkpoints, else their seeds, else their records."""
+    for of in (r.get("seeds", {}), {side: known["sha256"] for side, known in r.get("checkpoints", {}).items()}):
+        if None not in (of.get("a"), of.get("b")):
+            name = f"{of['a']} {of['b']}"
+    return name
+
+
 def _pair_columns(r: Mapping[str, Any]) -> dict[str, Any]:
-    made = r["provenance"]
+    origin = r["provenance"]
     columns = {field: r[field] for field in ("experiment", "preset", "dataset")}
-    columns |= {"dataset_sha256": made["dataset_sha256"], "model": r["model"]["name"]}
+    columns |= {"dataset_sha256": origin["dataset_sha256"], "model": r["model"]["name"]}
     columns |= {field: r["model"][field] for field in ("width", "norm")}
-    columns |= {field: made["parameters"].get(field) for field in evidence.SETTINGS}
+    columns |= {field: origin["parameters"].get(field) for field in evidence.SETTINGS}
     columns["training"] = _training(r["checkpoints"])
     columns |= {f"seed_{field}": r["seeds"].get(field) for field in ("a", "b", "match")}
     columns |= {f"sha256_{side}": r["checkpoints"][side]["sha256"] for side in ("a", "b")}
-    columns |= {"test_images": r["images"].get("test"), "device": made["device"], "threads": made["threads"]}
-    columns["run_seconds"] = made["seconds"]
+    columns["test_images"] = r["images"].get("test")
+    columns["images"] = max(r["images"].get(name, 0) for name in ("match", "correct"))
+    columns |= {"device": origin["device"], "threads": origin["threads"], "run_seconds": origin["seconds"]}
     return columns | {f"parent_{side}_{m}": r["parents"][side].get(m) for side in ("a", "b") for m in METRICS}
 
 
@@ -96,11 +104,9 @@ def _training(checkpoints: Mapping[str, Any]) -> str | None:
 
 
 def frame(records: Records) -> "pandas.DataFrame":  # noqa: F821
-    """`rows` as a pandas frame; what `interval` and lib.evidence take. Raises InputError where pandas is missing."""
-    try:
-        import pandas
-    except ImportError:
-        raise InputError("a frame needs pandas; accepted: pip install 'fusebook[sweep]', or lib.results.rows") from None
+    """`rows` as a pandas frame."""
+    import pandas  # here alone: figures and tables need none, and it takes as long to import as they do
+
     return pandas.DataFrame(rows(records))
 
 
@@ -108,142 +114,109 @@ def aggregate(records: Records) -> dict[str, Any]:
     """Means, sample standard deviations and 95 % intervals over independent pairs of one kind.
 
     The shape of a record: "n" (pairs), "parents" and "curves" whose points and barriers hold each metric's mean under
-    its name, the deviation under "<metric>_std" and the interval of `lib.evidence.mean_interval` under "<metric>_low"
+    its name, the deviation under "<metric>_std" and the interval of `evidence.mean_interval` under "<metric>_low"
     and "_high" (each None where n is too small). Records of one pair with several matcher seeds are averaged first. A
     curve has its own "n", since not every record must hold it; its points are the alphas that all of those measured;
     its barrier is None where they did not measure the same alphas. Raises InputError when the records are not of one
     kind or share networks, or none is given.
     """
-    records = _as_list(records)
+    records = list(_named(records).values())
     if not records:
         raise InputError("no records to aggregate; accepted: one or more")
     flat = rows(records)
     evidence.check_poolable(flat)
-    pairs = _by_pair(records, flat)
-    keys = dict.fromkeys(curve_key(curve) for r in records for curve in r["curves"])
     curves = []
-    for key in keys:
-        found = [here for alike in pairs if (here := _entries(alike, key))]
-        grids = [[round(point["alpha"], 6) for point in curve["points"]] for here in found for curve in here]
-        shared = [alpha for alpha in grids[0] if all(alpha in grid for grid in grids)]
-        barriers = [_within([curve["barrier"] for curve in here]) for here in found]
-        curves.append(
-            {
-                "matcher": key[0],
-                "correction": key[1],
-                "variant": key[2],
-                "n": len(found),
-                "points": [
-                    {"alpha": a} | _mean_metrics([_within([point_at(c, a) for c in here]) for here in found])
-                    for a in shared
-                ],
-                "barrier": _mean_metrics(barriers if all(grid == grids[0] for grid in grids) else [{}]),
-            }
-        )
-    kind = {field: records[0][field] for field in ("experiment", "preset", "dataset", "model")}
-    parents = {side: _mean_metrics([alike[0]["parents"][side] for alike in pairs]) for side in ("a", "b")}
-    return kind | {"n": len(pairs), "images": records[0]["images"], "parents": parents, "curves": curves}
+    for (matcher, correction), mine in grouped(flat, "matcher", "correction").items():
+        whole = [alike[0] for alike in grouped(mine, "record").values()]
+        by_alpha = grouped((row | {"alpha": round(row["alpha"], 6)} for row in mine), "alpha")
+        curve = {"matcher": matcher, "correction": correction, "n": len(grouped(mine, "pair"))}
+        shared = {alpha: alike for alpha, alike in by_alpha.items() if len(alike) == len(whole)}
+        curve["points"] = [{"alpha": alpha} | _means(alike, METRICS) for alpha, alike in shared.items()]
+        # Over other alphas a barrier is another quantity.
+        curve["barrier"] = _means(whole if len(grouped(whole, "alphas")) == 1 else [{}], METRICS, "barrier_")
+        curves.append(curve)
+    parents = {side: _means(flat, METRICS, f"parent_{side}_") for side in ("a", "b")}
+    kind = {field: records[0][field] for field in ("experiment", "preset", "dataset", "model", "images")}
+    return kind | {"n": len(grouped(flat, "pair")), "parents": parents, "curves": curves}
 
 
-def _within(repeats: list[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The mean of each metric over repeats on one pair."""
-    return {metric: _mean([row.get(metric) for row in repeats]) for metric in METRICS}
-
-
-def _mean(values: list[float | None]) -> float | None:
-    return None if None in values else fmean(values)
-
-
-def _mean_metrics(values: list[Mapping[str, Any]]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for metric in METRICS:
-        over = evidence.mean_interval(row.get(metric) for row in values)
-        found |= {metric: over.mean, f"{metric}_std": over.std, f"{metric}_low": over.low, f"{metric}_high": over.high}
-    return found
+def _means(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str], start: str = "") -> dict[str, float | None]:
+    """The mean over pairs of the column <start><metric> under each metric's name, beside it _std, _low and _high."""
+    rows, answer = list(rows), {}
+    for metric in metrics:
+        over = evidence.over_pairs(rows, f"{start}{metric}")
+        answer |= {metric: over.mean, f"{metric}_std": over.std, f"{metric}_low": over.low, f"{metric}_high": over.high}
+    return answer
 
 
 def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any]]:
     """One row per curve at `alpha`, then one per reference (the row has "reference"), means over pairs.
 
     Pairs of one kind (model and data set) are averaged; kinds follow one another. Row: architecture, dataset,
-    matcher, correction, variant, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, alphas (the number
-    measured), best_alpha and best_accuracy (alpha chosen on held-out training images; None where a curve does not say
-    or had no choice), parents_accuracy (the mean of both parents of the same pairs), each metric also with _std, _low
-    and _high as in `aggregate`; seconds (match and correct together), match_images, correct_images (None where a
-    curve does not say), images (the most that its record's curves looked at), share_b (the part of parent B's units in
-    the fused network).
+    experiment, matcher, correction, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, alphas (the
+    number measured), best_alpha and best_accuracy (alpha chosen on held-out training images; None where a curve does
+    not say or had no choice), parents_accuracy (the mean of both parents of the same pairs), each metric also with
+    _std, _low and _high as in `aggregate`; seconds (match and correct together), match_images, correct_images (None
+    where a curve does not say), images (the most that its record's curves looked at), share_b (the part of parent B's
+    units in the fused network).
     """
-    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for r in _as_list(records):
-        kinds.setdefault((model_label(r["model"]), r["dataset"]), []).append(r)
-    return [row for alike in kinds.values() for row in _leaderboard_rows(alike, alpha)]
-
-
-def _leaderboard_rows(records: list[Mapping[str, Any]], alpha: float) -> list[dict[str, Any]]:
-    summary = aggregate(records)
-    common = {"architecture": model_label(summary["model"]), "dataset": summary["dataset"]}
-    pairs = _by_pair(records, rows(records))
-    answer = []
-    for curve in summary["curves"]:
-        at = point_at(curve, alpha)
-        if not at:
-            continue
-        found = [(alike, here) for alike in pairs if (here := _entries(alike, curve_key(curve)))]
-        entries = [entry for _, here in found for entry in here]
-        best = [_best(here) for _, here in found]
-        both = [fmean(alike[0]["parents"][side]["test_accuracy"] for side in ("a", "b")) for alike, _ in found]
-        images = entries[0].get("images") or {}
-        row = {name: curve[name] for name in ("matcher", "correction", "variant", "n")}
-        row |= {name: value for name, value in at.items() if name == "alpha" or name.startswith("test_")}
-        row |= _renamed(curve["barrier"], "test_", "barrier_")
-        row["alphas"] = len(entries[0]["points"])
-        row |= _renamed(_mean_metrics(best), "test_accuracy", "best_accuracy")
-        row["best_alpha"] = _mean([b.get("alpha") for b in best])
-        row |= _renamed(_mean_metrics([{"test_accuracy": v} for v in both]), "test_accuracy", "parents_accuracy")
-        row["seconds"] = fmean((e.get("match_seconds") or 0) + (e.get("correct_seconds") or 0) for e in entries)
-        row |= {"match_images": images.get("match"), "correct_images": images.get("correct")}
-        row["images"] = max(summary["images"].get(name, 0) for name in ("match", "correct"))
-        row["share_b"] = fmean((entry.get("share") or {}).get("b", alpha) for entry in entries)
-        answer.append(common | row)
-    references = {f"parent_{side}": [alike[0]["parents"][side] for alike in pairs] for side in ("a", "b")}
-    for alike in pairs:
-        for name, metrics in alike[0].get("references", {}).items():
-            references.setdefault(name, []).append(metrics)
-    for name, metrics in references.items():
-        means = _renamed(_mean_metrics(metrics), "test_", "test_")
-        answer.append(common | {"reference": name, "n": len(metrics)} | means)
+    answer, named = [], _named(records)
+    flat = [row | {"architecture": model_label(row | {"name": row["model"]})} for row in rows(named)]
+    for (architecture, dataset), kind in grouped(flat, "architecture", "dataset").items():
+        evidence.check_poolable(kind)
+        common = {"architecture": architecture, "dataset": dataset, "experiment": kind[0]["experiment"]}
+        for (matcher, correction), mine in grouped(kind, "matcher", "correction").items():
+            there = [row for row in mine if evidence.at(row, alpha)]
+            if len(there) == len(grouped(mine, "record")):
+                answer.append(common | {"matcher": matcher, "correction": correction} | _board_row(there))
+        references: dict[str, list[dict[str, Any]]] = {}
+        for pair, (row, *_) in grouped(kind, "pair").items():
+            r = named[row["record"]]
+            parents = {f"parent_{side}": r["parents"][side] for side in ("a", "b")}
+            for name, metrics in (parents | r.get("references", {})).items():
+                references.setdefault(name, []).append(metrics | {"pair": pair})
+        for name, alike in references.items():
+            means = _means(alike, ("test_accuracy", "test_loss"))
+            answer.append(common | {"reference": name, "n": len(alike)} | means)
     return answer
 
 
-def _by_pair(records: list[Mapping[str, Any]], flat: list[dict[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """The records of each pair, by their `rows`: what was repeated on one pair counts once."""
-    return [[records[int(name)] for name in names] for names in evidence.pairs(flat).values()]
+def _board_row(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The leaderboard's row of one curve from its rows at one alpha."""
+    one, alike, columns = rows[0], len(grouped(rows, "alphas")) == 1, []
+    for row in rows:
+        choice = " " in row["alphas"]
+        parents = fmean(row[f"parent_{side}_test_accuracy"] for side in ("a", "b"))
+        columns.append(row | {"parents_accuracy": parents, "best_alpha": row["best_alpha"] if choice else None})
+        columns[-1] |= {"best_accuracy": row["best_test_accuracy"] if choice else None}
+        columns[-1] |= {f"barrier_{m}": row[f"barrier_test_{m}"] if alike else None for m in ("accuracy", "loss")}
+    names = ("test_accuracy", "test_loss", "barrier_accuracy", "barrier_loss", "best_accuracy", "parents_accuracy")
+    return {"n": len(grouped(rows, "pair")), "alpha": one["alpha"], "alphas": len(one["alphas"].split())} | {
+        **_means(columns, names),
+        "best_alpha": evidence.over_pairs(columns, "best_alpha").mean,
+        "seconds": fmean(row["seconds"] for row in rows),
+        "images": one["images"],
+        "match_images": one["curve_match_images"],
+        "correct_images": one["curve_correct_images"],
+        "share_b": fmean(one["alpha"] if row["share_b"] is None else row["share_b"] for row in rows),
+    }
 
 
-def _entries(records: list[Mapping[str, Any]], key: tuple[str, str, str]) -> list[Mapping[str, Any]]:
-    return [entry for r in records if (entry := curve_of(r, *key))]
+def by_width(records: Records) -> tuple[str, dict[float, dict[str, Any]]]:
+    """What the records are of ("VGG11-BN on cifar10-jpeg"), and their `aggregate` at each width, narrow to wide. Raises
+    InputError unless all were measured on one data set."""
+    records = list(_named(records).values())
+    datasets = sorted({str(r["dataset"]) for r in records})
+    if len(datasets) != 1:
+        raise InputError(f"records must be of one data set, not {' and '.join(datasets) or 'none'}")
+    models = dict.fromkeys(model_label(r["model"] | {"width": 1.0}) for r in records)
+    widths = sorted({r["model"]["width"] for r in records})
+    means = {width: aggregate([r for r in records if r["model"]["width"] == width]) for width in widths}
+    return f"{' + '.join(models)} on {datasets[0]}", means
 
 
-def _best(curves: list[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The mean of the best alpha and of its accuracy over repeats on one pair; {} where there was nothing to choose."""
-    best = [curve.get("best") or {} for curve in curves if len(curve["points"]) > 1]
-    return {name: _mean([b.get(name) for b in best]) for name in ("alpha", "test_accuracy")} if best else {}
-
-
-def _renamed(metrics: Mapping[str, Any], start: str, new: str) -> dict[str, Any]:
-    return {new + name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
-
-
-def one_dataset(records: Records) -> list[Mapping[str, Any]]:
-    """The records as a list. Raises InputError unless all were measured on one data set."""
-    records = _as_list(records)
-    names = sorted({str(r["dataset"]) for r in records})
-    if len(names) != 1:
-        raise InputError(f"records must be of one data set, not {' and '.join(names) or 'none'}")
-    return records
-
-
-def _as_list(records: Records) -> list[Mapping[str, Any]]:
-    if isinstance(records, Mapping):
-        return [records] if "dataset" in records else list(records.values())
-    return list(records)
+def _named(records: Records) -> dict[str, Mapping[str, Any]]:
+    """The records by name: their file stems where they come with them, else their places."""
+    if isinstance(records, Mapping) and "dataset" not in records:
+        return {str(name): r for name, r in records.items()}
+    return {str(name): r for name, r in enumerate([records] if isinstance(records, Mapping) else records)}

@@ -11,11 +11,11 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..checks import check_choice
 from ..paths import FIGURES, atomic
-from .names import MATCHER_LABELS
 
 STYLE = Path(__file__).with_name("fusebook.mplstyle")
 COLUMN, PAGE = 3.4, 7.0  # inches: one and two columns of a paper
@@ -25,43 +25,6 @@ SIZES = {1: COLUMN, 2: PAGE}
 # Okabe-Ito, so that colour-blind readers tell them apart; markers and dashes say the same without colour.
 BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY = "#767676"
-MATCHER_STYLE = {
-    "none": (GREY, "o"),
-    "activation": (BLUE, "s"),
-    "weight": (ORANGE, "^"),
-    "sinkhorn": (SKY, "v"),
-    "graph_reference": (PINK, "X"),
-    "graph_sm": (VERMILLION, "D"),
-    "graph": (GREEN, "P"),
-}
-CORRECTION_LINE: dict[str, Any] = {
-    "none": "-",
-    "bn_reset": (0, (5, 1.5)),
-    "repair": (0, (5, 1.5, 1, 1.5)),
-    "rescale": (0, (9, 1.5)),
-    "closed_form": (0, (5, 1.5, 1, 1.5, 1, 1.5)),
-    "least_squares": (0, (1, 1.2)),
-}
-SOLVER_LABELS = MATCHER_LABELS | {
-    "spectral": "spectral",
-    "spectral_symmetric": "spectral, symmetric",
-    "rrwm": "RRWM",
-    "ipfp": "IPFP",
-    "frank_wolfe": "Frank–Wolfe",
-    "coordinate_descent": "coordinate descent",
-    "softassign": "softassign",
-    "graph": "graph (softassign → descent)",
-    "weight": "weights (Git Re-Basin)",
-}
-SOLVER_STYLE = MATCHER_STYLE | {
-    "spectral": (VERMILLION, "D"),
-    "spectral_symmetric": ("#000000", "d"),
-    "rrwm": (PINK, "X"),
-    "ipfp": (GREY, "<"),
-    "frank_wolfe": (SKY, "v"),
-    "coordinate_descent": ("#A0522D", ">"),
-    "softassign": (BLUE, "s"),
-}
 METRIC_LABELS = {
     "test_accuracy": "test accuracy (%)",
     "train_accuracy": "train accuracy (%)",
@@ -109,7 +72,28 @@ def save_figure(figure: Figure, stem: str, folder: str | Path = FIGURES) -> tupl
     return png, pdf
 
 
-def _width(columns: int) -> float:
+def panels(figure: Figure, count: int, wide: int, **options: Any) -> list[Axes]:
+    """`count` panels, `wide` in a row; places left over in the last row stay empty."""
+    grid = figure.subplots(math.ceil(count / wide), wide, squeeze=False, **options).ravel()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return list(grid[:count])
+
+
+def end_points(axes: Axes, parents: Mapping[str, Any], metric: str, handles: dict[str, Any]) -> None:
+    """A dashed line for each parent, where it was measured."""
+    for side, shade in (("a", "#444444"), ("b", "#8C8C8C")):
+        if (value := parents[side][metric]) is not None:
+            look = {"color": shade, "linestyle": (0, (3, 2)), "linewidth": 0.9, "zorder": 1}
+            handles.setdefault("end points A and B, each alone", axes.axhline(percent(metric) * value, **look))
+
+
+def percent(metric: str) -> int:
+    """What a metric is multiplied by to be shown: accuracies are fractions and shown in per cent."""
+    return 100 if "accuracy" in metric else 1
+
+
+def width_of(columns: int) -> float:
     check_choice("columns", str(columns), map(str, SIZES))
     return SIZES[columns]
 
@@ -131,21 +115,18 @@ def legend_below(figure: Figure, handles: Mapping[str, Any]) -> int:
     return math.ceil(len(handles) / columns)
 
 
-def mark(marker: str, size: float = 4.5) -> dict[str, Any]:
-    """Marker options that give every shape about the same weight on paper."""
+def mark(marker: str, size: float = 4.5, fill: str = "full") -> dict[str, Any]:
+    """Marker options that give every shape about the same weight; other fills are white in part."""
     bigger = {"P": 1.45, "X": 1.4, "*": 1.5, "^": 1.15, "v": 1.15, "d": 1.2}.get(marker, 1.0)
-    return {"marker": marker, "markersize": size * bigger, "markeredgecolor": "white", "markeredgewidth": 0.4}
+    options = {"marker": marker, "markersize": size * bigger}
+    if fill == "full":
+        return options | {"markeredgecolor": "white", "markeredgewidth": 0.4}
+    if fill == "none":
+        return options | {"markerfacecolor": "white"}
+    return options | {"fillstyle": fill, "markerfacecoloralt": "white"}
 
 
-def _look(styles: Mapping[str, tuple[str, str]], name: str) -> tuple[str, str]:
-    """Colour and marker of a name; a name without its own gets one that stays the same from run to run."""
-    if name in styles:
-        return styles[name]
-    spare = ((GREY, "h"), (PINK, "*"), (BLUE, ">"), (VERMILLION, "p"), ("#000000", "d"))
-    return spare[sum(name.encode()) % len(spare)]
-
-
-def _mean_by(
+def mean_by(
     rows: Iterable[Mapping[str, Any]], key: str, value: str, scale: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sorted values of `key`, and mean and sample deviation (0 for a single row) of `value` at each."""
@@ -158,7 +139,7 @@ def _mean_by(
     return np.array(keys), np.array([fmean(found[k]) for k in keys]), np.array(spreads)
 
 
-def _bytes(size: float) -> str:
+def bytes_label(size: float) -> str:
     units = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
     step = 0 if size < 1 else min(len(units) - 1, int(math.log10(size) // 3))
     return f"{size / 1000**step:g} {units[step]}"

@@ -1,4 +1,4 @@
-"""`python -m lib.paper`: every figure and table of the README and the paper again, from the tracked records alone.
+"""`make figures`, or this package run as a module: every figure and table again, from the tracked records alone.
 
 Records right in the results folder are drawn one by one, those of a sweep (a folder of its own) pooled over pairs.
 """
@@ -6,7 +6,7 @@ Records right in the results folder are drawn one by one, those of a sweep (a fo
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,35 @@ from ..checks import InputError
 from ..paths import FIGURES, LOCAL, RESULTS, ROOT
 from ..records import curve_key, portable, read_arrays, read_record
 from . import drawing, evidence, figures, figures_many, pool, tables
+from .names import curve_label, curve_name
 from .style import save_figure
 from .tables import write_text
 
-README_MARKERS = ("<!-- results: make figures writes this table -->", "<!-- end of results -->")
+MARKERS = ("<!-- results: make figures writes this table -->", "<!-- end of results -->")
 INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the next one removes what is no longer made
 
-
-# What the README shows of each experiment (matcher, correction); figures/results.md has every curve.
-README_CURVES = {
-    "simplenet_mnist": (("none", "none"), ("graph_reference", "none"), ("graph", "none"), ("graph", "least_squares")),
-    "vgg11_cifar10": (("activation", "bn_reset"), ("activation", "least_squares")),
-    "leaderboard": (("activation", "bn_reset"), ("activation", "least_squares")),
+# What README.md shows, in words: (records, curve or reference, what was fused, how).
+_SIMPLENETS = "the two SimpleNets published with pygmtools, on MNIST"
+_VGGS = "two VGG11 with BatchNorm, a quarter as wide, on a JPEG copy of CIFAR-10"
+README_ROWS = (
+    ("simplenet_mnist_published", "none", _SIMPLENETS, "averaged as they are"),
+    ("simplenet_mnist_published", "graph_reference", _SIMPLENETS, "matched as published, averaged"),
+    ("simplenet_mnist_published", "graph", _SIMPLENETS, "two-sided graph matching, which looks at no image; averaged"),
+    (
+        "vgg11_widths_w0.25",
+        "activation + bn_reset",
+        _VGGS,
+        "matched by activations, averaged, BatchNorm statistics reset",
+    ),
+    ("vgg11_widths_w0.25", "activation + least_squares", _VGGS, "the same, layers refitted by least squares instead"),
+    ("leaderboard_vgg11bn-w0.25", "one_parent", _VGGS, "nothing fused: the better parent alone"),
+)
+# What figures/README.md shows of an experiment (matcher, correction); results.md has every curve.
+SHOWN = {
+    "simplenet_mnist": (("none", "none"), ("graph_reference", "none"), ("graph", "none"), ("graph", "least_squares"))
 }
+SHOWN_ELSE = (("activation", "bn_reset"), ("activation", "least_squares"))
+NOTE = f"At α = 0.5; {tables.INTERVALS}. {tables.READ}"
 # Methods are compared with the first of these that a sweep has: the published one, else none.
 BASELINES = ("activation + bn_reset", "graph_reference", "none")
 
@@ -38,29 +54,32 @@ Records = Mapping[str, Mapping[str, Any]]
 
 def read(folder: Path) -> tuple[dict[str, Records], dict[str, Records], list[str]]:
     """The records right in `folder` by kind of pair (stems alike but for the seed), the sweeps in its subfolders by
-    name (data/results/local is nobody's evidence), and a line for each file that is no record."""
+    name (data/results/local is nobody's evidence), and a line for each file that is no record or shares a network with
+    an earlier one."""
     kinds: dict[str, dict[str, Any]] = {}
     sweeps: dict[str, dict[str, Any]] = {}
-    broken = []
+    skipped = []
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         if path.parent != folder and path.parent.name == LOCAL.name:
             continue
         try:
             record = read_record(path)
         except InputError as error:
-            broken.append(str(error))
+            skipped.append(str(error))
             continue
-        if path.parent != folder:
-            sweeps.setdefault(path.parent.name, {})[path.stem] = record
-        else:
-            kinds.setdefault(re.sub(r"[-_]s\d+$", "", path.stem), {})[path.stem] = record
-    return kinds, sweeps, broken
+        name = re.sub(r"[-_]s\d+$", "", path.stem) if path.parent == folder else path.parent.name
+        (kinds if path.parent == folder else sweeps).setdefault(name, {})[path.stem] = record
+    for found in (kinds, sweeps):
+        for name, records in found.items():
+            found[name], lines = independent(records)
+            skipped += lines
+    return kinds, sweeps, skipped
 
 
 def independent(records: Records) -> tuple[dict[str, Any], list[str]]:
-    """The records with curves whose pairs share no network with an earlier one, and a line for each left out."""
+    """The records whose pairs share no network with an earlier one, and a line for each left out."""
     shared = evidence.overlapping(pool.rows(records))
-    kept = {stem: record for stem, record in records.items() if "curves" in record and stem not in shared}
+    kept = {stem: record for stem, record in records.items() if stem not in shared}
     return kept, [f"{stem}: shares a network with {other}, not pooled" for stem, other in shared.items()]
 
 
@@ -80,42 +99,67 @@ def pools(sweep: str, records: Records) -> dict[str, dict[str, Any]]:
     return found
 
 
-def readme_rows(kinds: Mapping[str, Records], sweeps: Mapping[str, Records]) -> list[dict[str, Any]]:
-    """The README's rows: the published weights, the sweeps, the leaderboard; of rows alike the one with most pairs.
+def pooled_rows(kinds: Mapping[str, Records], sweeps: Mapping[str, Records]) -> dict[str, list[dict[str, Any]]]:
+    """`pool.leaderboard_rows` of everything that may be pooled, by its name, which each row has as "records" too."""
+    pooled = [*kinds.items(), *(item for sweep, records in sweeps.items() for item in pools(sweep, records).items())]
+    return {name: [row | {"records": name} for row in pool.leaderboard_rows(records)] for name, records in pooled}
 
-    Row: as `lib.results.leaderboard_rows` makes them, and "records", the name of the records behind it.
-    """
-    published = {name: found for name, found in kinds.items() if _foreign(found)}
-    board = {name: found for name, found in kinds.items() if _experiment(found) == "leaderboard"}
+
+def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of figures/README.md: published weights, sweeps, leaderboard; of rows alike the one with most pairs."""
+    published = [name for name, records in kinds.items() if _foreign(records)]
+    board = [name for name, records in kinds.items() if _on_board(records)]
     answer: dict[Any, dict[str, Any]] = {}
-    for name, records in [*published.items(), *_pooled(sweeps), *board.items()]:
-        rows = _rows(name, records)
-        wanted = README_CURVES.get(_experiment(records), ())
-        if not any(row["correction"] == "bn_reset" for row in rows):  # a network without BatchNorm
-            wanted = [(m, "none" if c == "bn_reset" else c) for m, c in wanted]
-        found = {curve_key(row): row for row in rows}
-        for matcher, correction in wanted:
-            row = found.get((matcher, correction, ""))
-            if row is None:
-                continue
-            key = name in published and name, row["architecture"], row["dataset"], matcher, correction
-            if key not in answer or row["n"] > answer[key]["n"]:
-                answer[key] = row
+    for name in (*published, *(name for name in rows if name not in kinds), *board):
+        fused = {curve_key(row): row for row in rows[name] if "reference" not in row}
+        normed = any(correction == "bn_reset" for _, correction in fused)
+        experiments = {row["experiment"] for row in fused.values()}
+        for matcher, correction in SHOWN.get(*experiments, SHOWN_ELSE) if fused else ():
+            key = matcher, correction if normed or correction != "bn_reset" else "none"  # a network without BatchNorm
+            if row := fused.get(key):
+                alike = name in published and name, row["architecture"], row["dataset"], key
+                if alike not in answer or row["n"] > answer[alike]["n"]:
+                    answer[alike] = row
     return list(answer.values())
 
 
-def _rows(name: str, records: Records) -> list[dict[str, Any]]:
-    kept = {stem: record for stem, record in records.items() if "curves" in record}
-    return [row | {"records": name} for row in pool.leaderboard_rows(kept) if "reference" not in row]
+def readme_table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
+    """README.md's table, as Markdown."""
+    part = [["what was fused", "how", "accuracy of the fused network at the midpoint, %", "parents, %", "n"]]
+    for name, wanted, what, how in README_ROWS:
+        parents = next((row["parents_accuracy"] for row in rows.get(name, ()) if "reference" not in row), None)
+        for row in rows.get(name, ()):
+            if wanted == (row["reference"] if "reference" in row else curve_name(row)):
+                accuracies = (f"{100 * value:.2f}" for value in (row["test_accuracy"], parents))
+                part.append([what, how, *accuracies, str(row["n"])])
+    return tables.Table([part]).markdown()
 
 
-def _pooled(sweeps: Mapping[str, Records]) -> Iterator[tuple[str, Records]]:
-    for sweep, records in sweeps.items():
-        yield from pools(sweep, independent(records)[0]).items()
+def results_text(kinds: Mapping[str, Records], sweeps: Mapping[str, Records], rows: Mapping[str, Any]) -> str:
+    """The table of figures/README.md and the notes under it, as Markdown."""
+    every = [record for found in (kinds, sweeps) for records in found.values() for record in records.values()]
+    devices = sorted({f"{r['provenance']['device']}, {r['provenance']['threads']} thread(s)" for r in every})
+    note = f"{NOTE} Every curve: [results.md](results.md)."
+    origin = f"Measured on {'; '.join(devices)}; rebuilt from `data/results/` by `make figures`."
+    return f"{tables.results_table(shown_rows(kinds, rows)).markdown()}\n\n{note}\n{origin}"
+
+
+def write_between(path: Path, text: str) -> None:
+    """Puts `text` between the two markers of the file at `path`."""
+    before, start, rest = path.read_text(encoding="utf-8").partition(MARKERS[0])
+    _, end, after = rest.partition(MARKERS[1])
+    if not end:
+        raise ValueError(f"{path} lacks the markers {' and '.join(MARKERS)}")
+    write_text(f"{before}{start}\n{text}\n{end}{after}", path)
 
 
 def _experiment(records: Records) -> str:
     return next(iter(records.values()))["experiment"]
+
+
+def _on_board(records: Records) -> bool:
+    """Whether the records belong to the leaderboard: they hold what it compares fused networks with."""
+    return all("references" in record for record in records.values())
 
 
 def _foreign(records: Records) -> bool:
@@ -146,84 +190,74 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
 
     For each kind of pair right in the folder: the figures of its first record (permutations only for the first kind of
     an experiment), <kind>.tex, and over several pairs <kind>_curves. Leaderboards: leaderboard, leaderboard_best (two
-    columns wide). For
-    each sweep: <pool>_curves a kind, <sweep>_widths, <sweep>_differences, <sweep>.tex. results.md lists every curve at
-    the midpoint. What an earlier run wrote into `figures` and this one did not is removed, unless a record could not
-    be read.
+    columns wide). For each sweep: <pool>_curves a kind, <sweep>_widths, <sweep>_differences, <sweep>.tex. results.md
+    lists every curve at the midpoint. Where they are written into the repo's own folder, the tables of README.md and
+    figures/README.md as well. What an earlier run wrote into `figures` and this one did not is removed, unless a record
+    could not be read.
     """
     folder, writer = Path(folder), Writer(Path(figures))
     kinds, sweeps, skipped = read(folder)
     if not kinds and not sweeps:
         raise InputError(f"no run records in {folder}; accepted: a folder that holds some")
-    whole = not skipped
+    whole = not _unreadable(skipped)
+    rows = pooled_rows(kinds, sweeps)
     writer.figure("network_graph", drawing.network_graph())
     seen = set()
     for kind, records in kinds.items():
-        if (experiment := _experiment(records)) != "leaderboard":
-            skipped += _write_kind(writer, folder, kind, records, again=experiment in seen)
-            seen.add(experiment)
-    board = [r for found in kinds.values() for r in found.values() if r["experiment"] == "leaderboard"]
-    if board:
-        rows = pool.leaderboard_rows(board)
-        writer.figure("leaderboard", figures_many.leaderboard(rows))
-        writer.text("leaderboard.tex", tables.leaderboard_latex(rows))
-        if any(row.get("best_accuracy") is not None for row in rows):
-            writer.figure("leaderboard_best", figures_many.leaderboard(rows, "best_accuracy"))
+        if not _on_board(records):
+            skipped += _write_kind(writer, folder, kind, records, again=_experiment(records) in seen)
+            seen.add(_experiment(records))
+    if board := [row for kind, records in kinds.items() if _on_board(records) for row in rows[kind]]:
+        writer.figure("leaderboard", figures_many.leaderboard(board))
+        writer.text("leaderboard.tex", tables.leaderboard_latex(board))
+        if any(row.get("best_accuracy") is not None for row in board):
+            writer.figure("leaderboard_best", figures_many.leaderboard(board, "best_accuracy"))
     for sweep, records in sweeps.items():
-        kept, dropped = independent(records)
-        skipped += dropped
-        if kept:
-            _write_sweep(writer, sweep, kept)
-    every = [row for name, records in [*kinds.items(), *_pooled(sweeps)] for row in _rows(name, records)]
-    writer.text("results.md", f"{tables.pooled_markdown(every)}\n\nAt α = 0.5; {tables.INTERVALS}. {tables.READ}\n")
+        _write_sweep(writer, sweep, records, rows)
+    every = tables.results_table(row for alike in rows.values() for row in alike)
+    writer.text("results.md", f"{every.markdown()}\n\n{NOTE}\n")
+    if (folder, writer.folder) == (RESULTS, FIGURES):
+        write_between(ROOT / "README.md", readme_table(rows))
+        write_between(FIGURES / "README.md", results_text(kinds, sweeps, rows))
     _remove_stale(writer, whole)
     return writer.written, skipped
 
 
 def _write_kind(writer: Writer, folder: Path, kind: str, records: Records, again: bool) -> list[str]:
-    (stem, record), *others = records.items()
+    stem, record = next(iter(records.items()))
+    pairs = {name: found for name, found in records.items() if "curves" in found}
     skipped, arrays = [], {}
     try:
         arrays = read_arrays(folder / f"{stem}.json")
     except InputError as error:  # what needs none is drawn all the same
         skipped.append(str(error))
     drawn = figures.record_figures(record, arrays)
-    if not drawn:
-        return [*skipped, f"{stem}.json: experiment {record['experiment']!r} has no figures"]
     for name, figure in drawn.items():
         if not (again and name.startswith("matching_")):
             writer.figure(f"{stem}_{name}", figure)
-    if "curves" in record:
-        kept, dropped = independent(records)
-        writer.text(f"{kind}.tex", tables.latex(kept))
-        if others:
-            writer.figure(f"{kind}_curves", figures.curves(kept))
-        skipped += dropped
-    return skipped
+    if pairs:
+        writer.text(f"{kind}.tex", tables.table(pairs, name=curve_label).latex())
+        if len(pairs) > 1:
+            writer.figure(f"{kind}_curves", figures.curves(pairs))
+    return skipped if drawn else [*skipped, f"{stem}.json: nothing in it that a figure shows"]
 
 
-def _write_sweep(writer: Writer, sweep: str, records: Records) -> None:
-    rows = []
-    for name, alike in pools(sweep, records).items():
-        writer.both(f"{name}_curves", figures.curves, alike)
-        rows += _rows(name, alike)
-    writer.text(f"{sweep}.tex", tables.pooled_latex(rows))
-    _write_widths(writer, f"{sweep}_widths", list(records.values()))
-    flat = pool.rows(records)
-    curves = {row["curve"] for row in flat}
+def _write_sweep(writer: Writer, sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    alike = pools(sweep, records)
+    if not alike:  # studies without curves
+        return
+    for name, found in alike.items():
+        writer.both(f"{name}_curves", figures.curves, found)
+    pooled = [row for name in alike for row in rows[name]]
+    writer.text(f"{sweep}.tex", tables.pooled_table(pooled, curve_label).latex())
+    pairs = [record for found in alike.values() for record in found.values()]
+    if len(alike) == len({r["model"]["width"] for r in pairs}) > 1 and len({r["dataset"] for r in pairs}) == 1:
+        writer.both(f"{sweep}_widths", figures_many.width_barrier, pairs)
+        writer.text(f"{sweep}_widths.tex", tables.widths_table(pairs).latex())
+    curves = {curve_name(row) for row in pooled if "reference" not in row}
     against = next((name for name in BASELINES if name in curves), None)
-    found = evidence.summary(flat, against=against) if against else []
-    if found:
+    if against and (found := evidence.summary(pool.rows(records), against=against)):
         writer.both(f"{sweep}_differences", figures_many.differences, found, against)
-
-
-def _write_widths(writer: Writer, stem: str, records: Iterable[Mapping[str, Any]]) -> None:
-    """Width against barrier, where there is more than one width and one data set."""
-    records = list(records)
-    widths, kinds = {r["model"]["width"] for r in records}, evidence.kinds(pool.rows(records))
-    if len(kinds) == len(widths) > 1 and len({r["dataset"] for r in records}) == 1:
-        writer.both(stem, figures_many.width_barrier, records)
-        writer.text(f"{stem}.tex", tables.widths_latex(records))
 
 
 def _remove_stale(writer: Writer, whole: bool) -> None:
@@ -237,37 +271,18 @@ def _remove_stale(writer: Writer, whole: bool) -> None:
     writer.text(INDEX, "\n".join(sorted(names if whole else names | stale)) + "\n")
 
 
-def readme_table(folder: str | Path = RESULTS) -> str:
-    """The README's results table, as Markdown, from the records in `folder`."""
-    kinds, sweeps, _ = read(Path(folder))
-    every = [record for found in (kinds, sweeps) for records in found.values() for record in records.values()]
-    devices = sorted({f"{r['provenance']['device']}, {r['provenance']['threads']} thread(s)" for r in every})
-    note = f"At α = 0.5; {tables.INTERVALS}. {tables.READ} Every curve: [results.md](figures/results.md)."
-    origin = f"Measured on {'; '.join(devices)}; rebuilt from `data/results/` by `make figures`."
-    return f"{tables.pooled_markdown(readme_rows(kinds, sweeps))}\n\n{note}\n{origin}"
-
-
-def write_readme(readme: Path = ROOT / "README.md", folder: str | Path = RESULTS) -> None:
-    """Puts the results table, made from the records in `folder`, between the README's two markers."""
-    text, (start, end) = readme.read_text(), README_MARKERS
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    if not after:
-        raise ValueError(f"{readme} lacks the markers {start} and {end}")
-    write_text(f"{before}{start}\n{readme_table(folder)}\n{end}{after}", readme)
+def _unreadable(lines: Iterable[str]) -> bool:
+    return any("not a run record" in line for line in lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command `python -m lib.paper`; 1 when a file in the results folder could not be read, 2 when
-    nothing could be made."""
-    parser = argparse.ArgumentParser(prog="python -m lib.paper", description=__doc__.splitlines()[0])
+    """The command; 1 when a file in the results folder could not be read, 2 when nothing could be made."""
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of run records (*.json)")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder to write into")
     options = parser.parse_args(arguments)
     try:
         written, skipped = write_all(options.results, options.figures)
-        if (options.results, options.figures) == (RESULTS, FIGURES):
-            write_readme()
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -275,4 +290,4 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"wrote {portable(path)}")
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
-    return int(any("not a run record" in line for line in skipped))
+    return int(_unreadable(skipped))

@@ -38,7 +38,7 @@ def portable(path: str | os.PathLike) -> str:
 def provenance(parameters: Mapping[str, Any], dataset: Any, device: Any, started: datetime) -> dict[str, Any]:
     """Where a run's numbers come from: code, versions, hardware, time, data and parameters.
 
-    `dataset` is a lib.loaders.Dataset (or None for a study without one), `device` a torch.device or its name,
+    `dataset` is a loaders.Dataset (or None for a study without one), `device` a torch.device or its name,
     `started` an aware datetime such as datetime.now(UTC); "seconds" runs from it until this call. "git" and
     "dirty" are null outside a git checkout; "dirty" looks at the code and ignores what runs write (data/,
     figures/, checkpoints/). Parameters that are paths leave the repo only as bare file names.

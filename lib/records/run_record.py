@@ -1,7 +1,7 @@
-"""Run records: what a run leaves behind, and what many of them say together.
+"""Run records: what a run leaves behind.
 
 A record is one JSON file per trained pair, arrays beside it as .npz. Written last and atomically, it is the
-sign that a run is done. Statistics over pairs are lib.evidence, tables lib.tables, figures lib.plots.
+sign that a run is done. Statistics, tables and figures of records are made in the package paper.
 """
 
 import json
@@ -11,17 +11,13 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..checks import InputError
 from ..paths import ROOT, atomic, file_sha256, locked
 from .origin import _plain, portable
-
-if TYPE_CHECKING:
-    pass
-
 
 SCHEMA = 1
 METRICS = ("train_accuracy", "train_loss", "test_accuracy", "test_loss")
@@ -37,17 +33,18 @@ def curve_entry(
     options: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """One entry of a record's "curves" from a lib.matching.Matching, a correction's name and its points.
+    """One entry of a record's "curves" from a Matching, a correction's name and its points.
 
-    `options` are the correction's, stored beside the matcher's under their own names. `extra` may hold
-    "variant" (a word that tells two curves of the same names apart), "images" ({"match", "correct"}: how many
-    this curve used), "best" ({"alpha", "held_out_accuracy", "test_accuracy", "test_loss"}) and "share"
-    ({"a", "b"}: each parent's part in the fused network).
+    Both names spell the options that are not the default, "least_squares(select=false)"; "options" are those given to
+    the matcher, "correction_options" (`options` here) those given to the correction. `extra` may hold "images"
+    ({"match", "correct"}: how many this curve used), "best" ({"alpha", "held_out_accuracy", "test_accuracy",
+    "test_loss"}) and "share" ({"a", "b"}: each parent's part in the fused network).
     """
     return {
         "matcher": matching.matcher,
         "correction": correction,
-        "options": {**matching.options, **(options or {})},
+        "options": dict(matching.options),
+        "correction_options": dict(options or {}),
         "moved": matching.moved,
         "match_seconds": matching.seconds,
         "match_peak_bytes": matching.peak_bytes,
@@ -192,7 +189,7 @@ def _validate_pair(record: dict[str, Any]) -> None:
         _validate_curve(curve, f"curves[{index}]")
     keys = [curve_key(curve) for curve in curves]
     twice = next((key for key in keys if keys.count(key) > 1), None)
-    _expect(twice is None, "curves", 'one of each matcher, correction and "variant"', twice)
+    _expect(twice is None, "curves", "one of each matcher and correction", twice)
 
 
 def _validate_curve(curve: dict[str, Any], field: str) -> None:
@@ -316,15 +313,14 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise InputError(f"{portable(beside)}: cannot be read: {error}; run it again") from None
 
 
-def curve_key(curve: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(matcher, correction, variant): what tells the curves of a record apart."""
-    return curve["matcher"], curve["correction"], curve.get("variant") or ""
+def curve_key(curve: Mapping[str, Any]) -> tuple[str, str]:
+    """(matcher, correction), each with the options given, "graph(restarts=3)": what tells a record's curves apart."""
+    return curve["matcher"], curve["correction"]
 
 
-def curve_of(record: Mapping[str, Any], matcher: str, correction: str = "none", variant: str = "") -> dict | None:
+def curve_of(record: Mapping[str, Any], matcher: str, correction: str = "none") -> dict | None:
     """The curve of that name in `record` (or in `aggregate`'s answer), or None."""
-    wanted = (matcher, correction, variant)
-    return next((curve for curve in record["curves"] if curve_key(curve) == wanted), None)
+    return next((curve for curve in record["curves"] if curve_key(curve) == (matcher, correction)), None)
 
 
 def point_at(curve: Mapping[str, Any], alpha: float) -> Mapping[str, Any]:

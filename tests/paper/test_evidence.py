@@ -90,7 +90,6 @@ def test_an_interval_is_over_pairs_and_repeats_of_one_pair_add_none():
 
 
 def test_a_frame_and_rows_give_the_same():
-    pytest.importorskip("pandas")
     records = [record(i, {"none": m, "graph": m**0.5}) for i, m in enumerate((0.2, 0.4, 0.6, 0.5, 0.7))]
     wanted = evidence.interval(pool.rows(records), curve="graph", against="none")
     assert evidence.interval(pool.frame(records), curve="graph", against="none") == wanted

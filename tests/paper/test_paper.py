@@ -9,11 +9,11 @@ import pytest
 from lib import paths
 from lib.batch import run as batch
 from lib.checks import InputError
-from lib.paper import evidence, tables, write
+from lib.paper import evidence, figures, tables, write
 from lib.paths import ROOT
-from lib.records import write_record
+from lib.records import run_record, write_record
 from tests.paper.test_plots import arrays, study, vgg, words
-from tests.records.test_results import curve, pair
+from tests.records.test_results import curve, pair, provenance
 
 FITTED = curve("activation", (0.75, 0.7, 0.74), correction="least_squares")
 
@@ -27,7 +27,8 @@ def folder(tmp_path):
     write_record(place / "vgg_s2.json", vgg(middle=0.5, index=1), arrays())
     write_record(place / "wide_s0.json", vgg(0.25))
     write_record(place / "simple.json", pair())
-    write_record(place / "board_s0.json", pair(experiment="leaderboard"))
+    references = {"ensemble": {"test_accuracy": 0.9}}
+    write_record(place / "board_s0.json", pair(experiment="leaderboard", references=references))
     write_record(place / "study.json", study())
     for width in (0.125, 0.25):
         for i, middle in enumerate((0.5, 0.6, 0.65)):
@@ -71,6 +72,17 @@ def test_command_rebuilds_every_figure(folder, tmp_path, capsys, unrendered):
     assert "n = 1" in (figures / "vgg_s0_curves.png").read_text()
 
 
+def test_studies_without_curves_in_a_sweep_stop_nothing(folder, tmp_path, unrendered):
+    for place in ("studies", "widths"):
+        write_record(folder / place / "study.json", study())
+    assert run(folder, tmp_path / "figures") == 0
+    assert "6 pairs" in (tmp_path / "figures" / "widths_widths.pdf").read_text()
+    assert "no data set" not in (tmp_path / "figures" / "widths.tex").read_text()
+    write_record(tmp_path / "alone" / "study.json", study())
+    assert run(tmp_path / "alone", tmp_path / "other") == 0
+    assert (tmp_path / "other" / "results.md").read_text().splitlines()[1].count("---") == 10
+
+
 def test_the_same_records_give_the_same_bytes(tmp_path):
     place = tmp_path / "results"
     for i, middle in enumerate((0.5, 0.6, 0.65, 0.62, 0.58)):
@@ -110,10 +122,11 @@ def test_command_skips_a_broken_record_with_a_line_and_says_so_in_its_exit_code(
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "broken.json").write_text("{")
     write_record(tmp_path / "simple.json", pair())
-    write_record(tmp_path / "new.json", pair(experiment="something_new"))
+    kind = {"experiment": "something_new", "preset": "quick", "dataset": None, "provenance": provenance()}
+    write_record(tmp_path / "new.json", run_record.record(**kind, rows=[{"width": 1.0}]))
     assert run(tmp_path, tmp_path / "figures") == 1
     told = capsys.readouterr().err
-    assert "broken.json: not a run record" in told and "something_new" in told
+    assert "broken.json: not a run record" in told and "new.json: nothing in it that a figure shows" in told
     assert (tmp_path / "figures" / "simple_curves.pdf").is_file()
 
 
@@ -134,18 +147,21 @@ def test_pools_are_named_by_what_tells_them_apart():
     assert list(write.pools("s", {"b": records["b"], "c": records["c"]})) == ["s"]
 
 
-def test_readme_shows_the_pool_with_most_pairs_and_the_published_weights():
-    def fitted(index, **changes):
-        record = vgg(index=index) | changes
-        return record | {"curves": [*record["curves"], FITTED]}
+def fitted(index, **changes):
+    record = vgg(index=index) | changes
+    return record | {"curves": [*record["curves"], FITTED]}
 
+
+def test_the_full_table_shows_the_pool_with_most_pairs_and_the_published_weights():
     published = pair(curve("graph_reference", (0.84, 0.54, 0.84)), seeds={"a": None, "b": None, "match": 0})
+    references = {"ensemble": {"test_accuracy": 0.8}}
     kinds = {
-        "board": {f"board_s{i}": fitted(i, experiment="leaderboard") for i in range(2)},
+        "board": {f"board_s{i}": fitted(i, references=references) for i in range(2)},
         "published": {"published": published},
         "own": {"own_s0": pair()},
     }
-    rows = write.readme_rows(kinds, {"sweep": {f"s{i}": fitted(i) for i in range(5)}})
+    sweeps = {"sweep": {f"s{i}": fitted(i, experiment="my_own") for i in range(5)}}
+    rows = write.shown_rows(kinds, write.pooled_rows(kinds, sweeps))
     shown = [(row["records"], row["matcher"], row["correction"], row["n"]) for row in rows]
     assert shown == [
         ("published", "graph_reference", "none", 1),
@@ -155,31 +171,75 @@ def test_readme_shows_the_pool_with_most_pairs_and_the_published_weights():
 
 
 def test_rebuilding_figures_does_not_need_torch_or_pandas():
-    code = "import sys; import lib.paper; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    code = "import sys; from lib.paper import tables, write; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_the_readme_shows_what_the_tracked_records_hold():
-    text = (ROOT / "README.md").read_text()
-    start, end = write.README_MARKERS
-    shown = text.split(start)[1].split(end)[0].strip()
-    assert shown == write.readme_table(ROOT / "data" / "results")
+@pytest.fixture(scope="module")
+def tracked():
+    kinds, sweeps, _ = write.read(ROOT / "data" / "results")
+    return kinds, sweeps, write.pooled_rows(kinds, sweeps)
 
 
-def test_the_readme_is_rewritten_between_its_markers_alone(folder, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*write.README_MARKERS))
-    write.write_readme(readme, folder)
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| VGG11-BN ×1/8 | cifar10-jpeg | `activation` | `bn_reset` | 0 | 58.33 [39.36, 77.31] |" in text
+def between(path):
+    start, end = write.MARKERS
+    return path.read_text().split(start)[1].split(end)[0].strip()
+
+
+def test_the_readmes_show_what_the_tracked_records_hold(tracked):
+    kinds, sweeps, rows = tracked
+    assert between(ROOT / "README.md") == write.readme_table(rows)
+    assert between(ROOT / "figures" / "README.md") == write.results_text(kinds, sweeps, rows)
+
+
+def test_the_readme_has_its_six_rows_in_words(tracked):
+    lines = write.readme_table(tracked[2]).splitlines()
+    assert len(lines) == 2 + 6
+    shown = [line.split(" | ")[-3] for line in lines[2:]]
+    assert shown[:5] == ["47.16", "53.74", "91.61", "66.18", "77.64"] and shown[5].startswith("79.")
+    assert "_" not in "".join(lines) and "`" not in "".join(lines)
+
+
+def test_a_file_is_rewritten_between_its_markers_alone(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("before\n{}\nold\n{}\nafter\n".format(*write.MARKERS))
+    write.write_between(path, "new")
+    assert path.read_text() == "before\n{}\nnew\n{}\nafter\n".format(*write.MARKERS)
+    path.write_text(write.MARKERS[0])
+    with pytest.raises(ValueError, match="lacks the markers"):
+        write.write_between(path, "new")
+    assert path.read_text() == write.MARKERS[0]
+
+
+def test_only_the_repos_own_records_and_figures_reach_the_readmes(folder, tmp_path, monkeypatch, unrendered):
+    written = []
+    monkeypatch.setattr(write, "write_between", lambda path, text: written.append(path.relative_to(ROOT).as_posix()))
+    run(folder, tmp_path / "figures")
+    assert written == []
+    monkeypatch.setattr(write, "RESULTS", folder)
+    monkeypatch.setattr(write, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(write, "ROOT", tmp_path)
+    monkeypatch.setattr(write, "write_between", lambda path, text: written.append((path.name, text)))
+    run(folder, tmp_path / "figures")
+    assert [name for name, _ in written] == ["README.md", "README.md"]
+    assert "| VGG11-BN ×1/8 | cifar10-jpeg | `activation` | `bn_reset` | 0 | 58.33 [39.36, 77.31] |" in written[1][1]
+
+
+def test_a_figure_of_one_record_pools_no_interval(monkeypatch):
+    def pooled(*_, **__):
+        raise AssertionError("an interval of one pair")
+
+    monkeypatch.setattr(evidence, "mean_interval", pooled)
+    figures.record_figures(vgg(), arrays())
+    str(tables.table(vgg()))
+    with pytest.raises(AssertionError, match="of one pair"):
+        figures.curves([vgg(), vgg(index=1)])
 
 
 # The notebook that reads a sweep
 
 
 def summarise(folder, tmp_path, monkeypatch, **parameters):
-    pytest.importorskip("pandas")
     monkeypatch.setenv("FUSEBOOK_FIGURES", str(tmp_path / "figures"))
     given = {"results_dir": str(folder)} | parameters
     executed = batch.execute(paths.NOTEBOOKS / "sweep_summary.ipynb", given, tmp_path / "executed.ipynb")

@@ -36,7 +36,7 @@ def sweep():
 
 def board_rows():
     """Every matcher with every correction, on six kinds of pairs, as the leaderboard has them."""
-    matchers, corrections = list(names.MATCHER_LABELS), list(names.CORRECTION_LABELS)
+    matchers, corrections = list(names.MATCHERS), list(names.CORRECTIONS)
     best = {"alpha": 0.25, "held_out_accuracy": 0.7, "test_accuracy": 0.71, "test_loss": 0.9}
     curves = [
         curve(m, (0.75, 0.1 + 0.015 * i, 0.74), correction=c, best=best)
@@ -96,11 +96,12 @@ def rows_of(name):
     return [row for row in study_rows() if row["study"] == name]
 
 
+JPEG = {"dataset": "cifar10-jpeg"}
 SEVEN = [f"features.{i}" for i in (0, 4, 8, 11, 15, 18, 22, 25)]
 PERMS = {f"perm/activation/{group}": np.arange(8) for group in SEVEN}
 CORRS = {f"corr/{m}/{group}": np.linspace(-0.2, 0.9, 8) for m in ("none", "activation") for group in SEVEN}
 SOFT = {f"soft/activation/{group}": np.eye(8) for group in SEVEN}
-MANY = [curve(m, (0.8, 0.5, 0.8), correction=c) for m in names.MATCHER_LABELS for c in names.CORRECTION_LABELS]
+MANY = [curve(m, (0.8, 0.5, 0.8), correction=c) for m in names.MATCHERS for c in names.CORRECTIONS]
 
 
 def differences(columns):
@@ -126,6 +127,10 @@ FIGURES = {
     ("leaderboard", 1): lambda: figures_many.leaderboard(board_rows()[:50], columns=1),
     ("leaderboard", 2): lambda: figures_many.leaderboard(board_rows()),
     ("leaderboard_best", 2): lambda: figures_many.leaderboard(board_rows(), "best_accuracy"),
+    ("leaderboard_options", 1): lambda: figures_many.leaderboard(
+        pool.leaderboard_rows(with_options(**JPEG)), columns=1
+    ),
+    ("curves_options", 2): lambda: figures.curves(with_options(**JPEG)),
     ("widths", 1): lambda: figures_many.width_barrier(sweep(), columns=1),
     ("widths", 2): lambda: figures_many.width_barrier(sweep()),
     ("differences", 1): lambda: differences(1),
@@ -244,9 +249,9 @@ def test_matchers_differ_in_colour_and_marker_and_corrections_in_dashes():
     assert none.get_color() != matched.get_color() == reset.get_color()
     assert none.get_marker() != matched.get_marker() == reset.get_marker()
     assert matched.get_linestyle() == "-" and reset.get_linestyle() == "--"
-    looks = list(style.MATCHER_STYLE.values())
-    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(looks) == 7
-    assert len({str(line) for line in style.CORRECTION_LINE.values()}) == 6
+    looks = list(names.MATCHERS.values())
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks) == 7
+    assert len({str(look.line) for look in names.CORRECTIONS.values()}) == 6
 
 
 def test_loss_stands_beside_accuracy():
@@ -347,13 +352,99 @@ def test_differences_fill_the_markers_of_intervals_that_leave_out_zero():
     (axes,) = figure.axes
     drawn = [line for line in axes.lines if line.get_marker() != "None"]
     marks = {round(float(line.get_xdata()[0])): line.get_markerfacecolor() for line in drawn}
-    assert marks[10] != "white" and marks[10] == style.MATCHER_STYLE["graph"][0]
+    assert marks[10] != "white" and marks[10] == names.MATCHERS["graph"].colour
     assert marks[0] == "white"
     assert "n = 3" in words(figure) and "minus that of no matching" in words(figure)
 
 
-def test_an_unknown_solver_always_looks_the_same():
-    assert style._look(style.SOLVER_STYLE, "a new solver") == style._look(style.SOLVER_STYLE, "a new solver")
+def test_an_unknown_method_keeps_its_look_and_its_options_change_the_label_alone():
+    plain, other = (names.look(names.SOLVERS, name) for name in ("a new solver", "a new solver(restarts=3)"))
+    assert (plain.label, other.label) == ("a new solver", "a new solver (restarts 3)")
+    assert (plain.colour, plain.marker) == (other.colour, other.marker)
+    assert plain.marker != names.look(names.SOLVERS, "a second").marker
+
+
+# Options in names
+
+
+def with_options(**changes):
+    """Two curves of each base name that differ in their options alone."""
+    tap, kept = "activation(tap=pre_norm)", "least_squares(select=false)"
+    methods = (("activation", "none"), (tap, "none"), ("none", "least_squares"), ("none", kept))
+    values = enumerate(methods)
+    return pair(*(curve(m, (0.8, 0.5 + 0.1 * i, 0.8), correction=c) for i, (m, c) in values), **changes)
+
+
+def test_curves_that_differ_in_options_alone_share_colour_and_line_and_differ_in_fill_and_label():
+    figure = figures.curve(with_options())
+    plain, tap, fitted, kept = solid(figure.axes[0])
+    for one, other in ((plain, tap), (fitted, kept)):
+        assert (one.get_color(), one.get_linestyle(), one.get_marker()) == (
+            other.get_color(), other.get_linestyle(), other.get_marker(),
+        )  # fmt: skip
+        assert one.get_markerfacecolor() != other.get_markerfacecolor() == "white"
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "activations (tap pre_norm)" in shown and "no matching + least squares (select false)" in shown
+
+
+def test_every_fill_of_one_method_is_another():
+    options = [("graph", "none"), *((f"graph(restarts={n})", "none") for n in range(2, 7))]
+    found = names.fills([*options, ("weight", "none")])
+    assert len({found[key] for key in options}) == 6 and found["graph", "none"] == found["weight", "none"] == "full"
+
+
+def test_a_crowded_figure_and_the_violins_tell_options_apart():
+    matchers = ("activation", "activation(tap=pre_norm)", "none")
+    record = pair(*(curve(m, (0.8, 0.5, 0.8), correction=c) for m in matchers for c in ("none", "repair", "rescale")))
+    for axes in figures.curve(record).axes:
+        assert [line.get_markerfacecolor() == "white" for line in solid(axes)] == [False, True, False]
+    corrs = {f"corr/{m}/conv": np.linspace(0, 1, 8) for m in matchers}
+    assert "activations (tap pre_norm)" in words(figures.correlations(corrs, vgg()))
+
+
+def test_width_barrier_tells_options_apart():
+    figure = figures_many.width_barrier([with_options(), with_options(model=VGG)])
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() == "s"]
+    assert [line.get_markerfacecolor() == "white" for line in lines] == [False, True]
+
+
+def test_leaderboard_gives_options_lines_and_columns_of_their_own_beside_their_method():
+    record = with_options()
+    record["curves"] += [curve("graph", (0.8, 0.5, 0.8))]
+    (axes,) = figures_many.leaderboard(pool.leaderboard_rows(record)).axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "no matching", "activations", "activations (tap pre_norm)", "graph, two-sided",
+    ]  # fmt: skip
+    columns = [t.get_text() for t in axes.get_xticklabels()]
+    assert columns == ["no correction", "least squares", "least squares (select false)"]
+    assert len([text for text in axes.texts if text.get_text()]) == 5
+
+
+def test_a_name_with_options_is_part_of_a_file_name_without_brackets():
+    perms = {"perm/activation(tap=pre_norm)/conv": np.arange(4)}
+    assert list(figures.record_figures(pair(), perms)) == ["curves", "matching_activation-tap-pre_norm"]
+
+
+# One figure by its word
+
+
+def test_draw_gives_one_figure_by_its_word_and_lists_the_words_where_it_has_none():
+    assert len(figures.draw(vgg()).axes) == 2
+    assert "correlation of matched units" in figures.draw(vgg(), "correlations", arrays()).axes[0].get_ylabel()
+    assert "noise" in words(figures.draw(study(), "recovery"))
+    with pytest.raises(InputError, match="^unknown kind 'curves'; accepted: scaling, recovery, objective$"):
+        figures.draw(study())
+    with pytest.raises(InputError, match="^unknown kind 'correlations'; accepted: curves$"):
+        figures.draw(vgg(), "correlations")
+
+
+def test_figures_follow_what_a_record_holds_and_not_its_experiment():
+    mine = vgg(studies={"bn_images": [{"matcher": "none", "images": 10, "test_accuracy": 0.5}]})
+    found = figures.record_figures(mine | {"experiment": "my_own"}, arrays())
+    assert list(found) == ["curves", "matching_activation", "correlations", "bn_images"]
+    assert list(figures.record_figures(study() | {"experiment": "my_own"})) == ["scaling", "recovery", "objective"]
+    other = study() | {"rows": [{"width": 1.0, "seconds": 2.0}]}
+    assert figures.record_figures(other) == {}
 
 
 def test_network_graph_averages_to_a_network_that_keeps_its_weights_only_when_matched():

@@ -1,15 +1,17 @@
-"""lib.tables: what a table says was measured, on what, and how often."""
+"""Tables: what a table says was measured, on what, and how often."""
+
+import re
 
 import pytest
 
 from lib.checks import InputError
-from lib.paper import evidence, pool, tables
+from lib.paper import evidence, names, pool, tables
 from lib.paper import published as reference
 from tests.records.test_results import curve, pair, pairs
 
 
 def test_table_shows_data_set_n_and_every_value():
-    text = tables.table(pair())
+    text = str(tables.table(pair()))
     assert "SimpleNet on mnist-5k" in text and "n = 1" in text and "1,000 images" in text
     rows = {line.split()[0]: line.split() for line in reversed(text.splitlines()) if line}
     none, graph = rows["none"], rows["graph"]
@@ -20,16 +22,35 @@ def test_table_shows_data_set_n_and_every_value():
 
 def test_tables_of_curves_with_other_alphas_leave_gaps():
     sparse = curve("graph", (0.84, 0.82), alphas=(0.0, 1.0))
-    text = tables.table(pair(curve("none", (0.84, 0.47, 0.82)), sparse))
+    text = str(tables.table(pair(curve("none", (0.84, 0.47, 0.82)), sparse)))
     row = next(line.split() for line in text.splitlines() if line.startswith("graph"))
     assert row[1:4] == ["84.00", "—", "82.00"]
+
+
+def test_what_was_not_measured_is_a_dash_in_text_and_in_latex():
+    table = tables.table(pair(curve("none", (0.84, 0.47, 0.82)), curve("graph", (0.84, 0.82), alphas=(0.0, 1.0))))
+    assert str(table).count("—") == table.latex().count("---") == 2 and "—" not in table.latex()
+
+
+def test_parents_stand_under_the_curves_in_text_and_in_latex():
+    table = tables.table(pair())
+    assert "\nparents A, B: 84.00, 82.00\n" in str(table)
+    assert r"\multicolumn{5}{l}{parents A, B: 84.00, 82.00} \\" in table.latex()
+
+
+def test_leaderboard_latex_is_a_tabular_a_kind_with_its_references_apart():
+    wide = pair(model={"name": "mlp", "width": 0.5, "norm": None}, references={"ensemble": {"test_accuracy": 0.95}})
+    text = tables.leaderboard_latex(pool.leaderboard_rows([pair(), wide]))
+    first, second = text.split(r"\end{tabular}")[:2]
+    assert "SimpleNet" in first and "ensemble" not in first and r"MLP $\times$1/2 on mnist-5k" in second
+    assert second.index(r"\addlinespace") < second.index("ensemble") < second.index("bottomrule")
 
 
 def test_compare_puts_published_values_beside_measured_ones_by_alpha():
     published = reference.REFERENCE["simplenet_mnist"]
     ours = curve("graph_reference", (0.8418, 0.5374, 0.8381))
     record = pair(ours, curve("graph", (0.84, 0.91, 0.82)), curve("none", (0.84, 0.4, 0.82)), dataset="mnist")
-    text = tables.compare(record)
+    text = str(tables.compare(record))
     assert "pygmtools" in text
     rows = [line.split() for line in text.split("test loss")[0].splitlines()]
     start = next(i for i, row in enumerate(rows) if row[:1] == ["graph_reference"])
@@ -42,7 +63,7 @@ def test_compare_puts_published_values_beside_measured_ones_by_alpha():
 
 
 def test_compare_says_when_the_published_values_are_for_other_data():
-    text = tables.compare(pair())
+    text = str(tables.compare(pair()))
     assert "none shown" in text and "SimpleNet on mnist" in text
     assert "53.74" not in text
 
@@ -51,7 +72,7 @@ def test_published_barrier_of_the_vgg_experiment():
     model = {"name": "vgg11", "width": 2.0, "norm": "batch"}
     ours = curve("activation", (0.9, 0.5, 0.9), correction="bn_reset")
     record = pair(ours, experiment="vgg11_cifar10", dataset="cifar10", model=model)
-    lines = tables.compare(record).splitlines()
+    lines = str(tables.compare(record)).splitlines()
     barriers = [line.split()[-1] for line in lines if line.strip().startswith("reference  ")]
     assert barriers[:2] == ["1.22", "0.033"]
 
@@ -65,15 +86,15 @@ def test_published_numbers_are_whole():
 
 
 def test_several_pairs_show_their_deviation_and_say_so():
-    text = tables.table(pairs(0.4, 0.5, 0.6))
+    text = str(tables.table(pairs(0.4, 0.5, 0.6)))
     assert "n = 3" in text and "50.00 ± 10.00" in text and "standard deviation" in text
-    assert r"$50.00 \pm 10.00$" in tables.latex(pairs(0.4, 0.5, 0.6))
+    assert r"$50.00 \pm 10.00$" in tables.table(pairs(0.4, 0.5, 0.6)).latex()
 
 
 def test_a_curve_that_not_every_pair_has_shows_its_n():
     one, other = pairs(0.5, 0.6)
     one["curves"].append(curve("graph", (0.84, 0.91, 0.82)))
-    assert "graph (n = 1)" in tables.table([one, other])
+    assert "graph (n = 1)" in str(tables.table([one, other]))
 
 
 def pooled(*middles):
@@ -83,7 +104,12 @@ def pooled(*middles):
 def test_latex_rows_all_have_the_columns_they_announce():
     records = pairs(0.4, 0.5, 0.6)
     board = tables.leaderboard_latex(pool.leaderboard_rows(records))
-    for text in (tables.latex(records), board, tables.widths_latex(records), tables.pooled_latex(pooled(0.4, 0.6))):
+    made = (
+        tables.table(records),
+        tables.widths_table(records),
+        tables.pooled_table(pooled(0.4, 0.6), names.curve_label),
+    )
+    for text in (board, *(table.latex() for table in made)):
         columns = len(text.split("{tabular}{")[1].split("}")[0])
         rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert rows and all(row.count("&") == columns - 1 for row in rows)
@@ -96,11 +122,12 @@ def test_pooled_tables_show_an_interval_from_three_pairs_on():
     rows = pooled(0.4, 0.5, 0.6)
     half = 100 * 4.302653 * 0.1 / 3**0.5
     cell = f"50.00 [{50 - half:.2f}, {50 + half:.2f}]"
-    markdown = tables.pooled_markdown(rows).splitlines()[2]
+    markdown = tables.results_table(rows).markdown().splitlines()[2]
     assert f"| `none` | `none` | 0 | {cell} |" in markdown and "| 83.00 | 3 | `a_sweep` |" in markdown
-    assert cell in tables.pooled_table(rows) and "Student" in tables.pooled_table(rows)
-    assert f"${cell.replace(' [', chr(92) + '; [')}$" in tables.pooled_latex(rows)
-    assert "| 45.00 |" in tables.pooled_markdown(pooled(0.4, 0.5))
+    table = tables.pooled_table(rows)
+    assert cell in str(table) and "Student" in str(table)
+    assert f"${cell.replace(' [', chr(92) + '; [')}$" in table.latex()
+    assert "| 45.00 |" in tables.results_table(pooled(0.4, 0.5)).markdown()
 
 
 def test_summary_table_shows_how_many_pairs_lack_a_curve():
@@ -108,7 +135,7 @@ def test_summary_table_shows_how_many_pairs_lack_a_curve():
     for r, middle in zip(records[:3], (0.8, 0.8, 0.8), strict=True):
         r["curves"].append(curve("graph", (0.84, middle, 0.82)))
     found = evidence.summary(pool.rows(records), against="none")
-    row = tables.summary_table(found).splitlines()[-1].split()
+    row = str(tables.summary_table(found)).splitlines()[-1].split()
     assert row[0] == "graph" and row[1] == "30.00" and row[-3:] == ["3", "of", "4"]
 
 
@@ -116,7 +143,7 @@ def test_leaderboard_table_names_kind_references_and_what_was_used():
     best = {"alpha": 0.4, "held_out_accuracy": 0.9, "test_accuracy": 0.93, "test_loss": 0.2}
     extra = {"best": best, "images": {"match": 0, "correct": 2000}, "share": {"a": 0.4, "b": 0.6}}
     record = pair(curve("graph", (0.84, 0.91, 0.82), **extra), references={"ensemble": {"test_accuracy": 0.95}})
-    text = tables.leaderboard_table(pool.leaderboard_rows(record))
+    text = str(tables.leaderboard_table(pool.leaderboard_rows(record)))
     assert "SimpleNet on mnist-5k" in text and "ensemble" in text
     row = next(line for line in text.splitlines() if line.startswith("graph"))
     assert row.split() == ["graph", "91.00", "0.090", "1.00", "0.4", "93.00", "0.60", "2000", "2.0", "1"]
@@ -124,10 +151,11 @@ def test_leaderboard_table_names_kind_references_and_what_was_used():
 
 def test_width_table_counts_pairs_per_width():
     wide = {"name": "simplenet", "width": 2.0, "norm": None}
-    text = tables.widths_table([*pairs(0.4, 0.5, 0.6), pair(model=wide)])
-    rows = [line.split() for line in text.splitlines() if line.startswith("×")]
-    assert [row[:2] for row in rows] == [["×1", "3"], ["×2", "1"]]
-    assert rows[0][3].startswith("[") and rows[1][2:] == ["36.00", "1.00"]  # intervals where there are pairs for them
+    text = str(tables.widths_table([*pairs(0.4, 0.5, 0.6), pair(model=wide)]))
+    widths, counts, none, graph = (line.split() for line in text.splitlines() if re.match("width|n |no|graph", line))
+    assert (widths, counts) == (["width", "×1", "×2"], ["n", "3", "1"])
+    assert none[3].startswith("[") and none[-1] == "36.00"  # intervals where there are pairs for them
+    assert graph[-2:] == ["—", "1.00"]
     assert "mnist-5k" in text
     with pytest.raises(InputError, match="one data set"):
         tables.widths_table([pair(), pair(dataset="mnist")])

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -155,7 +155,7 @@ def test_a_diverged_loss_is_null_in_the_file_and_a_dash_in_the_table(tmp_path):
     path = write_record(tmp_path / "r.json", pair(diverged))
     record = read_record(path)
     assert record["curves"][0]["points"][1]["test_loss"] is None
-    assert "—" in tables.table(record)
+    assert "—" in str(tables.table(record))
 
 
 def change(record, path, value):
@@ -328,11 +328,28 @@ class Matching(dict):
 def test_curve_entry_takes_what_a_matching_says():
     matching = Matching("graph", {})
     points = [{"alpha": 0.5} | metrics(0.9)]
-    entry = curve_entry(matching, "repair", points, metrics(0.1), options={"images": 5}, variant="merged")
-    record = pair(entry)
-    assert record["curves"][0]["options"] == {"solver": "sweep", "images": 5}
-    assert record["curves"][0]["match_seconds"] == 0.25
-    assert names.curve_name(record["curves"][0]) == "graph + repair (merged)"
+    entry = curve_entry(matching, "repair(images=5)", points, metrics(0.1), options={"images": 5})
+    (stored,) = pair(entry)["curves"]
+    assert stored["options"] == {"solver": "sweep"} and stored["correction_options"] == {"images": 5}
+    assert stored["match_seconds"] == 0.25
+    assert names.curve_name(stored) == "graph + repair(images=5)"
+
+
+def test_every_tracked_record_is_still_read():
+    files = sorted((paths.ROOT / "data" / "results").rglob("*.json"))
+    assert len(files) > 40
+    for path in files:
+        found = read_record(path)
+        for curve in found.get("curves", []):
+            assert run_record.curve_of(found, *run_record.curve_key(curve)) is curve
+
+
+def test_curves_that_differ_in_options_alone_are_two_curves():
+    one, other = curve("graph", (0.8, 0.5, 0.8)), curve("graph(restarts=3)", (0.8, 0.6, 0.8))
+    found = run_record.curve_of(pair(one, other), "graph(restarts=3)")
+    assert found["points"][1]["test_accuracy"] == 0.6
+    with pytest.raises(ValueError, match="one of each matcher and correction"):
+        pair(other, other)
 
 
 def test_matching_arrays_measure_every_matching_by_one_correlation():
@@ -374,6 +391,23 @@ def test_matcher_seeds_of_one_pair_are_averaged_and_are_one_pair():
     assert summary["curves"][0]["points"][1]["test_accuracy"] == pytest.approx(0.5)
 
 
+def test_a_pair_is_known_by_its_checkpoints_else_its_seeds_else_its_record():
+    def of(seeds, shas):
+        files = {side: {"file": side, "sha256": sha} for side, sha in zip("ab", shas, strict=True)}
+        return pair(seeds=dict(zip("ab", seeds, strict=True)) | {"match": 0}, checkpoints=files)
+
+    records = {
+        "x": of((0, 1), "pq"),
+        "y": of((2, 3), "pq"),
+        "z": of((0, 1), (None, None)),
+        "w": of((0, 1), (None, "q")),
+    }
+    records |= {"u": of((None, None), (None, None)), "v": of((None, 1), (None, None))}
+    pairs = {row["record"]: row["pair"] for row in pool.rows(records)}
+    assert pairs["x"] == pairs["y"] != pairs["z"] == pairs["w"]
+    assert (pairs["u"], pairs["v"]) == ("u", "v")
+
+
 def test_a_curve_that_not_every_pair_has_keeps_its_own_n():
     one, other = pairs(0.5, 0.6)
     one["curves"].append(curve("graph", (0.84, 0.91, 0.82)))
@@ -403,7 +437,6 @@ def test_a_barrier_over_other_alphas_is_another_quantity():
 
 
 def test_a_frame_has_a_row_per_pair_curve_and_alpha():
-    pandas = pytest.importorskip("pandas")
     best = {"alpha": 0.5, "held_out_accuracy": 0.9, "test_accuracy": 0.91, "test_loss": 0.2}
     record = pair(
         curve("none", (0.84, 0.47, 0.82)),
@@ -411,23 +444,17 @@ def test_a_frame_has_a_row_per_pair_curve_and_alpha():
         provenance=provenance(dataset_sha256="abc", parameters={"epochs": 3, "match_images": 100}),
     )
     frame = pool.frame({"some_pair": record})
-    assert isinstance(frame, pandas.DataFrame) and len(frame) == 3 + 1
+    assert isinstance(frame, pd.DataFrame) and len(frame) == 3 + 1
     row = frame[frame.curve == "graph + repair"].iloc[0]
     wanted = {
         "record": "some_pair", "experiment": "simplenet_mnist", "dataset": "mnist-5k", "dataset_sha256": "abc",
         "model": "simplenet", "width": 1.0, "seed_a": 0, "seed_b": 1, "seed_match": 0, "matcher": "graph",
-        "correction": "repair", "variant": "", "alpha": 0.5, "test_accuracy": 0.91, "parent_a_test_accuracy": 0.84,
+        "correction": "repair", "alpha": 0.5, "test_accuracy": 0.91, "parent_a_test_accuracy": 0.84,
         "parent_b_test_accuracy": 0.82, "seconds": 2.0, "best_alpha": 0.5, "share_b": 0.7, "epochs": 3, "alphas": "0.5",
         "match_images": 100, "barrier_test_loss": 0.4, "test_images": 1000,
     }  # fmt: skip
     assert {name: row[name] for name in wanted} == wanted
     assert pool.frame([record]).record.unique().tolist() == ["0"]
-
-
-def test_a_frame_without_pandas_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(InputError, match="needs pandas"):
-        pool.frame([pair()])
 
 
 def test_leaderboard_rows_hold_midpoint_best_alpha_and_references():
