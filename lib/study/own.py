@@ -41,12 +41,10 @@ def record(
         raise InputError(f"a record holds curves between two networks, these are of {len(first)}; accepted: pairs")
     entries = []
     for curve in curves:
-        options = read_correction(curve.correction)[1]
-        extra = {"correction_options": options} if options else {}
         entries.append(
             curve_entry(
                 curve.aligned.maps[1], curve.correction, curve.points, curve.barrier,
-                correct_seconds=curve.correct_seconds, **extra,
+                correct_seconds=curve.correct_seconds, options=read_correction(curve.correction)[1],
             )
         )  # fmt: skip
     built = run_record.record(

@@ -244,14 +244,12 @@ class Run:
                 extra: dict[str, Any] = {
                     "images": {key: getattr(self.settings, f"{key}_images") * flag for key, flag in used.items()}
                 }
-                if options := fusion.read_correction(correction)[1]:
-                    extra["correction_options"] = options
                 if held_out:
                     extra |= {"best": self._best(curve, held_out), "share": curve.parts()}
                 entries.append(
                     curve_entry(
                         pair.maps[1], correction, curve.points, curve.barrier, correct_seconds=curve.correct_seconds,
-                        **extra,
+                        options=fusion.read_correction(correction)[1], **extra,
                     )
                 )  # fmt: skip
         return entries
