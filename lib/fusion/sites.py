@@ -1,5 +1,6 @@
 """Which layers a correction touches."""
 
+import itertools
 import operator
 from collections import Counter
 from collections.abc import Sequence
@@ -147,19 +148,16 @@ def reader_of(site: Site, sites: Sequence[Site], groups: Groups, lockstep: Locks
     weights = {layer.name: layer.weight for layer in groups.layers}
     if site.other is not None or not site.relu or getattr(site.layer, "groups", 1) != 1 or site.name not in weights:
         return None
-    owned = {weight: name for name, weight in weights.items()}
-    for group in groups.values():
-        made = [m for m in group.members if m.axis == 0 and m.tensor in owned]
-        read = [m for m in group.members if m.axis == 1 and m.tensor in owned]
-        if [m.tensor for m in made] != [weights[site.name]] or len(read) != 1 or read[0].rows or read[0].offset:
+    for name, member in symmetry.by_tensor(groups).get(weights[site.name], ()):
+        of_layers = [m for m in groups[name].members if m.tensor in weights.values()]
+        written, read = ([m for m in of_layers if m.axis == axis] for axis in (0, 1))
+        if written != [member] or len(read) != 1 or read[0].rows or read[0].offset:
             continue
         reader = next((other for other in sites if weights.get(other.name) == read[0].tensor), None)
-        if reader is None or group.size * read[0].block != reader.layer.weight.shape[1] or group.size < 4:
+        size = groups[name].size
+        if reader is None or size * read[0].block != reader.layer.weight.shape[1] or size < 4:
             return None
-        between = lockstep.nodes[lockstep.index[site.end] + 1 : lockstep.index[reader.node]]
-        before = [site.end, *between]
-        straight = all(
-            node.all_input_nodes == [last] for last, node in zip(before, [*between, reader.node], strict=True)
-        )
+        path = lockstep.nodes[lockstep.index[site.end] : lockstep.index[reader.node] + 1]
+        straight = all(node.all_input_nodes == [last] for last, node in itertools.pairwise(path))
         return (reader, read[0].block) if straight else None
     return None

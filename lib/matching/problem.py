@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import InputError, check_choice
-from ..symmetry import Member
+from ..symmetry import Member, by_tensor
 from .kernels import TILE, WORTH_SHARING, Workers, _accumulate, _blocks, _distance_factors, _pair
 
 GIB = 1024**3
@@ -104,7 +104,7 @@ class Problem:
         self.memory = memory
         self.workers = Workers(self.device, threads)
         self.sizes = {name: group.size for name, group in groups.items()}
-        members = _by_tensor(groups)
+        members = by_tensor(groups)
         norms = getattr(groups, "norms", {}) if norms is None else norms
         # Detached and in float32 where they are used; the folded copies are the only ones held here.
         a, members_folded = _without_norms(state_a, members, norms, eps, fold)
@@ -416,14 +416,6 @@ class Cache:
         value = at(edge, side, perm, self.kernel)
         self._held[index, side] = (perm.clone(), value)
         return value
-
-
-def _by_tensor(groups: Mapping) -> dict[str, list[tuple[str, Member]]]:
-    members: dict[str, list[tuple[str, Member]]] = {}
-    for name, group in groups.items():
-        for member in group.members:
-            members.setdefault(member.tensor, []).append((name, member))
-    return members
 
 
 def _without_norms(

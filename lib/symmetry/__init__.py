@@ -4,7 +4,20 @@ One convention, everywhere: a `perm` is a LongTensor (size,), and unit perm[i] o
 the fixed one, so a permuted tensor is tensor.index_select(axis, perm). With perm = [2, 0, 1], old unit 2 comes first.
 """
 
-from .groups import Group, Groups, Layer, Member, SymmetryError, Tap, compose, entries, inverse, permute, prove
+from .groups import (
+    Group,
+    Groups,
+    Layer,
+    Member,
+    SymmetryError,
+    Tap,
+    by_tensor,
+    compose,
+    entries,
+    inverse,
+    permute,
+    prove,
+)
 from .rules import is_activation
 from .tracer import RULES, UnsupportedError, rule, trace
 from .walker import Values, walk

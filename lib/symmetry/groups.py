@@ -151,6 +151,15 @@ def permute(
     return moved
 
 
+def by_tensor(groups: Mapping[str, Group]) -> dict[str, list[tuple[str, Member]]]:
+    """{tensor: the groups that permute an axis of it, each with the member that says which}."""
+    members: dict[str, list[tuple[str, Member]]] = {}
+    for name, group in groups.items():
+        for member in group.members:
+            members.setdefault(member.tensor, []).append((name, member))
+    return members
+
+
 def _check_permutation(name: str, perm: torch.Tensor, size: int) -> None:
     what = f"perms['{name}'] is no permutation of {size} units"
     if not isinstance(perm, torch.Tensor) or perm.dtype != torch.int64 or perm.shape != (size,):

@@ -1,6 +1,9 @@
 """What a run refuses before anything is trained, and what a preset fills in."""
 
+import hashlib
+import io
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,3 +228,41 @@ def test_a_preset_that_says_nothing_of_the_data_set_is_one_line():
     with pytest.raises(InputError, match="epochs has no preset on mnist-5k; accepted: give epochs, or one of cifar10"):
         experiment.begin("test", "simplenet", DEFAULTS, presets=presets)
     assert experiment.begin("test", "simplenet", DEFAULTS | {"epochs": 1}, presets=presets).settings.epochs == 1
+
+
+def test_a_run_opens_and_hashes_each_checkpoint_once(monkeypatch):
+    """From its parameters to its record: the file, its sidecar, and the SHA-256 of its content."""
+    opened, hashed, real_open, real_hash = [], [], io.open, hashlib.sha256
+
+    def spy_open(file, *arguments, **options):
+        opened.append(Path(str(file)).name)
+        return real_open(file, *arguments, **options)
+
+    def spy_hash(content=b"", **options):
+        hashed.append(len(content))
+        return real_hash(content, **options)
+
+    monkeypatch.setattr(io, "open", spy_open)
+    monkeypatch.setattr(hashlib, "sha256", spy_hash)
+    run = begin(checkpoint_a="simplenet-s0", checkpoint_b="simplenet-s1", limit_test=20)
+    networks = run.open_pair()
+    parents = run.parents(networks)
+    record = run.record(parents, run.curves(run.align(networks, run.match(networks)), parents))
+    assert record["checkpoints"]["b"]["file"].endswith("simplenet-s1.safetensors")
+    for side in ("simplenet-s0", "simplenet-s1"):
+        size = (paths.CHECKPOINTS / f"{side}.safetensors").stat().st_size
+        assert opened.count(f"{side}.safetensors") == 1
+        assert opened.count(f"{side}.json") == 1
+    assert hashed.count(size) == 2
+
+
+def test_a_run_records_options_seed_and_held_out_images(tmp_path):
+    options = {"matchers": ["weight", "weight(restarts=1)"], "corrections": ["none", "repair"], "match_seed": 3}
+    run = begin(checkpoint_a="simplenet-s0", checkpoint_b="simplenet-s1", limit_test=20, held_out=100, **options)
+    networks = run.open_pair()
+    parents = run.parents(networks)
+    record = run.record(parents, run.curves(run.align(networks, run.match(networks)), parents))
+    assert record["seeds"]["match"] == 3 and record["provenance"]["parameters"]["held_out"] == 100
+    names = [(curve["matcher"], curve["correction"]) for curve in record["curves"]]
+    assert names == [(m, c) for m in options["matchers"] for c in options["corrections"]]
+    assert record["curves"][2]["options"] == {"restarts": 1}
