@@ -176,10 +176,11 @@ def test_cell_by_cell_from_the_folder_of_notebooks(notebook, tmp_path):
     copy = parameterize_notebook(
         papermill.iorw.load_notebook_node(str(paths.NOTEBOOKS / f"{notebook}.ipynb")), parameters
     )
-    nbclient.NotebookClient(
-        copy, kernel_name="python3", kernel_manager_class=batch.OwnKernel, timeout=600,
-        resources={"metadata": {"path": str(paths.NOTEBOOKS)}},
-    ).execute()  # fmt: skip
+    with batch.own_kernel() as kernel:
+        nbclient.NotebookClient(
+            copy, kernel_name="python3", kernel_manager_class=kernel, timeout=600,
+            resources={"metadata": {"path": str(paths.NOTEBOOKS)}},
+        ).execute()  # fmt: skip
     assert (tmp_path / "results" / "local" / f"{notebook}.json").exists()
 
 

@@ -9,10 +9,15 @@ import argparse
 import ast
 import difflib
 import json
+import logging
 import re
 import shutil
+import socket
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TextIO
@@ -26,6 +31,9 @@ from jupyter_client.kernelspec import KernelSpec
 from ..checks import InputError, first_line
 from ..paths import LOCAL, NOTEBOOKS, atomic, resolve
 
+# It prints what a NotebookError says in one line.
+logging.getLogger("papermill").addHandler(logging.NullHandler())
+
 
 class NotebookError(RuntimeError):
     """A notebook failed: with what, and where the copy lies that shows how far it came."""
@@ -34,10 +42,32 @@ class NotebookError(RuntimeError):
 class OwnKernel(AsyncKernelManager):
     """The kernel of the interpreter that runs this module, whatever `python3` is registered elsewhere."""
 
+    folder: Path  # of its sockets, and of the file `stderr`
+
+    def __init__(self, **options: object) -> None:
+        # Not TCP, whose free ports another kernel that starts meanwhile may take; but it is what Windows has, and a
+        # folder whose path is too long for sockets.
+        with suppress(AttributeError, OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(self.folder / "kernel-ipc-0"))
+            options |= {"transport": "ipc", "connection_file": str(self.folder / "kernel.json")}
+        super().__init__(**options)
+
+    async def start_kernel(self, **options: object) -> None:
+        with (self.folder / "stderr").open("wb") as stderr:
+            await super().start_kernel(**options, stderr=stderr)
+
     @property
     def kernel_spec(self) -> KernelSpec:
         # Not: debugpy on frozen modules, ipykernel on plain TCP or, at Ctrl-C, on its closed socket.
         return KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"], ["-Xfrozen_modules=off"]))
+
+
+@contextmanager
+def own_kernel() -> Iterator[type[OwnKernel]]:
+    """A kernel manager of one kernel, whose folder is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+        Path(folder, "stderr").touch()
+        yield type("Kernel", (OwnKernel,), {"folder": Path(folder)})
 
 
 class Live:
@@ -58,6 +88,12 @@ class Live:
 
     def flush(self) -> None:
         self.stream.flush()
+
+    def close(self) -> None:
+        """Ends the line that either stream left open."""
+        if Live.open:
+            Live.open.write("\n")
+        self.flush()
 
 
 def convert(value: object, kind: str, item: str = "") -> object:
@@ -160,20 +196,21 @@ def execute(
             tell("running")
 
     tell("running")
-    with atomic(output) as unfinished:
+    with atomic(output) as unfinished, own_kernel() as kernel:
         try:
-            papermill.execute_notebook(
-                notebook,
-                unfinished,
-                parameters,
-                kernel_name="python3",
-                kernel_manager_class=OwnKernel,
-                progress_bar=False,  # its redraws and the notebook's own bars would overwrite each other
-                on_cell_start=announce,
-                coalesce_streams=True,  # the copy keeps the last state of a bar, not each of its refreshes
-                stdout_file=stdout,
-                stderr_file=stderr,
-            )
+            with closing(stderr):
+                papermill.execute_notebook(
+                    notebook,
+                    unfinished,
+                    parameters,
+                    kernel_name="python3",
+                    kernel_manager_class=kernel,
+                    progress_bar=False,  # its redraws and the notebook's own bars would overwrite each other
+                    on_cell_start=announce,
+                    coalesce_streams=True,  # the copy keeps the last state of a bar, not each of its refreshes
+                    stdout_file=stdout,
+                    stderr_file=stderr,
+                )
         except KeyboardInterrupt:
             tell("failed", "interrupted")
             raise
@@ -182,6 +219,11 @@ def execute(
             tell("refused" if name == InputError.__name__ else "failed", f"{name}: {told}".strip().splitlines()[0])
             if name == InputError.__name__:
                 raise InputError(told) from None
+            # Outputs come as messages. What else the process prints is noise of its threads while they end, unless
+            # it died: then nothing else says why.
+            printed = (kernel.folder / "stderr").read_text(errors="replace").strip()
+            if printed and not isinstance(error, papermill.PapermillExecutionError):
+                stderr.write(f"{printed}\n")
             with atomic(failed) as temporary:
                 shutil.copy(unfinished, temporary)
             raise NotebookError(f"{notebook.name}: {name}: {told}\nas far as it came: {failed}") from error
