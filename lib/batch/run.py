@@ -179,11 +179,11 @@ def execute(
     stdout, stderr, started = Live(sys.stdout), Live(sys.stderr), time.monotonic()
     at = {"count": 0, "cell": ""}
 
-    def tell(state: str, error: str | None = None) -> None:
+    def write_report(state: str, error: str | None = None) -> None:
         if report:
             with atomic(report) as unfinished:
-                told = {"state": state, "seconds": time.monotonic() - started, **at, "error": error}
-                unfinished.write_text(json.dumps(told))
+                seconds = time.monotonic() - started
+                unfinished.write_text(json.dumps({"state": state, "seconds": seconds, **at, "error": error}))
 
     def announce(cell: dict, cell_index: int) -> None:
         heading = re.match(r"#+ +(.+)", cell["source"]) if cell["cell_type"] == "markdown" else None
@@ -193,9 +193,9 @@ def execute(
             stdout.flush()
         if cell["cell_type"] == "code" and cell["source"].strip():  # Jupyter does not count an empty one
             at.update(count=at["count"] + 1, cell=cell["source"].strip().splitlines()[0])
-            tell("running")
+            write_report("running")
 
-    tell("running")
+    write_report("running")
     with atomic(output) as unfinished, own_kernel() as kernel:
         try:
             with closing(stderr):
@@ -212,13 +212,15 @@ def execute(
                     stderr_file=stderr,
                 )
         except KeyboardInterrupt:
-            tell("failed", "interrupted")
+            write_report("failed", "interrupted")
             raise
         except Exception as error:
-            name, told = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
-            tell("refused" if name == InputError.__name__ else "failed", f"{name}: {told}".strip().splitlines()[0])
+            name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+            write_report(
+                "refused" if name == InputError.__name__ else "failed", f"{name}: {message}".strip().splitlines()[0]
+            )
             if name == InputError.__name__:
-                raise InputError(told) from None
+                raise InputError(message) from None
             # Outputs come as messages. What else the process prints is noise of its threads while they end, unless
             # it died: then nothing else says why.
             printed = (kernel.folder / "stderr").read_text(errors="replace").strip()
@@ -226,9 +228,9 @@ def execute(
                 stderr.write(f"{printed}\n")
             with atomic(failed) as temporary:
                 shutil.copy(unfinished, temporary)
-            raise NotebookError(f"{notebook.name}: {name}: {told}\nas far as it came: {failed}") from error
+            raise NotebookError(f"{notebook.name}: {name}: {message}\nas far as it came: {failed}") from error
     failed.unlink(missing_ok=True)
-    tell("done")
+    write_report("done")
     return output
 
 
@@ -267,8 +269,8 @@ def main(argv: list[str] | None = None) -> int:
         for typed in arguments.notebooks:  # all of them before the first one runs
             notebook = resolve(typed, NOTEBOOKS)
             if not notebook.is_file():
-                there = ", ".join(sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-                raise InputError(f"no notebook {typed}; there are: {there}")
+                notebooks = ", ".join(sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
+                raise InputError(f"no notebook {typed}; there are: {notebooks}")
             runs.append((notebook, check_parameters(notebook, given)))
         for notebook, parameters in runs:
             print(f"== {notebook.name}", flush=True)
