@@ -55,11 +55,13 @@ lab: $(READY)  ## JupyterLab on the notebooks, with the environment's own kernel
 	  JUPYTER_PATH="$$prefix/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" \
 	  $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)/notebooks" $(ARGS)
 
-test: $(READY)  ## pytest; the notebooks are executed too (ARGS="-k name" picks)
-	@$(PY) -m pytest $(ARGS)
+test: $(READY)  ## pytest on two cores; the notebooks are executed too (ARGS="-k name" picks; "-n 0": on one)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-lint: $(READY)  ## ruff: rules and format, of code and notebooks
+lint: $(READY)  ## ruff: rules and format, of code and notebooks; import-linter: what may import what
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@broken=$$($(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo --no-cache 2>&1) \
+	  || { echo "$$broken"; exit 1; }
 
 bench: $(READY)  ## time and memory against the published implementations
 	@$(PY) -m tests.bench $(ARGS)

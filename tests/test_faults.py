@@ -502,7 +502,9 @@ def test_a_kernel_that_dies_in_a_cell_is_one_line_and_leaves_no_record(jobs, tmp
     status, said = jobs.run(run_notebook, notebook)
     FAULTS["kills"] += 1
     assert status == 1
-    assert "toy.ipynb: DeadKernelError: Kernel died" in said and "Traceback" not in said
+    failed = jobs.folder / "toy.failed.ipynb"
+    died = ["toy.ipynb: DeadKernelError: Kernel died", f"as far as it came: {failed}"]
+    assert said.splitlines() == ["== toy.ipynb", *died]
     assert list(jobs.files()) == ["toy.failed.ipynb"]
 
 
@@ -625,26 +627,33 @@ def small_disk(script: str, *arguments: str) -> subprocess.CompletedProcess:
     shutil.which("unshare") is None or small_disk("mount -t tmpfs none /tmp").returncode != 0,
     reason="no user may mount a small disk here (Linux user namespaces)",
 )
-@pytest.mark.parametrize("share", [0.02, 0.5])
-def test_a_disk_that_fills_up_is_one_line_and_with_more_room_all_is_as_ever(share, undisturbed, tmp_path):
+def test_a_disk_that_fills_up_is_one_line_and_with_more_room_all_is_as_ever(undisturbed, tmp_path):
     wanted, _, made = undisturbed
     size = sum((made / name).stat().st_size for name in wanted if "simplenet" in name)
-    disk, full, roomy = (tmp_path / name for name in ("disk", "full", "roomy"))
+    disk, after = tmp_path / "disk", tmp_path / "after"
     disk.mkdir()
+    after.mkdir()
     command, environment = make("simplenet", disk)
     script = """
-        disk=$1 small=$2 full=$3 roomy=$4; shift 4
+        disk=$1 after=$2 small=$3 half=$4; shift 4
         mount -t tmpfs -o size="$small" none "$disk"
-        if env "$@" 2>&1; then exit 1; fi
-        cp -r "$disk" "$full"
+        if env "$@" >"$after/small.txt" 2>&1; then exit 1; fi
+        cp -r "$disk" "$after/small"
+        mount -o remount,size="$half" "$disk"
+        if env "$@" >"$after/half.txt" 2>&1; then exit 1; fi
+        cp -r "$disk" "$after/half"
         mount -o remount,size=1g "$disk"
         env "$@" >/dev/null 2>&1
-        cp -r "$disk" "$roomy"
+        cp -r "$disk" "$after/roomy"
     """
     settings = [f"{name}={value}" for name, value in environment.items() if name.startswith("FUSEBOOK_")]
-    done = small_disk(script, str(disk), str(int(share * size)), str(full), str(roomy), *settings, *command)
-    FAULTS["full disks"] += 1
-    assert done.returncode == 0, done.stdout
-    assert "No space left on device" in done.stdout and "Traceback" not in done.stdout
-    assert not [name for name in outcome(full) if "/." in name]
-    assert outcome(roomy) == {name: told for name, told in wanted.items() if "simplenet" in name}
+    sizes = [str(int(share * size)) for share in (0.02, 0.5)]
+    done = small_disk(script, str(disk), str(after), *sizes, *settings, *command)
+    FAULTS["full disks"] += 2
+    printed = {path.stem: path.read_text() for path in after.glob("*.txt")}
+    assert done.returncode == 0, (done.stdout, printed)
+    assert sorted(printed) == ["half", "small"]
+    for full, text in printed.items():
+        assert "No space left on device" in text and "Traceback" not in text, full
+        assert not [name for name in outcome(after / full) if "/." in name], full
+    assert outcome(after / "roomy") == {name: told for name, told in wanted.items() if "simplenet" in name}

@@ -493,7 +493,7 @@ def test_grid_files_that_make_no_sense_are_refused(tmp_path):
     path = tmp_path / "grid.yaml"
     whole = {"notebook": "simplenet_mnist", "parameters": {"epochs": 1}, "grid": {"width": [0.5, 1]}, "seeds": [0, 2]}
     path.write_text(json.dumps(whole))  # which is YAML, too
-    assert len(sweep.load(path).runs) == 4
+    assert len(sweep.load(path).jobs) == 4
     texts = ["", "[]", "1", "text", "{", "a: b: c", "- 1", "\0", "!!python/object/apply:os.system [touch executed]"]
     texts += [json.dumps(whole | {"more": 1}), json.dumps({"runs": []}), json.dumps(whole | {"runs": [1]})]
     for place in parts(whole):
@@ -502,7 +502,7 @@ def test_grid_files_that_make_no_sense_are_refused(tmp_path):
     for text in texts:
         path.write_text(text)
         found = attempt("grid files", text, sweep.load, path)
-        for run in found.runs.values() if found else ():
+        for run in found.jobs.values() if found else ():
             assert batch.check_parameters(run.notebook, run.parameters) == run.parameters, text
     path.write_bytes(b"\xff\xfe\0")
     assert attempt("grid files", "bytes", sweep.load, path) is None

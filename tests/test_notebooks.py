@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbclient
 import nbformat
@@ -18,7 +19,13 @@ from lib.records import portable, read_arrays, read_record
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 TINY = {
-    "simplenet_mnist": {"epochs": 1, "limit_train": 400, "limit_test": 200, "match_images": 100},
+    "simplenet_mnist": {
+        "epochs": 1,
+        "limit_train": 400,
+        "limit_test": 200,
+        "match_images": 100,
+        "alphas": [1.0, 0.0, 0.5],
+    },
     "vgg11_cifar10": {
         "epochs": 1,
         "width": 0.0625,
@@ -51,23 +58,46 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
+def own_folders(folder, monkeypatch) -> None:
     """Nothing that a test run leaves behind reaches the repo, and nothing trained before is found."""
-    monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    monkeypatch.setenv("FUSEBOOK_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("FUSEBOOK_FIGURES", str(tmp_path / "figures"))
+    for name in ("CHECKPOINTS", "RESULTS", "FIGURES"):
+        monkeypatch.setenv(f"FUSEBOOK_{name}", str(folder / name.lower()))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    own_folders(tmp_path, monkeypatch)
+
+
+def chosen(name, parameters) -> dict:
+    return {"dataset": "mnist-5k"} | TINY[name] | parameters
 
 
 def run(name, tmp_path, record=None, **parameters):
-    chosen = {"dataset": "mnist-5k"} | TINY[name] | parameters
-    batch.execute(paths.NOTEBOOKS / f"{name}.ipynb", chosen, tmp_path / "executed.ipynb")
+    batch.execute(paths.NOTEBOOKS / f"{name}.ipynb", chosen(name, parameters), tmp_path / "executed.ipynb")
     return read_record(tmp_path / "results" / "local" / f"{record or name}.json")
 
 
-def test_simplenet_leaves_a_record_figures_and_an_executed_copy(tmp_path):
-    record = run("simplenet_mnist", tmp_path, alphas=[1.0, 0.0, 0.5])
-    assert record == json.loads((tmp_path / "results" / "local" / "simplenet_mnist.json").read_text())
+@pytest.fixture(scope="module")
+def simplenet(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder and the record of one run, for every test that only reads them."""
+    folder = tmp_path_factory.mktemp("simplenet")
+    with pytest.MonkeyPatch.context() as patch:
+        own_folders(folder, patch)
+        return folder, run("simplenet_mnist", folder)
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("vgg")
+    with pytest.MonkeyPatch.context() as patch:
+        own_folders(folder, patch)
+        return folder, run("vgg11_cifar10", folder, save_aligned=str(folder / "aligned.safetensors"))
+
+
+def test_simplenet_leaves_a_record_figures_and_an_executed_copy(simplenet):
+    folder, record = simplenet
+    assert record == json.loads((folder / "results" / "local" / "simplenet_mnist.json").read_text())
     assert record["dataset"] == "mnist-5k"
     assert [curve["matcher"] for curve in record["curves"]] == [
         "graph_reference",
@@ -83,9 +113,9 @@ def test_simplenet_leaves_a_record_figures_and_an_executed_copy(tmp_path):
     assert record["images"] == {"train": 400, "test": 200, "match": 100, "correct": 0}
     assert record["seeds"] == {"a": 0, "b": 1, "match": 0}
     assert record["provenance"]["parameters"]["limit_train"] == 400
-    arrays = read_arrays(tmp_path / "results" / "local" / "simplenet_mnist.json")
+    arrays = read_arrays(folder / "results" / "local" / "simplenet_mnist.json")
     assert sorted(arrays["perm/graph_sm/conv2"]) == list(range(64))
-    drawn = {path.name for path in (tmp_path / "figures" / "local").iterdir()}
+    drawn = {path.name for path in (folder / "figures" / "local").iterdir()}
     assert {
         "simplenet_mnist_curves.png",
         "simplenet_mnist_curves.pdf",
@@ -93,15 +123,14 @@ def test_simplenet_leaves_a_record_figures_and_an_executed_copy(tmp_path):
     } <= drawn
     text = "".join(
         output.get("text", "")
-        for cell in nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
+        for cell in nbformat.read(folder / "executed.ipynb", as_version=4).cells
         for output in cell.get("outputs", [])
     )
     assert "SimpleNet on mnist-5k, one pair (n = 1)" in text
 
 
-def test_vgg_trains_matches_resets_and_saves_the_aligned_network(tmp_path):
-    aligned = tmp_path / "aligned.safetensors"
-    record = run("vgg11_cifar10", tmp_path, save_aligned=str(aligned))
+def test_vgg_trains_matches_resets_and_saves_the_aligned_network(vgg):
+    folder, record = vgg
     assert record["dataset"] == "mnist-5k"
     assert record["model"] == {"name": "vgg11", "width": 0.0625, "norm": "batch"}
     curves = {(curve["matcher"], curve["correction"]): curve for curve in record["curves"]}
@@ -110,31 +139,51 @@ def test_vgg_trains_matches_resets_and_saves_the_aligned_network(tmp_path):
     assert record["parents"]["a"]["train_accuracy"] is not None
     assert [row["images"] for row in record["studies"]["bn_images"]] == [0, 20, 50] * 2
     # The saved network computes what B computes, and its units stand elsewhere.
-    b = next((tmp_path / "checkpoints" / "local").glob("*-s1-*.safetensors"))
-    original, moved = models.read_state(b), models.read_state(aligned)
+    b = next((folder / "checkpoints" / "local").glob("*-s1-*.safetensors"))
+    original, moved = models.read_state(b), models.read_state(folder / "aligned.safetensors")
     nets = [models.load_state(models.build("vgg11", width=0.0625, norm="batch"), s) for s in (original, moved)]
     x = models.example("vgg11")
     assert torch.allclose(nets[0](x), nets[1](x), atol=1e-4)
     assert not torch.equal(original["features.25.weight"], moved["features.25.weight"])
 
 
-def test_a_second_run_finds_the_networks_trained_and_the_numbers_equal(tmp_path):
-    first = run("vgg11_cifar10", tmp_path, corrections=["none"], matchers=["activation"], bn_study_images=[])
-    second = run("vgg11_cifar10", tmp_path, corrections=["none"], matchers=["activation"])
+def numbers(record, like) -> list:
+    """What a run computed, on the curves that the record `like` has."""
+    wanted = [(curve["matcher"], curve["correction"]) for curve in like["curves"]]
+    curves = {(curve["matcher"], curve["correction"]): curve for curve in record["curves"]}
+    found = [[curves[pair][key] for key in ("objective", "points", "barrier")] for pair in wanted]
+    return [found, record["parents"], [side["sha256"] for side in record["checkpoints"].values()]]
+
+
+def test_a_second_run_finds_the_networks_trained_and_the_numbers_equal(vgg, tmp_path, monkeypatch):
+    folder, first = vgg
+    monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(folder / "checkpoints"))
+    second = run("vgg11_cifar10", tmp_path, corrections=["none"], matchers=["activation"], bn_study_images=[])
     assert first["checkpoints"] == second["checkpoints"]
-    assert first["curves"][0]["points"] == second["curves"][0]["points"]
+    assert numbers(first, second)[0] == numbers(second, second)[0]
 
 
-@pytest.mark.parametrize("name", ["simplenet_mnist", "vgg11_cifar10"])
-def test_the_same_seeds_trained_anew_give_the_same_numbers(name, tmp_path, monkeypatch):
-    found = []
-    for attempt in ("first", "second"):
-        monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(tmp_path / attempt))
-        record = run(name, tmp_path, matchers=["graph", "activation"], alphas=[0.0, 0.5], bn_study_images=[])
-        assert all(side["sha256"] for side in record["checkpoints"].values())
-        curves = [[curve["objective"], curve["points"], curve["barrier"]] for curve in record["curves"]]
-        found.append([record["parents"], curves, [side["sha256"] for side in record["checkpoints"].values()]])
-    assert found[0] == found[1]
+@pytest.mark.parametrize(
+    ("name", "first", "options"),
+    [
+        ("simplenet_mnist", "simplenet", {"matchers": ["graph_sm", "activation"]}),
+        ("vgg11_cifar10", "vgg", {"matchers": ["activation"], "corrections": ["none"], "bn_study_images": []}),
+    ],
+)
+def test_the_same_seeds_trained_anew_give_the_same_numbers_cell_by_cell(name, first, options, tmp_path, request):
+    """As JupyterLab runs it: kernel python3 of this environment, working directory notebooks/."""
+    _, first = request.getfixturevalue(first)
+    parameters = chosen(name, options)
+    copy = parameterize_notebook(papermill.iorw.load_notebook_node(str(paths.NOTEBOOKS / f"{name}.ipynb")), parameters)
+    with batch.own_kernel() as kernel:
+        nbclient.NotebookClient(
+            copy, kernel_name="python3", kernel_manager_class=kernel, timeout=600,
+            resources={"metadata": {"path": str(paths.NOTEBOOKS)}},
+        ).execute()  # fmt: skip
+    again = read_record(tmp_path / "results" / "local" / f"{name}.json")
+    assert [curve["matcher"] for curve in again["curves"]] == options["matchers"]
+    assert all(side["sha256"] for side in again["checkpoints"].values())
+    assert numbers(again, again) == numbers(first, again)
 
 
 def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_controls(tmp_path, monkeypatch):
@@ -168,21 +217,6 @@ def test_graph_matching_finds_a_noiseless_plant_again(tmp_path, monkeypatch):
     assert len(objective["rows"]) == 3
 
 
-@pytest.mark.parametrize("notebook", ["simplenet_mnist", "vgg11_cifar10"])
-def test_cell_by_cell_from_the_folder_of_notebooks(notebook, tmp_path):
-    """As JupyterLab runs it: kernel python3 of this environment, working directory notebooks/."""
-    parameters = {"dataset": "mnist-5k", "matchers": ["none"], "corrections": ["none"]}
-    parameters = TINY[notebook] | parameters | {"alphas": [0.5]}
-    copy = parameterize_notebook(
-        papermill.iorw.load_notebook_node(str(paths.NOTEBOOKS / f"{notebook}.ipynb")), parameters
-    )
-    nbclient.NotebookClient(
-        copy, kernel_name="python3", kernel_manager_class=batch.OwnKernel, timeout=600,
-        resources={"metadata": {"path": str(paths.NOTEBOOKS)}},
-    ).execute()  # fmt: skip
-    assert (tmp_path / "results" / "local" / f"{notebook}.json").exists()
-
-
 def test_the_published_experiment_on_foreign_checkpoints_without_sidecars(tmp_path):
     """Two torch files from elsewhere: nothing is trained, no seed is invented."""
     for seed, side in enumerate("ab"):
@@ -211,7 +245,7 @@ def refused(capsys, tmp_path, notebook, *arguments):
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(capsys, tmp_path):
-    """Three of the many, through a real kernel; tests/test_experiment.py has them all."""
+    """Three of the many, through a real kernel; tests/study/test_experiment.py has them all."""
     torch.save({"w": Evil()}, tmp_path / "evil.pt")
     cases = {
         "-p alphas [0,1.5]": "alpha 1.5 is not accepted; accepted: a number within [0, 1]",

@@ -9,10 +9,15 @@ import argparse
 import ast
 import difflib
 import json
+import logging
 import re
 import shutil
+import socket
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TextIO
@@ -26,6 +31,9 @@ from jupyter_client.kernelspec import KernelSpec
 from ..checks import InputError, first_line
 from ..paths import LOCAL, NOTEBOOKS, atomic, resolve
 
+# It prints what a NotebookError says in one line.
+logging.getLogger("papermill").addHandler(logging.NullHandler())
+
 
 class NotebookError(RuntimeError):
     """A notebook failed: with what, and where the copy lies that shows how far it came."""
@@ -34,10 +42,32 @@ class NotebookError(RuntimeError):
 class OwnKernel(AsyncKernelManager):
     """The kernel of the interpreter that runs this module, whatever `python3` is registered elsewhere."""
 
+    folder: Path  # of its sockets, and of the file `stderr`
+
+    def __init__(self, **options: object) -> None:
+        # Not TCP, whose free ports another kernel that starts meanwhile may take; but it is what Windows has, and a
+        # folder whose path is too long for sockets.
+        with suppress(AttributeError, OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(self.folder / "kernel-ipc-0"))
+            options |= {"transport": "ipc", "connection_file": str(self.folder / "kernel.json")}
+        super().__init__(**options)
+
+    async def start_kernel(self, **options: object) -> None:
+        with (self.folder / "stderr").open("wb") as stderr:
+            await super().start_kernel(**options, stderr=stderr)
+
     @property
     def kernel_spec(self) -> KernelSpec:
         # Not: debugpy on frozen modules, ipykernel on plain TCP or, at Ctrl-C, on its closed socket.
         return KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"], ["-Xfrozen_modules=off"]))
+
+
+@contextmanager
+def own_kernel() -> Iterator[type[OwnKernel]]:
+    """A kernel manager of one kernel, whose folder is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+        Path(folder, "stderr").touch()
+        yield type("Kernel", (OwnKernel,), {"folder": Path(folder)})
 
 
 class Live:
@@ -58,6 +88,12 @@ class Live:
 
     def flush(self) -> None:
         self.stream.flush()
+
+    def close(self) -> None:
+        """Ends the line that either stream left open."""
+        if Live.open:
+            Live.open.write("\n")
+        self.flush()
 
 
 def convert(value: object, kind: str, item: str = "") -> object:
@@ -143,11 +179,11 @@ def execute(
     stdout, stderr, started = Live(sys.stdout), Live(sys.stderr), time.monotonic()
     at = {"count": 0, "cell": ""}
 
-    def tell(state: str, error: str | None = None) -> None:
+    def write_report(state: str, error: str | None = None) -> None:
         if report:
             with atomic(report) as unfinished:
-                told = {"state": state, "seconds": time.monotonic() - started, **at, "error": error}
-                unfinished.write_text(json.dumps(told))
+                seconds = time.monotonic() - started
+                unfinished.write_text(json.dumps({"state": state, "seconds": seconds, **at, "error": error}))
 
     def announce(cell: dict, cell_index: int) -> None:
         heading = re.match(r"#+ +(.+)", cell["source"]) if cell["cell_type"] == "markdown" else None
@@ -157,36 +193,44 @@ def execute(
             stdout.flush()
         if cell["cell_type"] == "code" and cell["source"].strip():  # Jupyter does not count an empty one
             at.update(count=at["count"] + 1, cell=cell["source"].strip().splitlines()[0])
-            tell("running")
+            write_report("running")
 
-    tell("running")
-    with atomic(output) as unfinished:
+    write_report("running")
+    with atomic(output) as unfinished, own_kernel() as kernel:
         try:
-            papermill.execute_notebook(
-                notebook,
-                unfinished,
-                parameters,
-                kernel_name="python3",
-                kernel_manager_class=OwnKernel,
-                progress_bar=False,  # its redraws and the notebook's own bars would overwrite each other
-                on_cell_start=announce,
-                coalesce_streams=True,  # the copy keeps the last state of a bar, not each of its refreshes
-                stdout_file=stdout,
-                stderr_file=stderr,
-            )
+            with closing(stderr):
+                papermill.execute_notebook(
+                    notebook,
+                    unfinished,
+                    parameters,
+                    kernel_name="python3",
+                    kernel_manager_class=kernel,
+                    progress_bar=False,  # its redraws and the notebook's own bars would overwrite each other
+                    on_cell_start=announce,
+                    coalesce_streams=True,  # the copy keeps the last state of a bar, not each of its refreshes
+                    stdout_file=stdout,
+                    stderr_file=stderr,
+                )
         except KeyboardInterrupt:
-            tell("failed", "interrupted")
+            write_report("failed", "interrupted")
             raise
         except Exception as error:
-            name, told = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
-            tell("refused" if name == InputError.__name__ else "failed", f"{name}: {told}".strip().splitlines()[0])
+            name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+            write_report(
+                "refused" if name == InputError.__name__ else "failed", f"{name}: {message}".strip().splitlines()[0]
+            )
             if name == InputError.__name__:
-                raise InputError(told) from None
+                raise InputError(message) from None
+            # Outputs come as messages. What else the process prints is noise of its threads while they end, unless
+            # it died: then nothing else says why.
+            printed = (kernel.folder / "stderr").read_text(errors="replace").strip()
+            if printed and not isinstance(error, papermill.PapermillExecutionError):
+                stderr.write(f"{printed}\n")
             with atomic(failed) as temporary:
                 shutil.copy(unfinished, temporary)
-            raise NotebookError(f"{notebook.name}: {name}: {told}\nas far as it came: {failed}") from error
+            raise NotebookError(f"{notebook.name}: {name}: {message}\nas far as it came: {failed}") from error
     failed.unlink(missing_ok=True)
-    tell("done")
+    write_report("done")
     return output
 
 
@@ -225,8 +269,8 @@ def main(argv: list[str] | None = None) -> int:
         for typed in arguments.notebooks:  # all of them before the first one runs
             notebook = resolve(typed, NOTEBOOKS)
             if not notebook.is_file():
-                there = ", ".join(sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-                raise InputError(f"no notebook {typed}; there are: {there}")
+                notebooks = ", ".join(sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
+                raise InputError(f"no notebook {typed}; there are: {notebooks}")
             runs.append((notebook, check_parameters(notebook, given)))
         for notebook, parameters in runs:
             print(f"== {notebook.name}", flush=True)

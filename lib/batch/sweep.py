@@ -1,4 +1,4 @@
-"""`make sweep SWEEP=grid.yaml`: one notebook over a grid of parameters and seeds, on Snakemake (lib/sweep.smk).
+"""`make sweep SWEEP=grid.yaml`: one notebook over a grid of parameters and seeds, on Snakemake (sweep.smk).
 
 Snakemake schedules; what counts is the record, which a run writes last and in one piece: where it lies, the run is
 done. So after a kill -9 the same command redoes only what is missing.
@@ -38,7 +38,7 @@ SHOWS = ("paper", "explore")
 
 
 @dataclass(frozen=True)
-class Run:
+class Job:
     """One cell of a grid: a notebook with its parameters, checked, and the record that says it is done."""
 
     name: str
@@ -49,12 +49,12 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """What the run printed."""
+        """What the job printed."""
         return self.logs / f"{self.name}.log"
 
     @property
     def report(self) -> Path:
-        """How the run stands; see `lib.batch.run.execute`."""
+        """How the job stands; see `lib.batch.run.execute`."""
         return self.logs / f"{self.name}.report.json"
 
     def differences(self) -> list[str]:
@@ -62,28 +62,28 @@ class Run:
         if not self.record.is_file():
             return []
         try:
-            made = json.loads(self.record.read_text(encoding="utf-8"))["provenance"]["parameters"]
+            used = json.loads(self.record.read_text(encoding="utf-8"))["provenance"]["parameters"]
         except (ValueError, KeyError, TypeError):
             return ["not a record that says its parameters"]
         wanted = recorded(_defaults(self.notebook) | self.parameters)
         return [
             f"{name} {json.dumps(value)}, now {json.dumps(wanted[name])}"
-            for name, value in made.items()
+            for name, value in used.items()
             if name in wanted and name not in PLACES and value != wanted[name]
         ]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid file, expanded; its runs in the order in which they start."""
+    """A grid file, expanded; its jobs in the order in which they start."""
 
     name: str
-    runs: dict[str, Run]
+    jobs: dict[str, Job]
     folder: Path  # logs, executed notebooks and Snakemake's own files: not tracked
 
 
 def load(path: Path) -> Sweep:
-    """The runs of a grid file: `parameters` are fixed values, `grid` maps names to lists whose product is taken,
+    """The jobs of a grid file: `parameters` are fixed values, `grid` maps names to lists whose product is taken,
     `seeds` lists seed_a of each pair (seed_b is the next one unless it is given). A text may hold {name} of another
     parameter. A list under `runs` holds several such blocks; the keys beside `runs` are their defaults.
 
@@ -100,17 +100,17 @@ def load(path: Path) -> Sweep:
     blocks = common.pop("runs", [{}])
     if not isinstance(blocks, list) or not blocks:
         raise InputError(f"runs in {path.name} is not a list of blocks; each has {', '.join(KEYS)}")
-    name, runs = path.stem, {}
+    name, jobs = path.stem, {}
     for block in blocks:
         block = _mapping(block, f"a block of {path.name}", KEYS)
         merged = common | block
         for key in ("parameters", "grid"):
             merged[key] = _mapping(common.get(key), key) | _mapping(block.get(key), key)
-        for run in _expand(merged, name):
-            if run.name in runs:
-                raise InputError(f"{path.name} has two runs {run.name}; put what tells them apart under grid")
-            runs[run.name] = run
-    return Sweep(name, runs, paths.LOCAL / name)
+        for job in _expand(merged, name):
+            if job.name in jobs:
+                raise InputError(f"{path.name} has two runs {job.name}; put what tells them apart under grid")
+            jobs[job.name] = job
+    return Sweep(name, jobs, paths.LOCAL / name)
 
 
 def _mapping(value: object, what: str, accepted: tuple[str, ...] = ()) -> dict:
@@ -121,7 +121,7 @@ def _mapping(value: object, what: str, accepted: tuple[str, ...] = ()) -> dict:
     return value or {}
 
 
-def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Run]:
+def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Job]:
     typed = block.get("notebook")
     notebook = paths.resolve(f"{typed}".removesuffix(".ipynb") + ".ipynb", paths.NOTEBOOKS)
     if not typed or not notebook.is_file():
@@ -149,7 +149,7 @@ def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Run]:
         name = _name(notebook.stem, given, point)
         record, drawn = folder / f"{name}.json", paths.FIGURES / "local" / sweep
         given = _filled(given) | {"results_path": inside(record), "figures_dir": inside(drawn)}
-        yield Run(name, notebook, check_parameters(notebook, given), record, paths.LOCAL / sweep / "logs")
+        yield Job(name, notebook, check_parameters(notebook, given), record, paths.LOCAL / sweep / "logs")
 
 
 def _notebooks() -> list[Path]:
@@ -185,7 +185,7 @@ def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, str):
             return value
         try:
-            return re.sub(r"{(\w+)}", lambda found: texts[found[1]], value)
+            return re.sub(r"{(\w+)}", lambda match: texts[match[1]], value)
         except KeyError as error:
             raise InputError(f"{value}: no parameter {error} to fill in; there are: {', '.join(texts)}") from None
 
@@ -199,7 +199,7 @@ def code_hash(notebook: Path) -> str:
     execution counts do not count."""
     cells = nbformat.read(notebook, as_version=4).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     waiting = [("", source) for source in sources]
     while waiting:
         for name in _imported(*waiting.pop()):
@@ -208,11 +208,11 @@ def code_hash(notebook: Path) -> str:
                 place = paths.ROOT.joinpath(*parts[:depth])
                 path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
                 module = path.relative_to(paths.ROOT).as_posix()
-                if module not in found and parts[1:2] not in ([wing] for wing in SHOWS) and path.is_file():
-                    found[module] = path.read_text(encoding="utf-8")
-                    waiting.append((".".join(path.relative_to(paths.ROOT).parent.parts), found[module]))
-    for module in sorted(found):
-        sources += [module, found[module]]
+                if module not in modules and parts[1:2] not in ([wing] for wing in SHOWS) and path.is_file():
+                    modules[module] = path.read_text(encoding="utf-8")
+                    waiting.append((".".join(path.relative_to(paths.ROOT).parent.parts), modules[module]))
+    for module in sorted(modules):
+        sources += [module, modules[module]]
     return hashlib.sha256("\0".join(map(_essence, sources)).encode()).hexdigest()[:16]
 
 
@@ -246,13 +246,13 @@ def _essence(source: str) -> str:
 
 
 def _defaults(notebook: Path) -> dict[str, Any]:
-    found = {}
+    defaults = {}
     for name, parameter in parameters_of(notebook).items():
         try:
-            found[name] = ast.literal_eval(parameter["default"])
+            defaults[name] = ast.literal_eval(parameter["default"])
         except (ValueError, SyntaxError):  # an expression: nothing to compare with
             continue
-    return found
+    return defaults
 
 
 @contextmanager
@@ -283,21 +283,21 @@ def _snakemake(sweep: Sweep, *arguments: str) -> list[str]:
 
 def _write_runs(sweep: Sweep) -> None:
     """Writes what the Snakefile, which starts anew for each job on a cluster, need not import this for."""
-    told = {
+    jobs = {
         name: {
-            "folder": str(run.record.parent),
-            "notebook": inside(run.notebook),
-            "parameters": run.parameters,
-            "code": code_hash(run.notebook),
+            "folder": str(job.record.parent),
+            "notebook": inside(job.notebook),
+            "parameters": job.parameters,
+            "code": code_hash(job.notebook),
         }
-        for name, run in sweep.runs.items()
+        for name, job in sweep.jobs.items()
     }
     with paths.atomic(sweep.folder / "logs" / "runs.json") as unfinished:
-        unfinished.write_text(json.dumps(told, indent=1))
+        unfinished.write_text(json.dumps(jobs, indent=1))
 
 
 def _planned(sweep: Sweep) -> set[str]:
-    """The names of the runs that Snakemake would start: those without a record or with one made by other code."""
+    """The names of the jobs that Snakemake would start: those without a record or with one made by other code."""
     asked = _snakemake(sweep, "--summary", "--quiet", "all")
     asked = subprocess.run(asked, capture_output=True, text=True)
     return {Path(line.split("\t")[0]).stem for line in asked.stdout.splitlines() if line.endswith("update pending")}
@@ -315,11 +315,11 @@ def _minutes(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
-def _failure(run: Run) -> str:
+def _failure(job: Job) -> str:
     """The cell that failed, by execution count and first line, and the last line of its traceback."""
-    report = _read(run.report)
+    report = _read(job.report)
     if not report:  # it came to nothing before the notebook
-        return next(iter(run.log.read_text(errors="replace").splitlines()[::-1]), "it printed nothing")
+        return next(iter(job.log.read_text(errors="replace").splitlines()[::-1]), "it printed nothing")
     ended = report["error"] or "ended without a word: killed, or out of memory"
     return f"cell [{report['count']}] {report['cell'] or '(none begun)'} | {ended}"
 
@@ -345,35 +345,35 @@ def run(grid: Path, *, arguments: list[str] = (), keep: bool = False) -> bool:
         log = sweep.folder / "logs" / "snakemake.log"
         log.parent.mkdir(exist_ok=True)
         _write_runs(sweep)
-        there = {name for name, run in sweep.runs.items() if run.record.is_file()}
-        other = {name: found for name in sorted(there) if (found := sweep.runs[name].differences())}
-        stale = sorted(_planned(sweep) & there - set(other)) if there else []
-        print(f"{sweep.name}: {len(sweep.runs)} runs, {len(there)} with a record; logs in {inside(log.parent)}")
-        for name, found in other.items():
-            print(f"redone, its record was made with other parameters: {name} ({'; '.join(found)})")
+        finished = {name for name, job in sweep.jobs.items() if job.record.is_file()}
+        changed = {name: differences for name, job in sorted(sweep.jobs.items()) if (differences := job.differences())}
+        stale = sorted(_planned(sweep) & finished - set(changed)) if finished else []
+        print(f"{sweep.name}: {len(sweep.jobs)} runs, {len(finished)} with a record; logs in {inside(log.parent)}")
+        for name, differences in changed.items():
+            print(f"redone, its record was made with other parameters: {name} ({'; '.join(differences)})")
         if stale and keep:
             print(f"kept, though the code has changed since: {', '.join(stale)}")
         elif stale:
             print(f"redone, the code has changed since (KEEP=1 keeps): {', '.join(stale)}")
         if stale and keep and not dry:
-            records = [str(sweep.runs[name].record) for name in stale]
+            records = [str(sweep.jobs[name].record) for name in stale]
             subprocess.run(_snakemake(sweep, "--touch", "--quiet", "all", "--cores", "1", *records), check=True)
-        if other:
-            arguments = ["--forcerun", *(str(sweep.runs[name].record) for name in other), *arguments]
-        with log.open("w") as told:
+        if changed:
+            arguments = ["--forcerun", *(str(sweep.jobs[name].record) for name in changed), *arguments]
+        with log.open("w") as output:
             command = _snakemake(sweep, *arguments)
             if dry:
-                again = {*other, *(() if keep else stale)}
-                due = [name for name in sweep.runs if name not in there or name in again]
-                print(f"would run {len(due)}: {', '.join(due)}" if due else "nothing to run")
-                status = subprocess.run(command, stdout=told, stderr=told).returncode
+                again = {*changed, *(() if keep else stale)}
+                due = [name for name in sweep.jobs if name not in finished or name in again]
+                print(f"would run {len(due)}: {', '.join(due)}" if due else "nothing to run", flush=True)
+                status = subprocess.run(command, stdout=output, stderr=output).returncode
             else:
-                for each in sweep.runs.values():
-                    each.report.unlink(missing_ok=True)
-                    if each.name not in there:
-                        each.log.unlink(missing_ok=True)
+                for job in sweep.jobs.values():
+                    job.report.unlink(missing_ok=True)
+                    if job.name not in finished:
+                        job.log.unlink(missing_ok=True)
                 sys.stdout.flush()
-                status = _follow(sweep, subprocess.Popen(command, stdout=told, stderr=told, pass_fds=[lock]))
+                status = _follow(sweep, subprocess.Popen(command, stdout=output, stderr=output, pass_fds=[lock]))
         failed = []
         if not dry:
             summary, failed = _summary(sweep)
@@ -386,12 +386,12 @@ def run(grid: Path, *, arguments: list[str] = (), keep: bool = False) -> bool:
 
 
 def _follow(sweep: Sweep, process: subprocess.Popen) -> int:
-    """Prints a line when a run starts or ends, until Snakemake has ended; returns its exit status."""
+    """Prints a line when a job starts or ends, until Snakemake has ended; returns its exit status."""
     seen: dict[str, str] = {}
     while True:
         ended = process.poll() is not None
-        for name, run in sweep.runs.items():
-            report = _read(run.report)
+        for name, job in sweep.jobs.items():
+            report = _read(job.report)
             state = report.get("state")
             if state == seen.get(name):
                 continue
@@ -400,9 +400,9 @@ def _follow(sweep: Sweep, process: subprocess.Popen) -> int:
             seen[name] = state
             if state != "running":
                 over = sum(state != "running" for state in seen.values())
-                told = f" after {_minutes(report['seconds'])}, {over} of {len(sweep.runs)} over"
-                why = f": {_failure(run)}" if state != "done" else ""
-                print(f"{time.strftime('%H:%M:%S')} {state} {name}{told}{why}", flush=True)
+                after = f" after {_minutes(report['seconds'])}, {over} of {len(sweep.jobs)} over"
+                why = f": {_failure(job)}" if state != "done" else ""
+                print(f"{time.strftime('%H:%M:%S')} {state} {name}{after}{why}", flush=True)
         if ended:
             return process.returncode
         try:
@@ -414,18 +414,18 @@ def _follow(sweep: Sweep, process: subprocess.Popen) -> int:
 
 
 def _summary(sweep: Sweep) -> tuple[str, list[str]]:
-    """The table of what came of every run, as text; and the names of those that failed."""
+    """The table of what came of every job, as text; and the names of those that failed."""
     rows = {}
-    for name, run in sweep.runs.items():
-        report = _read(run.report)
+    for name, job in sweep.jobs.items():
+        report = _read(job.report)
         if report:
             state = "done" if report["state"] == "done" else "failed"
-        elif run.record.is_file():
+        elif job.record.is_file():
             state = "reused"
         else:
-            state = "failed" if run.log.is_file() else "not run"
+            state = "failed" if job.log.is_file() else "not run"
         seconds = _minutes(report["seconds"]) if report else ""
-        rows[name] = (state, seconds, _failure(run) if state == "failed" else "")
+        rows[name] = (state, seconds, _failure(job) if state == "failed" else "")
     states = [state for state, _, _ in rows.values()]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     width = max(map(len, rows))
@@ -435,7 +435,7 @@ def _summary(sweep: Sweep) -> tuple[str, list[str]]:
     return "\n".join([f"{sweep.name}: {counted}", *table, ""]), failed
 
 
-def _found(kind: str, typed: str, pattern: str) -> Path:
+def _file_of(kind: str, typed: str, pattern: str) -> Path:
     shipped = sorted((paths.NOTEBOOKS / "sweeps").glob(pattern))
     named = {(path.parent.name if kind == "profile" else path.stem): path for path in shipped}
     path = named.get(typed) or paths.resolve(typed)
@@ -457,9 +457,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="take records that were made by other code as they are")
     arguments, further = parser.parse_known_args(argv)
     try:
-        grid = _found("grid", arguments.grid, "*.yaml")
+        grid = _file_of("grid", arguments.grid, "*.yaml")
         if arguments.profile:
-            further += ["--profile", str(_found("profile", arguments.profile, "profiles/*/config.yaml"))]
+            further += ["--profile", str(_file_of("profile", arguments.profile, "profiles/*/config.yaml"))]
         return 0 if run(grid, arguments=further, keep=arguments.keep) else 1
     except InputError as error:
         print(error, file=sys.stderr)

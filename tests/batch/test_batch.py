@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from jupyter_client.kernelspec import KernelSpec
 
 from lib.batch import run as batch
 from lib.checks import InputError
@@ -199,6 +201,56 @@ def test_a_failure_keeps_the_notebook_as_far_as_it_came(notebook, run, tmp_path)
     assert left(tmp_path) == ["toy.executed.ipynb"], "a failed copy is stale once the notebook ran"
 
 
+def kernel(monkeypatch, source: str) -> None:
+    """Kernels of `source`, which has the standard error that a notebook's process starts with as `stderr`."""
+    launch = "from ipykernel import kernelapp\nkernelapp.launch_new_instance()"
+    source = f"import os, sys\nstderr = os.dup(2)\n{source}\n{launch}"
+    spec = KernelSpec(argv=[sys.executable, "-c", source, "-f", "{connection_file}"], language="python")
+    monkeypatch.setattr(batch.OwnKernel, "kernel_spec", spec)
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "last"),
+    [
+        ("1", 0, []),
+        ("from lib.checks import InputError\nraise InputError('alphas: no')", 2, ["alphas: no"]),
+        ("1 / 0", 1, ["toy.ipynb: ZeroDivisionError: division by zero", "as far as it came: {failed}"]),
+    ],
+    ids=["done", "refused", "failed"],
+)
+def test_noise_of_a_kernel_that_ends_is_not_shown(source, status, last, notebook, run, tmp_path, monkeypatch):
+    marker = tmp_path / "noisy"
+    noise = f"os.write(stderr, b'Uncaught exception in ZMQStream callback'), open({str(marker)!r}, 'w')"
+    kernel(monkeypatch, f"import atexit\natexit.register(lambda: ({noise}))")
+    failed = tmp_path / "out" / "toy.failed.ipynb"
+    ended, _, err = run(notebook(source))
+    assert (ended, err) == (status, [line.format(failed=failed) for line in last])
+    assert marker.exists(), "the kernel made no noise"
+
+
+def test_what_a_kernel_says_that_dies_stands_before_the_error(notebook, run, tmp_path, monkeypatch):
+    failed = f"as far as it came: {tmp_path / 'out' / 'toy.failed.ipynb'}"
+    kernel(monkeypatch, "sys.exit('no module named torch')")
+    status, _, err = run(notebook("1"))
+    died = "toy.ipynb: RuntimeError: Kernel died before replying to kernel_info"
+    assert (status, err) == (1, ["no module named torch", died, failed])
+
+    kernel(monkeypatch, "import faulthandler\nfaulthandler.enable(stderr)")
+    bar = "import sys, time\nprint('50 %', end='', file=sys.stderr, flush=True)\n"
+    status, _, err = run(notebook(f"{bar}time.sleep(0.5)\nimport faulthandler\nfaulthandler._sigsegv()"))
+    first, second, *_, died, last = err
+    assert (status, first, second) == (1, "50 %", "Fatal Python error: Segmentation fault")
+    assert (died, last) == ("toy.ipynb: DeadKernelError: Kernel died", failed)
+
+
+def test_kernels_that_start_at_the_same_time_take_no_port_of_each_other(tmp_path):
+    with batch.own_kernel() as kernel:
+        assert kernel().transport == ("ipc" if hasattr(socket, "AF_UNIX") else "tcp")
+    too_long = tmp_path / ("x" * 120)
+    too_long.mkdir()
+    assert type("Kernel", (batch.OwnKernel,), {"folder": too_long})().transport == "tcp"
+
+
 def test_the_report_says_how_the_run_stands(notebook, run, tmp_path):
     report = tmp_path / "report.json"
 
@@ -222,6 +274,10 @@ def test_a_line_left_open_by_one_stream_is_ended_before_the_other_writes(capsys)
     err.write("\n")
     out.write("next\n")
     assert capsys.readouterr().out == "\rbar 50 %\rbar 100 %\nprinted\nnext\n"
+    err.write("\rbar 50 %")
+    out.close()
+    out.write("an error\n")
+    assert capsys.readouterr().out == "\rbar 50 %\nan error\n"
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""lib.sweep: what a grid file becomes, what makes a run anew, and sweeps run for real by Snakemake."""
+"""lib.batch.sweep: what a grid file becomes, what makes a run anew, and sweeps run for real by Snakemake."""
 
 import importlib.util
 import json
@@ -77,15 +77,15 @@ def grid(tmp_path, toy):
 
 
 def test_a_grid_is_a_product_with_the_seeds_innermost(grid):
-    runs = grid("""
+    jobs = grid("""
 parameters: {matchers: [none, graph], checkpoint_a: "net-w{width}-s{seed_b}"}
 grid: {width: [0.25, 1]}
 seeds: [0, 4]
 results: data/results/some
-""").runs
-    assert list(runs) == ["toy_w0.25-s0", "toy_w0.25-s4", "toy_w1-s0", "toy_w1-s4"]
-    run = runs["toy_w0.25-s4"]
-    assert run.parameters == {
+""").jobs
+    assert list(jobs) == ["toy_w0.25-s0", "toy_w0.25-s4", "toy_w1-s0", "toy_w1-s4"]
+    job = jobs["toy_w0.25-s4"]
+    assert job.parameters == {
         "matchers": ["none", "graph"],
         "checkpoint_a": "net-w0.25-s5",
         "width": 0.25,
@@ -94,12 +94,12 @@ results: data/results/some
         "results_path": "data/results/some/toy_w0.25-s4.json",
         "figures_dir": sweep.inside(paths.FIGURES / "local" / "grid"),
     }
-    assert run.record == paths.ROOT / "data/results/some/toy_w0.25-s4.json"
-    assert run.log == paths.LOCAL / "grid" / "logs" / "toy_w0.25-s4.log"
+    assert job.record == paths.ROOT / "data/results/some/toy_w0.25-s4.json"
+    assert job.log == paths.LOCAL / "grid" / "logs" / "toy_w0.25-s4.log"
 
 
 def test_blocks_take_what_stands_beside_them_and_add_to_it(grid):
-    runs = grid("""
+    jobs = grid("""
 parameters: {matchers: [graph], seed_b: 9}
 seeds: [0]
 runs:
@@ -107,11 +107,11 @@ runs:
     parameters: {checkpoint_a: net}
   - {grid: {width: [0.125]}, seeds: [2, 3]}
   - grid: {checkpoint_a: [x/y, z]}
-""").runs
-    assert list(runs) == ["toy_w0.25-s0", "toy_w0.125-s2", "toy_w0.125-s3", "toy_x_y-s0", "toy_z-s0"]
-    chosen = [(run.parameters.get("checkpoint_a"), run.parameters["seed_b"]) for run in runs.values()]
+""").jobs
+    assert list(jobs) == ["toy_w0.25-s0", "toy_w0.125-s2", "toy_w0.125-s3", "toy_x_y-s0", "toy_z-s0"]
+    chosen = [(job.parameters.get("checkpoint_a"), job.parameters["seed_b"]) for job in jobs.values()]
     assert chosen == [("net", 9), (None, 9), (None, 9), ("x/y", 9), ("z", 9)]
-    assert all(run.parameters["matchers"] == ["graph"] for run in runs.values())
+    assert all(job.parameters["matchers"] == ["graph"] for job in jobs.values())
 
 
 @pytest.mark.parametrize(
@@ -156,14 +156,15 @@ def test_a_notebook_that_leaves_no_record_is_refused(tmp_path, notebook, told):
 @pytest.mark.parametrize("path", sorted((paths.NOTEBOOKS / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_grids_are_taken(path):
     found = sweep.load(path)
-    assert found.runs
-    for run in found.runs.values():
-        names = [run.parameters[name] for name in ("checkpoint_a", "checkpoint_b") if run.parameters.get(name)]
+    assert found.jobs
+    for job in found.jobs.values():
+        names = [job.parameters[name] for name in ("checkpoint_a", "checkpoint_b") if job.parameters.get(name)]
         assert all((paths.CHECKPOINTS / f"{name}.safetensors").is_file() for name in names)
-        seeds = {run.parameters["seed_a"], run.parameters["seed_b"]}
-        others = [other.parameters for other in found.runs.values() if other is not run]
-        same = [other for other in others if other.get("width") == run.parameters.get("width")]
-        assert all(seeds.isdisjoint({other["seed_a"], other["seed_b"]}) for other in same), "pairs share a network"
+        seeds = {job.parameters["seed_a"], job.parameters["seed_b"]}
+        others = [other.parameters for other in found.jobs.values() if other is not job]
+        same = [other for other in others if other.get("width") == job.parameters.get("width")]
+        pairs = [{other["seed_a"], other["seed_b"]} for other in same]
+        assert all(seeds == pair or seeds.isdisjoint(pair) for pair in pairs), "two pairs share a network"
 
 
 # What makes a run anew
@@ -257,15 +258,15 @@ def test_a_changed_rule_makes_an_experiment_anew_and_a_changed_label_does_not(no
 
 
 def test_a_record_made_with_other_parameters_is_told(grid, tmp_path):
-    (run,) = grid(f"seeds: [4]\nresults: {tmp_path}\nparameters: {{checkpoint_a: /some/where/net}}").runs.values()
-    assert run.differences() == []
+    (job,) = grid(f"seeds: [4]\nresults: {tmp_path}\nparameters: {{checkpoint_a: /some/where/net}}").jobs.values()
+    assert job.differences() == []
     made = {"seed_a": 4, "seed_b": 5, "width": 1.0, "checkpoint_a": "net", "matchers": ["none"], "results_path": "x"}
-    run.record.write_text(json.dumps({"provenance": {"parameters": made}}))
-    assert run.differences() == []
-    run.record.write_text(json.dumps({"provenance": {"parameters": made | {"width": 2.0, "matchers": ["graph"]}}}))
-    assert run.differences() == ["width 2.0, now 1.0", 'matchers ["graph"], now ["none"]']
-    run.record.write_text("{}")
-    assert run.differences() == ["not a record that says its parameters"]
+    job.record.write_text(json.dumps({"provenance": {"parameters": made}}))
+    assert job.differences() == []
+    job.record.write_text(json.dumps({"provenance": {"parameters": made | {"width": 2.0, "matchers": ["graph"]}}}))
+    assert job.differences() == ["width 2.0, now 1.0", 'matchers ["graph"], now ["none"]']
+    job.record.write_text("{}")
+    assert job.differences() == ["not a record that says its parameters"]
 
 
 # Sweeps run for real
@@ -351,7 +352,7 @@ def test_a_failing_run_stops_no_other_and_only_what_must_is_redone(tmp_path, toy
 def test_the_summary_tells_how_each_run_ended(grid, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "LOCAL", tmp_path / "local")
     found = grid(f"seeds: [0, 1, 2, 3, 4]\nresults: {tmp_path}")
-    done, killed, early, reused, _ = found.runs.values()
+    done, killed, early, reused, _ = found.jobs.values()
     done.logs.mkdir(parents=True)
     done.report.write_text(json.dumps({"state": "done", "seconds": 61.4, "count": 9, "cell": "x", "error": None}))
     killed.report.write_text(json.dumps({"state": "running", "seconds": 3, "count": 4, "cell": "fit()", "error": None}))
