@@ -2,9 +2,11 @@
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import filelock
@@ -22,14 +24,16 @@ def start(code: str, *arguments: Path) -> subprocess.Popen:
 def test_whoever_waits_says_so_once_and_no_lock_file_is_left(tmp_path):
     code = """
 with paths.locked(Path(sys.argv[1]), waiting="waits"):
-    print("holds", flush=True)
+    print(Path(sys.argv[1]).exists(), flush=True)
 """
     with paths.locked(tmp_path / "net.resume", waiting="nobody is waited for"):
         second = start(code, tmp_path / "net.resume")
-        assert second.stdout.readline() == "waits\n"
+        select.select([second.stdout], [], [], 60)  # or for ever, where it says nothing
         assert (tmp_path / "net.lock").exists()
-    assert second.communicate()[0] == "holds\n"
-    assert not list(tmp_path.iterdir())
+        time.sleep(0.2)  # in which it would go on if it did not wait
+        (tmp_path / "net.resume").touch()
+    assert second.communicate()[0] == "waits\nTrue\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.resume"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
