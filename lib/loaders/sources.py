@@ -114,9 +114,12 @@ def _shaped(dataset: Dataset, shape: tuple | None) -> Dataset:
 
 def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
     """MNIST in torchvision's layout, MNIST/raw/*-ubyte, or the .gz files the mirrors serve."""
-    from torchvision.datasets import MNIST
 
-    packed = {name.removesuffix(".gz"): md5 for name, md5 in MNIST.resources}
+    def packed() -> dict[str, str]:
+        """The md5 sum of each file's .gz."""
+        from torchvision.datasets import MNIST
+
+        return {name.removesuffix(".gz"): md5 for name, md5 in MNIST.resources}
 
     def local(folder: Path) -> _Files | None:
         files = {}
@@ -125,15 +128,17 @@ def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
             if raw.is_file():
                 files[name] = _verified(raw, md5)
             elif archive.is_file():
-                files[name] = gzip.decompress(_verified(archive, packed[name]))
+                files[name] = gzip.decompress(_verified(archive, packed()[name]))
             else:
                 return None
         return files
 
     def fetch() -> _Files:
+        from torchvision.datasets import MNIST
+
         return {
             name: gzip.decompress(_download([f"{mirror}{name}.gz" for mirror in MNIST.mirrors], md5))
-            for name, md5 in packed.items()
+            for name, md5 in packed().items()
         }
 
     files = _find("MNIST", local, data, cache, fetch, "MNIST/raw")
