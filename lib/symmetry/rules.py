@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 import torch
-import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -157,7 +156,7 @@ def _prelu(t: _Tracer, node: fx.Node, module) -> Layout:
     torch.clamp,
     torch.neg,
     operator.neg,
-    torchvision.ops.stochastic_depth,
+    "torchvision.ops.stochastic_depth.stochastic_depth",
 )
 @rule(
     "abs",

@@ -187,7 +187,7 @@ class _Tracer:
             found = next((RULES[kind] for kind in type(module).__mro__ if kind in RULES), None)
         else:
             module = None
-            found = RULES.get(node.target)
+            found = RULES.get(node.target) or RULES.get(_qualified(node.target))
             if not any(self.layouts[source] for source in node.all_input_nodes):
                 return {}  # nothing that can be permuted goes in
             if "tensor_meta" not in node.meta and found is None:
@@ -195,7 +195,7 @@ class _Tracer:
                     raise self.fail(node, "it has no rule")
                 return {}
         if found is None:
-            raise self.fail(node, "it has no rule; lib.symmetry.rule registers one")
+            raise self.fail(node, "it has no rule; symmetry.rule registers one")
         if not node.args and node.all_input_nodes:
             raise self.fail(node, "its input is given by keyword")
         if any(isinstance(source.meta.get("tensor_meta"), list) for source in node.all_input_nodes):
@@ -250,6 +250,10 @@ def _names(producers: Sequence[list[str]]) -> list[str]:
         f"{name}[{names[:position].count(name)}]" if names.count(name) > 1 else name
         for position, name in enumerate(names)
     ]
+
+
+def _qualified(function: object) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -308,14 +312,15 @@ def _described(example: object) -> str:
     return f"{tuple(example.shape)} {example.dtype}".replace("torch.", "")
 
 
-# Operation (module class, function or method name) -> rule(tracer, node, module or None) -> layout of the result.
+# Operation -> rule(tracer, node, module or None) -> layout of the result. An operation is a module class, a function,
+# a method's name, or "module.qualified_name" of a function whose package takes too long to import for its rule alone.
 RULES: dict[object, Callable[[_Tracer, fx.Node, nn.Module | None], Layout]] = {}
 # What turns a tensor into plain numbers (shapes, devices): no permutation passes through.
 NUMBERS = {getattr, "size", "dim", "numel", "type"}
 
 
 def rule(*operations) -> Callable:
-    """Registers a rule for module classes, functions or method names (see `RULES`)."""
+    """Registers a rule for module classes, functions or names (see `RULES`)."""
 
     def register(function: Callable) -> Callable:
         RULES.update(dict.fromkeys(operations, function))

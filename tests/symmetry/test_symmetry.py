@@ -81,6 +81,14 @@ def test_torchvision_models_trace_and_prove(make, count):
     symmetry.prove(net, groups, example, tolerance=1e-7)
 
 
+def test_a_function_of_a_package_that_is_not_imported_has_its_rule_by_name():
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), torchvision.ops.StochasticDepth(0.2, "row"), nn.ReLU(), nn.Conv2d(6, 2, 3))
+    example = torch.randn(2, 3, 8, 8, generator=generator())
+    groups = symmetry.trace(net, example)
+    assert [group.size for group in groups.values()] == [6]
+    symmetry.prove(net, groups, example)
+
+
 def test_residual_stages_are_tied_and_named_after_the_stage():
     groups = symmetry.trace(models.build("resnet20", width=0.5, norm="batch"), models.example("resnet20"))
     tied = {m.tensor for m in groups["layer1"].members}

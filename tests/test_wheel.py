@@ -1,0 +1,102 @@
+"""The wheel: package `fusebook`, used from a folder where no clone can be seen."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lib.paths import ROOT
+
+pytest.importorskip("hatchling")
+
+USE = """
+import importlib.util, json, os, pkgutil, sys
+
+import fusebook as fb
+import torch
+from fusebook import symmetry
+from torch import nn
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+
+torch.manual_seed(0)
+a, b, x = mlp(), mlp(), torch.randn(64, 6)
+groups = symmetry.trace(a, x[:4])
+symmetry.prove(a, groups, x[:4])
+perms = {name: torch.randperm(group.size) for name, group in groups.items()}
+b.load_state_dict(symmetry.permute(a.state_dict(), groups, perms))
+y = fb.fuse([a, b], images=x, progress=False).model()(x)
+torch.testing.assert_close(y, a(x), atol=1e-4, rtol=1e-4)  # two copies of one network, in other orders
+
+modules = [module.name for module in pkgutil.walk_packages(fb.__path__, "fusebook.")]
+for name in modules:
+    if not name.endswith((".__main__", ".ffcv")):
+        importlib.import_module(name)
+names = ("ROOT", "DATA", "CACHE", "CHECKPOINTS", "RESULTS", "FIGURES")
+folders = {name: str(getattr(fb.paths, name)) for name in names}
+print(json.dumps({
+    "groups": len(groups),
+    "modules": len(modules),
+    "lib": importlib.util.find_spec("lib") is not None,
+    "path": sys.path,
+    "files": [m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", None)],
+    "folders": folders | {name: os.environ[name] for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "IPYTHONDIR")}
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, ROOT], check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_lib_as_fusebook_and_nothing_else(wheel):
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "lib"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("no git checkout")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {"fusebook/paper/fusebook.mplstyle", "fusebook/batch/sweep.smk"} <= names
+    files = {name for name in listing.stdout.split() if (ROOT / name).is_file()}
+    assert names == {f"fusebook{name.removeprefix('lib')}" for name in files}
+
+
+def listed(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_it_fuses_two_networks_where_no_clone_can_be_seen(wheel, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    purelib = [python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(purelib, stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
+    # the packages of this environment, without what its own .pth files name: one of them is the clone
+    packages = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (site / "packages.pth").write_text("\n".join(packages))
+    zipfile.ZipFile(wheel).extractall(site)
+    installed, working = listed(site), tmp_path / "working"
+    working.mkdir()
+
+    ours = ("FUSEBOOK_", "XDG_", "IPYTHONDIR", "MPL")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    environment["HOME"] = str(tmp_path / "nowhere")  # that cannot be written
+    done = subprocess.run([python, "-I", "-B", "-c", USE], cwd=working, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+
+    assert told["groups"] == 2 and told["modules"] > 30
+    assert not told["lib"] and str(ROOT) not in told["path"]
+    assert not [file for file in told["files"] if Path(file).is_relative_to(ROOT / "lib")]
+    assert told["folders"].pop("ROOT") == str(working)
+    assert all(Path(folder).is_relative_to(working) for folder in told["folders"].values()), told["folders"]
+    assert listed(site) == installed
