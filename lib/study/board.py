@@ -53,6 +53,7 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     place = paths.target(parameters["results_dir"], paths.LOCAL)
     shipped = pairs()
     kinds = list(dict.fromkeys(name.rpartition("-s")[0] for name in shipped))
+    all_kinds = parameters["pairs"] == ["all"]
     every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS)}
     parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
     if 0.5 not in parameters["alphas"]:
@@ -78,7 +79,9 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
             run.leave_out_inapplicable()
             if run.settings.matchers and run.settings.corrections:
                 runs[run.results_path.stem] = run
-        if not found:
+        if not found and all_kinds:
+            print(f"left out: {kind}, no pair of seeds {parameters['seeds']} is shipped")
+        elif not found:
             if kind not in kinds:
                 raise InputError(f"no shipped pair '{kind}'; accepted: {', '.join(kinds) or 'none'}")
             seeds = ", ".join(name.removeprefix(f"{kind}-s") for name in shipped if name.startswith(f"{kind}-s"))

@@ -24,21 +24,17 @@ def _specs() -> dict[str, tuple[str, Spec]]:
         recipe = Recipe(epochs=5, batch_size=100, lr=0.05, augment=False)
         specs[f"mlp-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5))
     cifar = "cifar10-jpeg"
-    for seeds in ((0, 1), (2, 3), (4, 5)):
+    vgg, residual = Recipe(epochs=10), Recipe(epochs=8, batch_size=250, lr=0.1)
+    for seed in range(6):
         for width in (0.125, 0.25):
-            for seed in seeds:
-                spec = Spec("vgg11", seed, Recipe(epochs=10), width=width, norm="batch")
-                specs[f"vgg11bn-w{width:g}-s{seed}"] = (cifar, spec)
-        if seeds == (0, 1):
-            for seed in seeds:
-                plain = Recipe(epochs=10, batch_size=125, lr=0.02)
-                specs[f"vgg11-w0.25-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.25))
-            for seed in seeds:
-                residual = Recipe(epochs=8, batch_size=250, lr=0.1)
-                specs[f"resnet20-w0.5-s{seed}"] = (
-                    cifar,
-                    Spec("resnet20", seed, residual, width=0.5, norm="batch"),
-                )
+            specs[f"vgg11bn-w{width:g}-s{seed}"] = (cifar, Spec("vgg11", seed, vgg, width=width, norm="batch"))
+    for seed in range(2):
+        plain = Recipe(epochs=10, batch_size=125, lr=0.02)
+        specs[f"vgg11-w0.25-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.25))
+        specs[f"resnet20-w0.5-s{seed}"] = (cifar, Spec("resnet20", seed, residual, width=0.5, norm="batch"))
+    for seed in (10, 11):  # of the study, which holds images out of training
+        spec = Spec("vgg11", seed, vgg, width=0.5, norm="batch", held_out=5000)
+        specs[f"vgg11bn-w0.5-s{seed}"] = (cifar, spec)
     return specs
 
 

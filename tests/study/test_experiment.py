@@ -179,6 +179,12 @@ def test_a_leaderboard_refuses_in_one_line(given, said):
     assert "\n" not in str(error.value)
 
 
+def test_all_kinds_are_those_that_have_the_seeds(capsys):
+    runs = board.open_pairs(BOARD | {"pairs": ["all"], "seeds": [10], "dataset": "mnist-5k"})
+    assert list(runs) == ["leaderboard_vgg11bn-w0.5-s10"]
+    assert "left out: simplenet, no pair of seeds [10] is shipped\n" in capsys.readouterr().out
+
+
 def test_pairs_of_a_model_that_is_not_registered_here_are_nobodys(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     for model in ("simplenet", "own"):
