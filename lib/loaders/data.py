@@ -26,11 +26,11 @@ class Split:
         pair = (self.images, self.labels)
         form = [(isinstance(x, torch.Tensor) and x.dtype, getattr(x, "ndim", None)) for x in pair]
         if form != [(torch.uint8, 4), (torch.int64, 1)] or len(self.images) != len(self.labels):
-            told = " and ".join(
+            kinds = " and ".join(
                 f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}" for x in pair
             )
-            told = told.replace("torch.", "")
-            raise InputError(f"images and labels {told} are refused; accepted: uint8 (N, C, H, W) and int64 (N,)")
+            kinds = kinds.replace("torch.", "")
+            raise InputError(f"images and labels {kinds} are refused; accepted: uint8 (N, C, H, W) and int64 (N,)")
         if (self.labels < 0).any():
             raise InputError(f"label {int(self.labels.min())} is refused; accepted: 0, 1, 2 …")
 

@@ -64,8 +64,8 @@ class Moments:
         a, b = a - centre[0], b - centre[1]
         rest = torch.stack([a.sum(dim=0), b.sum(dim=0)])
         squares = torch.stack([(a * a).sum(dim=0), (b * b).sum(dim=0)])
-        found = (centre, rest, squares, a.T @ b)
-        centre, rest, squares, products = (x.to(self.sums.device).double() for x in found)
+        parts = (centre, rest, squares, a.T @ b)
+        centre, rest, squares, products = (x.to(self.sums.device).double() for x in parts)
         sums = rest + len(a) * centre
         self.sums += sums
         # From moments about the centre to moments about 0.
@@ -146,10 +146,10 @@ def activation_similarity(
                 moments[name, node.name].add(features(a, place, size), features(b, place, size))
     if not seen:
         raise InputError("matcher 'activation' needs images; accepted: match_images ≥ 1")
-    found = {}
+    similarities = {}
     for name in groups:
         every = [m for (group, _), m in moments.items() if group == name]
         for m in every:
             check_finite(m.squares, name)  # dividing by an infinite deviation would give plain zeros
-        found[name] = torch.stack([m.similarity(similarity, epsilon).cpu() for m in every]).mean(dim=0)
-    return found
+        similarities[name] = torch.stack([m.similarity(similarity, epsilon).cpu() for m in every]).mean(dim=0)
+    return similarities

@@ -69,10 +69,10 @@ class _Pair:
 
 
 # A matcher returns (perms, objective, similarity or None, info).
-_Found = tuple[Mapping[str, Tensor], float | None, Mapping[str, Tensor] | None, dict]
+_Result = tuple[Mapping[str, Tensor], float | None, Mapping[str, Tensor] | None, dict]
 
 
-def _none(pair: _Pair) -> _Found:
+def _none(pair: _Pair) -> _Result:
     return pair.groups.identity(), None, None, {}
 
 
@@ -81,18 +81,18 @@ def _activation(
     similarity: Literal["correlation", "covariance", "uncentred"] = "correlation",
     tap: Literal[tuple(TAPS)] = "post_relu",
     epsilon: float = 1e-4,
-) -> _Found:
-    found = activation_similarity(
+) -> _Result:
+    similarities = activation_similarity(
         pair.model_a, pair.model_b, pair.groups, pair.batches,
         similarity=similarity, tap=tap, epsilon=epsilon, device=pair.device, progress=pair.progress,
     )  # fmt: skip
-    perms = {name: assign(matrix, name) for name, matrix in found.items()}
-    objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in found.items())
-    return perms, objective, found, {}
+    perms = {name: assign(matrix, name) for name, matrix in similarities.items()}
+    objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in similarities.items())
+    return perms, objective, similarities, {}
 
 
-def _spectral(orientation: str) -> Callable[..., _Found]:
-    def run(pair: _Pair, solver: Literal["sweep", "pygmtools"] = "sweep", memory: float = 4 * GIB) -> _Found:
+def _spectral(orientation: str) -> Callable[..., _Result]:
+    def run(pair: _Pair, solver: Literal["sweep", "pygmtools"] = "sweep", memory: float = 4 * GIB) -> _Result:
         perms, info = spectral(*pair.states, pair.groups, solver=solver, orientation=orientation, memory=memory)
         similarity = info.pop("similarity")
         objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in similarity.items())
@@ -106,10 +106,10 @@ def _eps(model: nn.Module) -> dict[str, float]:
     return {name: module.eps for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
-def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _Found]:
+def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _Result]:
     """A matcher on the quadratic objective of `Problem`; `fixed` is its solver, None leaves it an option."""
 
-    def solve(pair: _Pair, solver: str, memory: float, activations: float, restarts: int, **options) -> _Found:
+    def solve(pair: _Pair, solver: str, memory: float, activations: float, restarts: int, **options) -> _Result:
         similarity = None
         if activations:
             if pair.batches is None:
@@ -121,11 +121,11 @@ def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _F
             *pair.states, pair.groups, similarity=similarity, similarity_weight=activations,
             device=_exact(pair.device), memory=memory, eps=_eps(pair.model_a),
         )  # fmt: skip
-        found = solvers.solve(
+        solution = solvers.solve(
             problem, solver=solver, restarts=restarts, generator=pair.generator, progress=pair.progress, **options
         )
-        info = {"solver": found.solver, "iterations": found.iterations, "converged": found.converged}
-        return found.perms, found.objective, found.soft, info
+        info = {"solver": solution.solver, "iterations": solution.iterations, "converged": solution.converged}
+        return solution.perms, solution.objective, solution.soft, info
 
     if fixed is None:
 
@@ -135,11 +135,11 @@ def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _F
             memory: float = GIB,
             activations: float = 0.0,
             restarts: int = 0,
-        ) -> _Found:
+        ) -> _Result:
             return solve(pair, solver, memory, activations, restarts)
     else:
 
-        def run(pair: _Pair, memory: float = GIB, activations: float = 0.0, restarts: int = 0) -> _Found:
+        def run(pair: _Pair, memory: float = GIB, activations: float = 0.0, restarts: int = 0) -> _Result:
             return solve(pair, fixed, memory, activations, restarts, **({"kernel": kernel} if kernel else {}))
 
     return run
@@ -149,7 +149,7 @@ def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _F
 class Matcher:
     """A matcher: how it runs, whether it looks at images, and what it does in a line."""
 
-    run: Callable[..., _Found]
+    run: Callable[..., _Result]
     images: bool
     what: str
     chain: bool = False  # takes only a plain chain of layers without biases or norms

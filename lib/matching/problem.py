@@ -1,6 +1,6 @@
 """The quadratic assignment problem between two networks, and its operators without the matrix.
 
-Units are nodes, weights are edges. The objective counts every edge once and every node once; `graph_solvers`
+Units are nodes, weights are edges. The objective counts every edge once and every node once; `solvers`
 maximises it. Nothing here builds the affinity matrix, except `Problem.affinity` for tests and teaching.
 """
 
@@ -369,7 +369,7 @@ class Problem:
         bytes: 4 n^4.
         """
         n = sum(self.sizes.values())
-        check_dense(n, memory, "the solvers of lib.graph_matching")
+        check_dense(n, memory, "the solvers of `matching`")
         start = dict(zip(self.sizes, torch.tensor([0, *self.sizes.values()]).cumsum(0).tolist(), strict=False))
         K = torch.zeros(n, n, n, n)
         for name, L in self.linear(kernel).items():

@@ -321,7 +321,7 @@ def spectral_one_way(
 ) -> Solution:
     """Spectral matching (Leordeanu & Hebert, ICCV 2005) of the published one-way K (Liu et al., ICML 2022),
     for any
-    problem: `lib.graph_matching.sweep` beyond plain chains.
+    problem: `spectral.sweep` beyond plain chains.
 
     Power iteration as `pygmtools.sm` runs it on that K: scores flow from a layer's outputs to its inputs;
     fixed outputs hold ones; nodes (biases, folded BatchNorms) stand on the diagonal. Edges from fixed inputs

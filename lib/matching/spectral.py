@@ -1,7 +1,7 @@
 """Graph matching: networks as graphs (units are nodes, weights edges) and the permutations that line them up.
 
 Here, the published spectral matching of one-way chains (Liu et al., ICML 2022), dense as pygmtools wants it
-and matrix-free. The problem for any architecture is in `graph_problem`, its solvers in `graph_solvers`.
+and matrix-free. The problem for any architecture is in `problem`, its solvers in `solvers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,11 +70,11 @@ def chain(
         raise refuse(f"{left[0]} lies outside it")
 
     def arrays(state: Mapping[str, Tensor]) -> list[Tensor]:
-        found = []
+        weights = []
         for layer, block in zip(layers, blocks, strict=True):
             weight = state[layer].detach().to("cpu", torch.float32)
-            found.append(weight.reshape(weight.shape[0], weight.shape[1] // block, -1).contiguous())
-        return found
+            weights.append(weight.reshape(weight.shape[0], weight.shape[1] // block, -1).contiguous())
+        return weights
 
     return arrays(state_a), arrays(state_b), names
 
@@ -133,7 +133,7 @@ def sweep(c1: Sequence[Tensor], c2: Sequence[Tensor], *, rows: int = 8) -> list[
     scale a layer. The signal is about 1 % of X's mean, so the order of summation is fixed: rows in
     sequence.
     """
-    X, found = torch.eye(c1[-1].shape[0]), []
+    X, layers = torch.eye(c1[-1].shape[0]), []
     with Workers(torch.device("cpu"), threads=1).session():  # many short operations: see Workers
         for A, B in zip(c1[:0:-1], c2[:0:-1], strict=True):
             o, i, d = A.shape
@@ -142,8 +142,8 @@ def sweep(c1: Sequence[Tensor], c2: Sequence[Tensor], *, rows: int = 8) -> list[
                 E = torch.cdist(A[s : s + rows].reshape(-1, d), B.reshape(-1, d)).neg_().exp_()
                 Y += torch.einsum("baBA,bB->aA", E.view(-1, i, o, i), X[s : s + rows])
             X = Y / Y.norm()
-            found.insert(0, X)
-    return found
+            layers.insert(0, X)
+    return layers
 
 
 def spectral(
@@ -171,10 +171,10 @@ def spectral(
     check_choice("orientation", orientation, ("correct", "reference"))
     c1, c2, names = chain(state_a, state_b, groups)
     if solver == "sweep":
-        found, solve_assignment = sweep(c1, c2), assign
+        layers, solve_assignment = sweep(c1, c2), assign
     else:
-        found, solve_assignment = _pygmtools_sm(c1, c2, memory), _pygmtools_hungarian
-    similarity = dict(zip(names, found, strict=True))
+        layers, solve_assignment = _pygmtools_sm(c1, c2, memory), _pygmtools_hungarian
+    similarity = dict(zip(names, layers, strict=True))
     perms = {name: solve_assignment(X if orientation == "correct" else X.T) for name, X in similarity.items()}
     return perms, {"similarity": similarity, "solver": solver, "orientation": orientation}
 

@@ -215,14 +215,14 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     if sidecar == path or not sidecar.exists():
         return {}
     try:
-        told = json.loads(sidecar.read_text(encoding="utf-8"))
-        if not isinstance(told, dict):
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
             raise ValueError("it is no object")
-        spec = told.get("spec", {})
+        spec = content.get("spec", {})
         if not isinstance(spec, dict):
             raise ValueError("spec is no object")
         for name, value, right in (
-            ("sha256", told.get("sha256"), lambda value: isinstance(value, str)),
+            ("sha256", content.get("sha256"), lambda value: isinstance(value, str)),
             ("spec.seed", spec.get("seed"), lambda value: type(value) is int),
             ("spec.width", spec.get("width"), lambda value: type(value) in (int, float) and 0 < value < math.inf),
         ):
@@ -233,4 +233,4 @@ def read_sidecar(path: Path) -> dict[str, Any]:
             f"sidecar {sidecar} is broken ({first_line(error)}); accepted: the JSON that was saved with the "
             "checkpoint, or no such file"
         ) from None
-    return told
+    return content

@@ -20,17 +20,17 @@ def _pairs(model: nn.Module) -> list[tuple[str, str]]:
         once = node.op == "call_module" and targets.count(node.target) == 1
         return once and type(modules[node.target]) is nn.Linear
 
-    found = []
+    pairs = []
     for node in graph.nodes:
         user = node
         while len(user.users) == 1 and linear(node):
             (user,) = user.users
             if linear(user):
-                found.append((node.target, user.target))
+                pairs.append((node.target, user.target))
                 break
             if user.op != "call_module" or not isinstance(modules[user.target], nn.Identity):
                 break
-    return found
+    return pairs
 
 
 @torch.no_grad()

@@ -136,23 +136,23 @@ def trained(
     Returns:
         The checkpoint; its JSON sidecar says how it was made.
     """
-    made = {"spec": spec.as_dict(), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
-    made["images"] = len(dataset.train)
+    origin = {"spec": spec.as_dict(), "dataset": dataset.name, "dataset_sha256": dataset.sha256}
+    origin["images"] = len(dataset.train)
     if not 0 <= spec.held_out < len(dataset.train):
         raise InputError(
             f"held_out {spec.held_out} of {len(dataset.train)} training images leaves none to train on; accepted: fewer"
         )
-    made = json.loads(json.dumps(made))  # as the sidecar will give it back
-    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:10]
+    origin = json.loads(json.dumps(origin))  # as the sidecar will give it back
+    key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:10]
     stem = f"{spec.model}{'-bn' if spec.norm else ''}-w{spec.width:g}-{dataset.name}-s{spec.seed}-{key}"
     path = path or paths.CHECKPOINTS / "local" / f"{stem}.safetensors"
     _check_suffix(path)
     resume = paths.CHECKPOINTS / "local" / f"{stem}.resume"
-    if not resume.exists() and (checkpoint := _already(path, made, label)):
+    if not resume.exists() and (checkpoint := _already(path, origin, label)):
         return checkpoint
     waiting = f"{label}: another process trains {path.name}, waiting for it"
     with paths.locked(resume, path, path.with_suffix(".json"), waiting=waiting):
-        if checkpoint := _already(path, made, label):  # by now, or by a run that was killed as it tidied up
+        if checkpoint := _already(path, origin, label):  # by now, or by a run that was killed as it tidied up
             resume.unlink(missing_ok=True)
             return checkpoint
         generator = torch.Generator().manual_seed(spec.seed)
@@ -183,7 +183,7 @@ def trained(
         test = loaders.make_loader(dataset, "test", 1000, **options)
         accuracy, loss = evaluate(model, test, device=device)
         measured = {"test_accuracy": accuracy, "test_loss": loss, "final_train_loss": losses[-1]}
-        checkpoint = save_checkpoint(path, state, made | measured | {"torch": torch.__version__})
+        checkpoint = save_checkpoint(path, state, origin | measured | {"torch": torch.__version__})
         resume.unlink(missing_ok=True)
     return checkpoint
 

@@ -22,15 +22,15 @@ SHARED = ("matchers", "corrections", "alphas", "device", "limit_test", "match_im
 def pairs() -> dict[str, dict[str, Any]]:
     """{name: sidecar of network A} of the shipped pairs of models that are known here. A pair is named by its first
     network, such as simplenet-s0, whose partner is simplenet-s1."""
-    found = {}
+    sidecars = {}
     for path in paths.CHECKPOINTS.glob("*-s*.safetensors"):
         kind, _, seed = path.stem.rpartition("-s")
         if seed.isdecimal() and int(seed) % 2 == 0 and path.with_name(f"{partner(path.stem)}.safetensors").is_file():
-            found[kind, int(seed)] = models.read_sidecar(path)
+            sidecars[kind, int(seed)] = models.read_sidecar(path)
     return {
-        f"{kind}-s{seed}": said
-        for (kind, seed), said in sorted(found.items())
-        if said.get("spec", {}).get("model") in models.ARCHITECTURES
+        f"{kind}-s{seed}": sidecar
+        for (kind, seed), sidecar in sorted(sidecars.items())
+        if sidecar.get("spec", {}).get("model") in models.ARCHITECTURES
     }
 
 
@@ -60,28 +60,29 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
         raise InputError(f"alphas {parameters['alphas']!r} is not accepted; accepted: a list with 0.5, where all meet")
     paths.check_writable("figures_dir", figures_path(parameters["figures_dir"]), folder=True)
     for kind in parameters["pairs"]:
-        found = []
+        names = []
         for seed in parameters["seeds"]:
             name = f"{kind}-s{seed}"
-            if (said := shipped.get(name)) is None:
+            if (sidecar := shipped.get(name)) is None:
                 continue
             given = {name: parameters[name] for name in (*SHARED, "held_out_images")} | FIXED
             given |= {"checkpoint_a": name, "checkpoint_b": partner(name)}
-            given["dataset"] = said["dataset"] if parameters["dataset"] == "auto" else parameters["dataset"]
+            spec = sidecar["spec"]
+            given["dataset"] = sidecar["dataset"] if parameters["dataset"] == "auto" else parameters["dataset"]
             given["results_path"] = str(place / f"leaderboard_{kind}-s{seed}.json")
-            presets = {"quick": {"width": said["spec"]["width"]}}
+            presets = {"quick": {"width": spec["width"]}}
             run = begin(
-                "leaderboard", said["spec"]["model"], given, presets=presets, norm=said["spec"]["norm"], lenient=True,
+                "leaderboard", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True,
                 extra=("held_out_images",),
             )  # fmt: skip
             run.check_held_out(run.settings.held_out_images)
-            found.append(name)
+            names.append(name)
             run.leave_out_inapplicable()
             if run.settings.matchers and run.settings.corrections:
                 runs[run.results_path.stem] = run
-        if not found and all_kinds:
+        if not names and all_kinds:
             print(f"left out: {kind}, no pair of seeds {parameters['seeds']} is shipped")
-        elif not found:
+        elif not names:
             if kind not in kinds:
                 raise InputError(f"no shipped pair '{kind}'; accepted: {', '.join(kinds) or 'none'}")
             seeds = ", ".join(name.removeprefix(f"{kind}-s") for name in shipped if name.startswith(f"{kind}-s"))

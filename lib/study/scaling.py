@@ -1,6 +1,6 @@
 """How graph matching scales: planted recovery, time and memory against width, objective against accuracy.
 
-Each function returns rows for a record of notebooks/graph_matching_scaling.ipynb; lib.plots draws them.
+Each function returns rows for a record of notebooks/graph_matching_scaling.ipynb; `paper.figures_scaling` draws them.
 """
 
 import time
@@ -90,9 +90,9 @@ def _solve(network: nn.Module, groups: Groups, state: Mapping[str, Tensor], solv
     return matching.solve(problem, solver=solver, **options)
 
 
-def recovered_share(truth: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+def recovered_share(truth: Mapping[str, Tensor], perms: Mapping[str, Tensor]) -> float:
     """The share of units whose place was found again."""
-    right = sum(int((found[name] == perm).sum()) for name, perm in truth.items())
+    right = sum(int((perms[name] == perm).sum()) for name, perm in truth.items())
     return right / sum(len(perm) for perm in truth.values())
 
 
@@ -126,13 +126,13 @@ def scaling_rows(
         network, groups, state, truth = plant(model, width, noise, seed)
         with Peak("cpu") as peak:
             start = time.perf_counter()
-            found = _solve(network, groups, state, solver)
+            solution = _solve(network, groups, state, solver)
             seconds = time.perf_counter() - start
         rows.append(
             {
                 "study": "scaling", "model": model, "width": width, "solver": solver, "seconds": seconds,
                 "peak_bytes": peak.bytes, "dense_bytes": dense_bytes(network, groups), "seed": seed, "noise": noise,
-                "recovered": recovered_share(truth, found.perms),
+                "recovered": recovered_share(truth, solution.perms),
             }
         )  # fmt: skip
     return rows
@@ -156,11 +156,16 @@ def objective_rows(
         start = groups.random(generator)
         solutions.append(matching.coordinate_descent(problem, kernel="exp", start=start, generator=generator))
     rows: Rows = []
-    for found in tqdm(solutions, desc="objective", unit="matching", mininterval=1):
-        aligned = fusion.align([model_a, model_b], groups, [groups.identity(), found.perms])
+    for solution in tqdm(solutions, desc="objective", unit="matching", mininterval=1):
+        aligned = fusion.align([model_a, model_b], groups, [groups.identity(), solution.perms])
         fused = fusion.correct(aligned, 0.5, "none").state
         accuracy = fusion.measure(model_a.__class__(), fused, test)["test_accuracy"]
         rows.append(
-            {"study": "objective", "solver": found.solver, "objective": found.objective, "test_accuracy": accuracy}
+            {
+                "study": "objective",
+                "solver": solution.solver,
+                "objective": solution.objective,
+                "test_accuracy": accuracy,
+            }
         )
     return rows

@@ -1,4 +1,4 @@
-"""The pairs that checkpoints/ ships, and how each was trained: `python -m lib.zoo` trains those that are missing.
+"""The pairs that checkpoints/ ships, and how each was trained: `python -m lib.study.zoo` trains those that are missing.
 
 Names read model, width, seed: vgg11bn-w0.25-s0. A pair is two consecutive seeds, (0, 1), (2, 3) …
 """

@@ -210,8 +210,8 @@ def prove(
 
     def change(some: Mapping[str, torch.Tensor]) -> float:
         twin.load_state_dict(permute(state, groups, some))
-        found = _tensors(twin(example.clone()))
-        changes = [float((a - b).abs().max()) / scale for a, b in zip(found, expected, strict=True)]
+        outputs = _tensors(twin(example.clone()))
+        changes = [float((a - b).abs().max()) / scale for a, b in zip(outputs, expected, strict=True)]
         return math.inf if any(math.isnan(c) for c in changes) else max(changes)
 
     largest = change(perms)

@@ -28,18 +28,18 @@ def _convolution(t: _Tracer, node: fx.Node, module) -> Layout:
     channels, groups, out = layout.get(1), module.groups, module.out_channels
     if groups == 1:
         t.mark(node, weight, 1, channels)
-        made: Axis = [(_Cell(out), 1)]
+        units: Axis = [(_Cell(out), 1)]
     elif groups == module.in_channels:  # depthwise: output unit i sees input unit i // (out / groups) alone
-        made = [(cell, block * (out // groups)) for cell, block in channels or [(_Cell(groups, fixed=True), 1)]]
+        units = [(cell, block * (out // groups)) for cell, block in channels or [(_Cell(groups, fixed=True), 1)]]
     else:
         pieces = _cut(channels, module.in_channels // groups) if channels else [None] * groups
         step = out // groups
         for g, piece in enumerate(pieces):
             t.mark(node, weight, 1, piece, rows=(g * step, (g + 1) * step))
-        made = [(_Cell(step), 1) for _ in range(groups)]
-    t.mark(node, weight, 0, made)
-    t.mark(node, bias, 0, made)
-    return _made(t, node, "conv", made, 1)
+        units = [(_Cell(step), 1) for _ in range(groups)]
+    t.mark(node, weight, 0, units)
+    t.mark(node, bias, 0, units)
+    return _produce(t, node, "conv", units, 1)
 
 
 @rule(nn.Linear)
@@ -47,19 +47,19 @@ def _linear(t: _Tracer, node: fx.Node, module) -> Layout:
     layout = t.layout(node.args[0])
     last = len(_shape(node.args[0])) - 1
     t.mark(node, f"{node.target}.weight", 1, layout.get(last))
-    made: Axis = [(_Cell(module.out_features), 1)]
-    t.mark(node, f"{node.target}.weight", 0, made)
-    t.mark(node, f"{node.target}.bias", 0, made)
-    return layout | _made(t, node, "linear", made, last)
+    units: Axis = [(_Cell(module.out_features), 1)]
+    t.mark(node, f"{node.target}.weight", 0, units)
+    t.mark(node, f"{node.target}.bias", 0, units)
+    return layout | _produce(t, node, "linear", units, last)
 
 
-def _made(t: _Tracer, node: fx.Node, kind: str, made: Axis, axis: int) -> Layout:
+def _produce(t: _Tracer, node: fx.Node, kind: str, units: Axis, axis: int) -> Layout:
     name = node.target
-    t.producers.append((name, made))
+    t.producers.append((name, units))
     t.kinds[node] = "pre_norm"
     bias = f"{name}.bias" if f"{name}.bias" in t.state else None
     t.layers.append(Layer(name, kind, node.name, f"{name}.weight", bias))
-    return {axis: made}
+    return {axis: units}
 
 
 @rule(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

@@ -184,24 +184,24 @@ class _Tracer:
             return layout
         if node.op == "call_module":
             module = self.modules[node.target]
-            found = next((RULES[kind] for kind in type(module).__mro__ if kind in RULES), None)
+            handler = next((RULES[kind] for kind in type(module).__mro__ if kind in RULES), None)
         else:
             module = None
-            found = RULES.get(node.target) or RULES.get(_qualified(node.target))
+            handler = RULES.get(node.target) or RULES.get(_qualified(node.target))
             if not any(self.layouts[source] for source in node.all_input_nodes):
                 return {}  # nothing that can be permuted goes in
-            if "tensor_meta" not in node.meta and found is None:
+            if "tensor_meta" not in node.meta and handler is None:
                 if any(map(_is_tensor, node.all_input_nodes)) and node.target not in NUMBERS:
                     raise self.fail(node, "it has no rule")
                 return {}
-        if found is None:
+        if handler is None:
             raise self.fail(node, "it has no rule; symmetry.rule registers one")
         if not node.args and node.all_input_nodes:
             raise self.fail(node, "its input is given by keyword")
         if any(isinstance(source.meta.get("tensor_meta"), list) for source in node.all_input_nodes):
             raise self.fail(node, "it takes several tensors at once from one node")
         try:
-            return found(self, node, module)
+            return handler(self, node, module)
         except UnsupportedError:
             raise
         except Exception as error:
@@ -210,7 +210,7 @@ class _Tracer:
     def collect(self) -> Groups:
         producers: dict[_Cell, list[str]] = {}
         # A layer whose outputs are all one group names it better than one whose outputs are split over several.
-        for name, segments in sorted(self.producers, key=lambda made: len(_resolve(made[1])) > 1):
+        for name, segments in sorted(self.producers, key=lambda producer: len(_resolve(producer[1])) > 1):
             for cell, _ in _resolve(segments):
                 producers.setdefault(cell, []).append(name)
         members: dict[_Cell, list[Member]] = {}

@@ -1,4 +1,4 @@
-"""lib.correction and what it stands on (lib.least_squares, lib.selection, lib.merging): statistics by hand, exact
+"""Corrections and what they stand on (least squares, selection, merging): statistics by hand, exact
 folds, planted solutions."""
 
 import copy

@@ -1,4 +1,4 @@
-"""lib.ffcv_loader: FFCV for real, held to what the in-memory loader delivers."""
+"""lib.loaders.ffcv: FFCV for real, held to what the in-memory loader delivers."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""lib.graph_matching, graph_problem, graph_solvers: against brute force and pygmtools on dense K."""
+"""lib.matching: spectral, problem, solvers: against brute force and pygmtools on dense K."""
 
 import math
 from itertools import pairwise
