@@ -144,10 +144,8 @@ def activation() -> None:
     pair = [shipped(f"vgg11bn-w0.25-s{seed}") for seed in (0, 1)]
     groups = symmetry.trace(pair[0], models.example("vgg11"))
     batches = images(2000)
-    matching.match([*pair], groups, "activation", images=batches[:1], progress=False)[1]
-    found, quick, small = timed(
-        lambda: matching.match([*pair], groups, "activation", images=batches, progress=False)[1]
-    )
+    matching.match(pair, groups, "activation", images=batches[:1], progress=False)[1]
+    found, quick, small = timed(lambda: matching.match(pair, groups, "activation", images=batches, progress=False)[1])
     expected, slow, large = timed(lambda: layer_by_layer(*pair, batches), repeats=1)
     differing = sum(int((found[name] != perm).sum()) for name, perm in expected.items())
     assert differing == 0, f"{differing} units are matched differently"
@@ -195,24 +193,23 @@ def scale() -> None:
     batches = images(4000)
 
     def pair(width: float) -> tuple:
-        a, b = (models.build("vgg11", width=width, norm="batch", seed=seed) for seed in (0, 1))
-        return a, b, symmetry.trace(a, models.example("vgg11"))
+        networks = [models.build("vgg11", width=width, norm="batch", seed=seed) for seed in (0, 1)]
+        return networks, symmetry.trace(networks[0], models.example("vgg11"))
 
     def match(name: str, width: float, count: int) -> Callable:
-        a, b, groups = pair(width)
-        looks = batches[: count // 500] if matching.MATCHERS[name].images else None
-        return lambda: matching.match([a, b], groups, name, images=looks, progress=False)[1]
+        networks, groups = pair(width)
+        looks = batches[: count // 500] if matching.looks_at_images(name) else None
+        return lambda: matching.match(networks, groups, name, images=looks, progress=False)
 
     def correct(name: str, width: float, count: int, alphas: int = 1) -> Callable:
-        a, b, groups = pair(width)
-        states, looks = (a.state_dict(), b.state_dict()), batches[: count // 500]
+        networks, groups = pair(width)
+        aligned, looks = fusion.align(networks, groups, [groups.identity()] * 2), batches[: count // 500]
         shares = [(i + 1) / (alphas + 1) for i in range(alphas)]
         parents = {side: dict.fromkeys(("test_accuracy", "test_loss"), 0.5) for side in "ab"}
         labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in looks[:1]]
         return lambda: fusion.curve(
-            a, *states, shares, parents=parents, groups=groups, test=labelled, correction=name, batches=looks,
-            progress=False,
-        )  # fmt: skip
+            aligned, shares, parents=parents, test=labelled, correction=name, images=looks, progress=False
+        )
 
     def grow(what: str, make: Callable[[float], Callable], sizes: tuple) -> None:
         seconds = [timed(make(size), repeats=1)[1] for size in sizes]

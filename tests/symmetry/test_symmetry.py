@@ -321,8 +321,8 @@ def test_random_networks_trace_prove_and_give_a_planted_permutation_back(model, 
     twin = copy.deepcopy(model)
     twin.load_state_dict(moved)
     found = matching.match(
-        twin, model, groups, "activation", batches=[example], tap="pre_norm", epsilon=1e-12, progress=False
-    )
+        [twin, model], groups, "activation", images=[example], tap="pre_norm", epsilon=1e-12, progress=False
+    )[1]
     for name, perm in planted.items():
         assert torch.equal(found[name], perm), name
 
