@@ -24,7 +24,7 @@ from .statistics import moments
 @dataclass
 class Curve:
     """One matcher with one correction: its points by alpha, its barrier, the seconds its corrections took in all,
-    the fused state of each alpha asked for in `keep`, and by alpha what the correction reports (`Corrected.info`)."""
+    the fused state of each alpha asked for in `keep`, and by alpha what the correction reports (`Fused.info`)."""
 
     aligned: Aligned = field(repr=False)
     correction: str
