@@ -89,7 +89,7 @@ def _image_shape(model: str) -> tuple[int, int, int]:
     if model not in ARCHITECTURES:
         raise InputError(
             f"unknown model {model!r}; accepted: {', '.join(ARCHITECTURES)}; a model of your own has to be "
-            "registered in ARCHITECTURES in lib/models.py"
+            "registered in ARCHITECTURES of lib.models"
         )
     return ARCHITECTURES[model][2]
 
