@@ -225,10 +225,9 @@ def execute(
             raise
         except Exception as error:
             name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
-            write_report(
-                "refused" if name == InputError.__name__ else "failed", f"{name}: {message}".strip().splitlines()[0]
-            )
-            if name == InputError.__name__:
+            refused = name == InputError.__name__
+            write_report("refused" if refused else "failed", f"{name}: {message}".strip().splitlines()[0])
+            if refused:
                 raise InputError(message) from None
             # Outputs come as messages. What else the process prints is noise of its threads while they end, unless
             # it died: then nothing else says why.

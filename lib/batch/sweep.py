@@ -241,10 +241,8 @@ def _essence(source: str) -> str:
 def _defaults(notebook: Path) -> dict[str, Any]:
     defaults = {}
     for name, parameter in parameters_of(notebook).items():
-        try:
+        with suppress(ValueError, SyntaxError):  # an expression: nothing to compare with
             defaults[name] = ast.literal_eval(parameter["default"])
-        except (ValueError, SyntaxError):  # an expression: nothing to compare with
-            continue
     return defaults
 
 
@@ -297,10 +295,9 @@ def _planned(sweep: Sweep) -> set[str]:
 
 
 def _read(report: Path) -> dict[str, Any]:
-    try:
+    with suppress(FileNotFoundError):
         return json.loads(report.read_text())
-    except FileNotFoundError:
-        return {}
+    return {}
 
 
 def _minutes(seconds: float) -> str:
