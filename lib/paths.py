@@ -17,7 +17,8 @@ import filelock
 from .checks import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-if not ((ROOT / "pyproject.toml").is_file() and (ROOT / "notebooks").is_dir()):  # no clone: installed from a wheel
+IS_CLONE: bool = (ROOT / "pyproject.toml").is_file() and (ROOT / "notebooks").is_dir()
+if not IS_CLONE:  # installed from a wheel
     ROOT = Path.cwd()
 
 

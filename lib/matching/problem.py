@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..checks import InputError, check_choice
 from ..symmetry import Member, by_tensor
@@ -21,19 +22,11 @@ KERNELS = ("exp", "inner")
 def check_dense(n: int, memory: float, way_out: str) -> None:
     """Raises InputError when a dense affinity matrix over n units, 4 n^4 bytes, exceeds `memory` bytes."""
     if 4 * n**4 > memory:
+        need, limit = (tqdm.format_sizeof(count, "B") for count in (4 * n**4, memory))
         raise InputError(
-            f"a dense affinity matrix over {n} units would take {readable_bytes(4 * n**4)}, above the limit "
-            f"of {readable_bytes(memory)}; use {way_out}, which never build it"
+            f"a dense affinity matrix over {n} units would take {need}, above the limit of {limit}; "
+            f"use {way_out}, which never build it"
         )
-
-
-def readable_bytes(count: float) -> str:
-    """4.2e12 -> "4.2 TB" (decimal units, four digits)."""
-    units = ("bytes", "kB", "MB", "GB", "TB", "PB")
-    power = 0
-    while count >= 1000 and power < len(units) - 1:
-        count, power = count / 1000, power + 1
-    return f"{count:,.4g} {units[power]}"
 
 
 @dataclass(frozen=True)
@@ -154,24 +147,21 @@ class Problem:
     def objective(self, perms: Mapping[str, Tensor], kernel: str = "exp") -> float:
         """F(perms), exact, accumulated in float64. O(n^2 d) time."""
         check_choice("kernel", kernel, KERNELS)
+        perms, total = {name: perm.to(self.device) for name, perm in perms.items()}, 0.0
         with self.workers.session():
-            return self._objective({name: perm.to(self.device) for name, perm in perms.items()}, kernel)
-
-    def _objective(self, perms: Mapping[str, Tensor], kernel: str) -> float:
-        total = 0.0
-        for edge in self.edges:
-            step = max(1, 16 * TILE // edge.a[:, :1].numel())
-            for start in range(0, edge.a.shape[1], step):
-                rows = slice(start, start + step)
-                b = edge.b[:, rows] if edge.row is None else edge.b.index_select(1, perms[edge.row][rows])
-                if edge.col is not None:
-                    b = b.index_select(2, perms[edge.col])
-                total += _pair(edge.a[:, rows], b, kernel).sum(dtype=torch.float64).item()
-        for node in self.nodes:
-            value = _pair(node.a[None], node.b[perms[node.group]][None], kernel)
-            total += value.sum(dtype=torch.float64).item()
-        for name, S in self._scaled_similarity(kernel).items():
-            total += S.gather(1, perms[name][:, None]).sum().item()
+            for edge in self.edges:
+                step = max(1, 16 * TILE // edge.a[:, :1].numel())
+                for start in range(0, edge.a.shape[1], step):
+                    rows = slice(start, start + step)
+                    b = edge.b[:, rows] if edge.row is None else edge.b.index_select(1, perms[edge.row][rows])
+                    if edge.col is not None:
+                        b = b.index_select(2, perms[edge.col])
+                    total += _pair(edge.a[:, rows], b, kernel).sum(dtype=torch.float64).item()
+            for node in self.nodes:
+                value = _pair(node.a[None], node.b[perms[node.group]][None], kernel)
+                total += value.sum(dtype=torch.float64).item()
+            for name, S in self._scaled_similarity(kernel).items():
+                total += S.gather(1, perms[name][:, None]).sum().item()
         return total
 
     def linear(self, kernel: str = "exp") -> dict[str, Tensor]:
@@ -288,11 +278,9 @@ class Problem:
     # -- gradients at soft assignments
 
     def soft_gradient(self, name: str, X: Mapping[str, Tensor], kernel: str = "inner") -> Tensor:
-        """The gradient of F for one group at soft assignments: float64 (n, n), X[other] float (m, m), [a,
-        a'].
+        """The gradient of F for one group at soft assignments: float64 (n, n), X[other] float (m, m), [a, a'].
 
-        Inner product: two matrix products for each weight of an edge, O(n^3 d). Exact kernel: O(n^4 d),
-        streamed.
+        Inner product: two matrix products for each weight of an edge, O(n^3 d). Exact kernel: O(n^4 d), streamed.
         """
         return self.linear(kernel)[name] + self.soft_quadratic(name, X, kernel)
 
@@ -321,9 +309,7 @@ class Problem:
         return source, diagonal
 
     def product(self, index: int, side: str, X: Tensor, kernel: str) -> Tensor:
-        """E @ X for one edge, towards `side` ("row" or "col"), X (m, m) over the units of the other side.
-        float64.
-        """
+        """E @ X, float64, for one edge, towards `side` ("row" or "col"), X (m, m) over the other side's units."""
         edge = self.edges[index]
         a, b = (edge.a, edge.b) if side == "col" else (edge.a.transpose(1, 2), edge.b.transpose(1, 2))
         d, other, own = a.shape  # contracts `other`
@@ -403,18 +389,14 @@ class Cache:
     def get(self, index: int, side: str, perm: Tensor) -> Tensor:
         edge, at = self.problem.edges[index], self.problem._at_vertex
         perm = perm.to(self.problem.device)
-        if not self._keep:
-            return at(edge, side, perm, self.kernel)
-        if (index, side) in self._held:
-            before, value = self._held[index, side]
-            moved = (before != perm).nonzero()[:, 0]
-            if 2 * len(moved) < len(perm):
-                if len(moved):
-                    value += at(edge, side, perm, self.kernel, moved) - at(edge, side, before, self.kernel, moved)
-                    self._held[index, side] = (perm.clone(), value)
-                return value
-        value = at(edge, side, perm, self.kernel)
-        self._held[index, side] = (perm.clone(), value)
+        before, value = self._held.get((index, side), (None, None))
+        moved = perm if before is None else (before != perm).nonzero()[:, 0]
+        if 2 * len(moved) >= len(perm):
+            value = at(edge, side, perm, self.kernel)
+        elif len(moved):
+            value += at(edge, side, perm, self.kernel, moved) - at(edge, side, before, self.kernel, moved)
+        if self._keep:
+            self._held[index, side] = (perm.clone(), value)
         return value
 
 

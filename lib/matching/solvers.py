@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from ..checks import InputError, check_choice
@@ -171,8 +172,7 @@ def graph(
     progress: bool = False,
     **annealing,
 ) -> Solution:
-    """`softassign` on the inner-product objective, then `coordinate_descent` on the exact one: the default
-    solver.
+    """The default: `softassign` on the inner-product objective, then `coordinate_descent` on the exact one.
 
     annealing: options of `softassign`. Solution.soft is softassign's; iterations counts its iterations and
     the sweeps; history is the sweeps'; converged is the coordinate descent's. generator: see both.
@@ -180,12 +180,7 @@ def graph(
     with problem.workers.session():
         soft = softassign(problem, generator=generator, progress=progress, **annealing)
         hard = coordinate_descent(
-            problem,
-            kernel="exp",
-            start=soft.perms,
-            generator=generator,
-            max_sweeps=max_sweeps,
-            progress=progress,
+            problem, kernel="exp", start=soft.perms, generator=generator, max_sweeps=max_sweeps, progress=progress
         )
     return replace(hard, solver="graph", iterations=soft.iterations + hard.iterations, soft=soft.soft)
 
@@ -200,8 +195,7 @@ def frank_wolfe(
     tolerance: float = 1e-6,
     progress: bool = False,
 ) -> Solution:
-    """Frank-Wolfe over doubly stochastic matrices from their barycentre (FAQ: Vogelstein et al., PLOS ONE
-    2015).
+    """Frank-Wolfe over doubly stochastic matrices from their barycentre (FAQ: Vogelstein et al., PLOS ONE 2015).
 
     Every step goes towards a permutation, the gradient is linear in the assignment, and so exact gradients
     are needed at permutations only. The flat start of an exact kernel costs O(n^4 d); above 4e9 kernel values
@@ -210,8 +204,7 @@ def frank_wolfe(
     `Problem.affinity` does: that is `ipfp`.
 
     Stops when the duality gap falls below `tolerance` times the objective. Returns the best permutations met
-    on the way;
-    history: the relaxed objective.
+    on the way; history: the relaxed objective.
     """
     check_choice("kernel", kernel, KERNELS)
     check_choice("unary", unary, ("linear", "diagonal"))
@@ -258,10 +251,7 @@ def ipfp(problem: Problem, **options) -> Solution:
 
 def _vertex(problem: Problem, perms: Mapping[str, Tensor], kernel: str, cache: Cache):
     """Permutations as matrices and the gradient's quadratic part there, float64 (n, n) a group each."""
-    X = {}
-    for name, n in problem.sizes.items():
-        X[name] = torch.zeros(n, n, dtype=torch.float64, device=problem.device)
-        X[name].scatter_(1, perms[name].to(problem.device)[:, None], 1.0)
+    X = {name: one_hot(perms[name].to(problem.device), n).double() for name, n in problem.sizes.items()}
     return X, {name: problem.quadratic(name, perms, kernel, cache) for name in problem.sizes}
 
 
@@ -291,17 +281,15 @@ def spectral_symmetric(
     tolerance: float = 1e-5,
     progress: bool = False,
 ) -> Solution:
-    """Spectral matching (Leordeanu & Hebert, ICCV 2005): power iteration on the symmetric K of
-    `Problem.affinity`.
+    """Spectral matching (Leordeanu & Hebert, ICCV 2005): power iteration on `Problem.affinity`, symmetric.
 
     What `pygmtools.sm` computes on that K, without it: from a constant vector, until an iteration moves the
     vector of unit norm by less than `tolerance`. The exact kernel takes O(n^4 d) an iteration. Solution.soft:
     the eigenvector, float64 (n, n) a group.
     """
     _check_soft_work(problem, kernel)
-    X = {name: torch.ones(n, n, dtype=torch.float64) for name, n in problem.sizes.items()}
-    X = _scaled(X, 2, problem.device)
-    history = []
+    ones = {n: torch.ones(s, s, dtype=torch.float64, device=problem.device) for n, s in problem.sizes.items()}
+    X, history = _scaled(ones, 2), []
     with problem.workers.session():
         for _ in tqdm(range(max_iterations), desc="spectral", disable=not progress, leave=False):
             before, X = X, _scaled(_product(problem, X, kernel), 2)
@@ -319,8 +307,7 @@ def spectral_one_way(
     tolerance: float = 1e-7,
     progress: bool = False,
 ) -> Solution:
-    """Spectral matching (Leordeanu & Hebert, ICCV 2005) of the published one-way K (Liu et al., ICML 2022),
-    for any
+    """Spectral matching (Leordeanu & Hebert, ICCV 2005) of the published one-way K (Liu et al., ICML 2022), for any
     problem: `spectral.sweep` beyond plain chains.
 
     Power iteration as `pygmtools.sm` runs it on that K: scores flow from a layer's outputs to its inputs;
@@ -331,8 +318,7 @@ def spectral_one_way(
     _check_soft_work(problem, kernel)
     source, diagonal = problem.one_way_terms(kernel)
     ones = 1.0
-    X = {name: torch.ones_like(L) for name, L in source.items()}
-    history = []
+    X, history = {name: torch.ones_like(L) for name, L in source.items()}, []
     with problem.workers.session():
         for _ in tqdm(range(max_iterations), desc="spectral", disable=not progress, leave=False):
             before = X
@@ -360,17 +346,15 @@ def rrwm(
     tolerance: float = 1e-5,
     progress: bool = False,
 ) -> Solution:
-    """Reweighted random walks (Cho, Lee & Lee, ECCV 2010) on the symmetric K of `Problem.affinity`, without
-    it.
+    """Reweighted random walks (Cho, Lee & Lee, ECCV 2010) on `Problem.affinity`, which is never built.
 
     alpha: weight of the reweighted jump; beta: its inflation. As `pygmtools.rrwm` (whose sinkhorn counts half
     iterations) on one group; with several, each group is inflated and scaled on its own, where pygmtools
     would let units of different layers compete. The exact kernel takes O(n^4 d) an iteration.
     """
     _check_soft_work(problem, kernel)
-    X = {name: torch.ones(n, n, dtype=torch.float64) for name, n in problem.sizes.items()}
-    X = _scaled(X, 1, problem.device)
-    history = []
+    ones = {n: torch.ones(s, s, dtype=torch.float64, device=problem.device) for n, s in problem.sizes.items()}
+    X, history = _scaled(ones, 1), []
     with problem.workers.session():
         for _ in tqdm(range(max_iterations), desc="RRWM", disable=not progress, leave=False):
             before, walk = X, _scaled(_product(problem, X, kernel), 1)
@@ -397,9 +381,9 @@ def _product(problem: Problem, X: Mapping[str, Tensor], kernel: str) -> dict[str
     return {name: problem.soft_quadratic(name, X, kernel) / 2 + L[name] * X[name] for name in X}
 
 
-def _scaled(X: Mapping[str, Tensor], p: int, device: torch.device | None = None) -> dict[str, Tensor]:
+def _scaled(X: Mapping[str, Tensor], p: int) -> dict[str, Tensor]:
     norm = sum(x.abs().pow(p).sum().item() for x in X.values()) ** (1 / p)
-    return {name: (x / max(norm, 1e-300)).to(device or x.device) for name, x in X.items()}
+    return {name: x / max(norm, 1e-300) for name, x in X.items()}
 
 
 def _rounded(problem, X, solver: str, kernel: str, history: list, converged: bool) -> Solution:

@@ -216,11 +216,9 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
-        spec = content.get("spec", {})
+        spec = content.get("spec", {}) if isinstance(content, dict) else None
         if not isinstance(spec, dict):
-            raise ValueError("spec is no object")
+            raise ValueError("it is no object, or its spec is none")
         for name, value, right in (
             ("sha256", content.get("sha256"), lambda value: isinstance(value, str)),
             ("spec.seed", spec.get("seed"), lambda value: type(value) is int),

@@ -1,4 +1,4 @@
-"""The training loop, and checkpoints in and out.
+"""The training loop.
 
 A killed training continues from its last epoch and ends in the same bytes as an undisturbed one (same machine,
 same thread count): model, optimiser, schedule, gradient scaler and the loader's generator are all in the resume file.
@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _image_shape(model: str) -> tuple[int, int, int]:
     if model not in ARCHITECTURES:
         raise InputError(
             f"unknown model {model!r}; accepted: {', '.join(ARCHITECTURES)}; a model of your own has to be "
-            "registered in ARCHITECTURES of lib.models"
+            f"registered in ARCHITECTURES in {build.__module__}"
         )
     return ARCHITECTURES[model][2]
 
@@ -195,15 +196,13 @@ def _already(path: Path, spec: Mapping[str, Any], label: str) -> Checkpoint | No
     sidecar = read_sidecar(path)
     if not spec.items() <= sidecar.items():
         return None
-    try:
-        checkpoint = read_checkpoint(path, sidecar) if "sha256" in sidecar else None
-    except InputError:
-        checkpoint = None
-    if checkpoint is None:
-        print(f"{label}: {path.name} is not the file its sidecar tells of, training it again", flush=True)
-    else:
-        print(f"{label}: already trained, {path.name}", flush=True)
-    return checkpoint
+    with suppress(InputError):
+        if "sha256" in sidecar:
+            checkpoint = read_checkpoint(path, sidecar)
+            print(f"{label}: already trained, {path.name}", flush=True)
+            return checkpoint
+    print(f"{label}: {path.name} is not the file its sidecar tells of, training it again", flush=True)
+    return None
 
 
 def train(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..paths import ROOT
+from ..paths import IS_CLONE, ROOT
 
 PACKAGES = (
     "torch",
@@ -64,6 +64,10 @@ def provenance(parameters: Mapping[str, Any], dataset: Any, device: Any, started
 
 
 def _git(*arguments: str) -> str | None:
+    """What git prints; None where there is no checkout, or where ROOT is a user's folder, whose commit is not ours."""
+    if not IS_CLONE:
+        return None
+
     def run(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True

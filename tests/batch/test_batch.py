@@ -133,7 +133,12 @@ def test_what_cannot_be_read_is_one_line(notebook, run, tmp_path, arguments):
 def test_missing_notebook_is_one_line(run):
     status, out, err = run("no_such.ipynb")
     assert (status, out, len(err)) == (2, "", 1)
-    assert "no_such.ipynb" in err[0]
+    assert "no_such.ipynb" in err[0] and "simplenet_mnist" in err[0]
+
+
+def test_where_there_are_no_notebooks_a_path_is_what_is_accepted(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(batch, "NOTEBOOKS", tmp_path)
+    assert run("no_such.ipynb") == (2, "", ["no notebook no_such.ipynb; accepted: a path"])
 
 
 def test_success_shows_the_run_and_keeps_the_executed_copy(notebook, run, tmp_path, monkeypatch):

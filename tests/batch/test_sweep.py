@@ -143,7 +143,7 @@ def test_what_a_grid_may_not_be_is_one_line(grid, text, told):
 @pytest.mark.parametrize(
     ("notebook", "told"),
     [
-        ("no_such", "no notebook no_such; there are: .*simplenet_mnist"),
+        ("no_such", "no notebook no_such; accepted: .*simplenet_mnist"),
         ("leaderboard", "has no parameter results_path"),
     ],
 )
@@ -444,6 +444,13 @@ def test_without_snakemake_one_line_says_what_to_install(tmp_path, toy, monkeypa
     assert sweep.main([str(tmp_path / "grid.yaml")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install -e '.[sweep]'" in line
+
+
+def test_outside_a_clone_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(paths, "IS_CLONE", False)
+    assert sweep.main(["tiny"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sweeps run in a clone of fusebook only")
 
 
 def test_an_unknown_grid_or_profile_is_one_line(capsys):

@@ -114,10 +114,10 @@ def test_affinity_puts_hidden_biases_on_the_diagonal():
 
 def test_dense_affinity_refuses_above_the_limit_naming_size_and_way_out():
     c = [torch.zeros(1000, 3, 9), torch.zeros(10, 1000, 1)]
-    with pytest.raises(InputError, match=r"1013 units would take 4.212 TB.*4.295 GB.*sweep.*'graph'"):
+    with pytest.raises(InputError, match=r"1013 units would take 4.21TB.*4.29GB.*sweep.*'graph'"):
         matching.affinity(c, c)
     small, _, _ = matching.chain(draw(SHAPES, 0), draw(SHAPES, 0), CHAIN)
-    with pytest.raises(InputError, match="1.119 MB"):
+    with pytest.raises(InputError, match="1.12MB"):
         matching.affinity(small, small, memory=1e6)
 
 
@@ -584,5 +584,5 @@ def test_frank_wolfe_without_the_flat_start_still_finds_the_planted(monkeypatch)
 
 def test_dense_affinity_of_a_problem_refuses_above_the_limit():
     a = draw(SHAPES, 0)
-    with pytest.raises(InputError, match="18 units would take 419.9 kB, above the limit of 100 kB"):
+    with pytest.raises(InputError, match="18 units would take 420kB, above the limit of 100kB"):
         matching.Problem(a, a, CHAIN).affinity(memory=1e5)

@@ -116,6 +116,9 @@ def test_provenance_does_not_report_the_commit_of_a_repo_around_ours(tmp_path, m
     assert origin.provenance({}, None, "cpu", STARTED)["dirty"] is False
     (tmp_path / "code.py").write_text("x = 1")
     assert origin.provenance({}, None, "cpu", STARTED)["dirty"] is True
+    monkeypatch.setattr(origin, "IS_CLONE", False)  # installed from a wheel: this is the user's own repo
+    outside = origin.provenance({}, None, "cpu", STARTED)
+    assert outside["git"] is None and outside["dirty"] is None
 
 
 def test_provenance_refuses_a_naive_start():
