@@ -197,7 +197,7 @@ def test_no_label_is_cut_off_or_overlaps_another(name, columns):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_labels_that_overlap_or_are_cut_off_are_found(kept):
-    figure = style.PaperFigure(figsize=(3.4, 2.6))
+    figure = style.PaperFigure(1, 2.6)
     axes = figure.subplots()
     axes.text(0.5, 0.5, "one label", transform=axes.transAxes)
     axes.text(0.5, 0.8 if kept else 0.52, "another", transform=axes.transAxes)
