@@ -5,7 +5,7 @@ Functions return a Figure that is one or two columns of a paper wide and names t
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,31 +27,19 @@ from .style import BLUE, GREY, METRIC_LABELS, Drawn, PaperFigure, end_points, me
 
 
 @styled
-def curve(
+def curves(
     records: Records,
-    metric: str = "test_accuracy",
+    metrics: Sequence[str] = ("test_accuracy", "test_loss"),
     reference: Mapping[str, Any] | None = None,
-    columns: int = 1,
+    columns: int = 2,
 ) -> Drawn:
-    """One metric against alpha, a line per curve, the end points as dashed horizontal lines.
+    """Metrics against alpha, a panel each, a line per curve, the end points as dashed horizontal lines.
 
     Several records of one kind: the mean over independent pairs, and from three pairs on a band that is its 95 %
     interval. `reference` (an entry of published.REFERENCE) adds the published points as hollow markers. More than
-    eight curves are spread over a panel per correction. `columns`: 1 or 2, those of a paper that the figure is wide.
+    eight curves are spread over a panel per correction. `columns`: 1 or 2, those of a paper that the figure is wide;
+    in one the panels are stacked.
     """
-    return _curve_panels(records, [metric], reference, columns)
-
-
-@styled
-def curves(
-    records: Records, split: str = "test", reference: Mapping[str, Any] | None = None, columns: int = 2
-) -> Drawn:
-    """`curve` for accuracy and loss of one split: side by side over two columns, stacked in one."""
-    return _curve_panels(records, [f"{split}_accuracy", f"{split}_loss"], reference, columns)
-
-
-def _curve_panels(records: Records, metrics: list[str], reference: Mapping[str, Any] | None, columns: int) -> Drawn:
-    """A panel per metric; with too many curves for that, a panel per metric and correction."""
     summary = pool.aggregate(records)
     by_correction = grouped(summary["curves"], "correction")
     crowded = len(summary["curves"]) > 8 and len(by_correction) > 1

@@ -4,9 +4,11 @@ Records right in the results folder are drawn one by one, those of a sweep (a fo
 """
 
 import argparse
+import itertools
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,24 +161,6 @@ def _on_board(records: Records) -> bool:
     return all("references" in record for record in records.values())
 
 
-class Writer:
-    """Writes figures and tables into one folder and keeps the list."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.written = folder, []
-
-    def figure(self, stem: str, figure: Figure) -> None:
-        self.written += save_figure(figure, stem, self.folder)
-
-    def both(self, stem: str, draw: Any, *args: Any, **options: Any) -> None:
-        """A figure at two columns and, as <stem>_column, at one."""
-        for columns, end in ((2, ""), (1, "_column")):
-            self.figure(f"{stem}{end}", draw(*args, columns=columns, **options))
-
-    def text(self, name: str, text: str) -> None:
-        self.written.append(write_text(text, self.folder / name))
-
-
 def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tuple[list[Path], list[str]]:
     """Rebuilds every figure and table from the records in `folder`; returns the files, and lines on what was skipped.
 
@@ -187,83 +171,90 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     figures/README.md as well. What an earlier run wrote into `figures` and this one did not is removed, unless a record
     could not be read.
     """
-    folder, writer = Path(folder), Writer(Path(figures))
+    folder, place = Path(folder), Path(figures)
     kinds, sweeps, skipped = read(folder)
     if not kinds and not sweeps:
         raise InputError(f"no run records in {folder}; accepted: a folder that holds some")
     whole = not _unreadable(skipped)
-    rows = pooled_rows(kinds, sweeps)
-    writer.figure("network_graph", drawing.network_graph())
-    board, seen = [], set()
+    rows, written = pooled_rows(kinds, sweeps), []
+    contents = [[("network_graph", drawing.network_graph())], _contents_of_kinds(kinds, rows, folder, skipped)]
+    contents += [_contents_of_sweep(name, records, rows) for name, records in sweeps.items()]
+    for name, content in itertools.chain(*contents):
+        figure = isinstance(content, Figure)
+        written += save_figure(content, name, place) if figure else [write_text(content, place / name)]
+    every = tables.results_table(row for alike in rows.values() for row in alike)
+    written.append(write_text(f"{every.markdown()}\n\n{NOTE}\n", place / "results.md"))
+    if (folder, place) == (RESULTS, FIGURES):
+        write_between(ROOT / "README.md", readme_table(rows))
+        write_between(FIGURES / "README.md", results_text(kinds, sweeps, rows))
+    return [*written, _remove_stale(place, {path.name for path in written}, whole)], skipped
+
+
+Contents = Iterator[tuple[str, Figure | str]]  # a figure's stem and the figure, a table's file name and its text
+
+
+def _contents_of_kinds(
+    kinds: Mapping[str, Records], rows: Mapping[str, list[dict]], folder: Path, skipped: list[str]
+) -> Contents:
+    """What is made of the records right in the folder; `skipped` gets a line where something is missing."""
+    board, experiments = [], set()
     for kind, records in kinds.items():
         if _on_board(records):
             board += rows[kind]
-        else:
-            experiment = next(iter(records.values()))["experiment"]
-            skipped += _write_kind(writer, folder, kind, records, again=experiment in seen)
-            seen.add(experiment)
+            continue
+        (stem, record), *_ = records.items()
+        try:
+            arrays = read_arrays(folder / f"{stem}.json")
+        except InputError as error:  # what needs none is drawn all the same
+            skipped.append(str(error))
+            arrays = {}
+        drawn = figures.record_figures(record, arrays)
+        if not drawn:
+            skipped.append(f"{stem}.json: nothing in it that a figure shows")
+        for name, figure in drawn.items():
+            if not (name.startswith("matching_") and record["experiment"] in experiments):
+                yield f"{stem}_{name}", figure
+        experiments.add(record["experiment"])
+        pairs = {name: record for name, record in records.items() if "curves" in record}
+        if pairs:
+            yield f"{kind}.tex", tables.table(pairs, name=curve_label).latex()
+        if len(pairs) > 1:
+            yield f"{kind}_curves", figures.curves(pairs)
     if board:
-        writer.figure("leaderboard", figures_many.leaderboard(board))
-        writer.text("leaderboard.tex", tables.leaderboard_latex(board))
-        if any(row.get("best_accuracy") is not None for row in board):
-            writer.figure("leaderboard_best", figures_many.leaderboard(board, "best_accuracy"))
-    for sweep, records in sweeps.items():
-        _write_sweep(writer, sweep, records, rows)
-    every = tables.results_table(row for alike in rows.values() for row in alike)
-    writer.text("results.md", f"{every.markdown()}\n\n{NOTE}\n")
-    if (folder, writer.folder) == (RESULTS, FIGURES):
-        write_between(ROOT / "README.md", readme_table(rows))
-        write_between(FIGURES / "README.md", results_text(kinds, sweeps, rows))
-    _remove_stale(writer, whole)
-    return writer.written, skipped
+        yield "leaderboard", figures_many.leaderboard(board)
+        yield "leaderboard.tex", tables.leaderboard_latex(board)
+    if any(row.get("best_accuracy") is not None for row in board):
+        yield "leaderboard_best", figures_many.leaderboard(board, "best_accuracy")
 
 
-def _write_kind(writer: Writer, folder: Path, kind: str, records: Records, again: bool) -> list[str]:
-    stem, record = next(iter(records.items()))
-    skipped, arrays = [], {}
-    try:
-        arrays = read_arrays(folder / f"{stem}.json")
-    except InputError as error:  # what needs none is drawn all the same
-        skipped.append(str(error))
-    drawn = figures.record_figures(record, arrays)
-    for name, figure in drawn.items():
-        if not (again and name.startswith("matching_")):
-            writer.figure(f"{stem}_{name}", figure)
-    pairs = {name: record for name, record in records.items() if "curves" in record}
-    if pairs:
-        writer.text(f"{kind}.tex", tables.table(pairs, name=curve_label).latex())
-    if len(pairs) > 1:
-        writer.figure(f"{kind}_curves", figures.curves(pairs))
-    return skipped if drawn else [*skipped, f"{stem}.json: nothing in it that a figure shows"]
-
-
-def _write_sweep(writer: Writer, sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+def _contents_of_sweep(sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]]) -> Contents:
     alike = pools(sweep, records)
     if not alike:  # studies without curves
         return
-    for name, pairs in alike.items():
-        writer.both(f"{name}_curves", figures.curves, pairs)
     pooled = [row for name in alike for row in rows[name]]
-    writer.text(f"{sweep}.tex", tables.pooled_table(pooled, curve_label).latex())
+    yield f"{sweep}.tex", tables.pooled_table(pooled, curve_label).latex()
+    drawn = {f"{name}_curves": partial(figures.curves, pairs) for name, pairs in alike.items()}
     pairs = [record for of_kind in alike.values() for record in of_kind.values()]
     if len(alike) == len({r["model"]["width"] for r in pairs}) > 1 and len({r["dataset"] for r in pairs}) == 1:
-        writer.both(f"{sweep}_widths", figures_many.width_barrier, pairs)
-        writer.text(f"{sweep}_widths.tex", tables.widths_table(pairs).latex())
+        yield f"{sweep}_widths.tex", tables.widths_table(pairs).latex()
+        drawn[f"{sweep}_widths"] = partial(figures_many.width_barrier, pairs)
     curves = {curve_name(row) for row in pooled if "reference" not in row}
     against = next((name for name in BASELINES if name in curves), None)
     if against and (differences := evidence.summary(pool.rows(records), against=against)):
-        writer.both(f"{sweep}_differences", figures_many.differences, differences, against)
+        drawn[f"{sweep}_differences"] = partial(figures_many.differences, differences, against)
+    for stem, draw in drawn.items():
+        yield stem, draw(columns=2)
+        yield f"{stem}_column", draw(columns=1)
 
 
-def _remove_stale(writer: Writer, whole: bool) -> None:
-    """Only files that an earlier run's index names are ever removed."""
-    index, names = writer.folder / INDEX, {path.name for path in writer.written}
+def _remove_stale(place: Path, names: set[str], whole: bool) -> Path:
+    """Writes the index, and removes what an earlier run's index names and this one's does not; only that, ever."""
+    index = place / INDEX
     before = set(index.read_text().split()) if index.is_file() else set()
     stale = {name for name in before - names if name == Path(name).name}
-    if whole:
-        for name in stale:
-            (writer.folder / name).unlink(missing_ok=True)
-    writer.text(INDEX, "\n".join(sorted(names if whole else names | stale)) + "\n")
+    for name in stale if whole else ():
+        (place / name).unlink(missing_ok=True)
+    return write_text("\n".join(sorted(names if whole else names | stale)) + "\n", index)
 
 
 def _unreadable(lines: Iterable[str]) -> bool:
