@@ -48,14 +48,9 @@ class Panel(widgets.VBox):
             value=given["alpha"], min=0, max=1, step=0.05, description="α, share of B", readout_format=".2f",
             continuous_update=False, style=wide, layout=box(width="440px"),
         )  # fmt: skip
-        self.fit, self.whole, self.plane = (
-            widgets.Button(description=what, button_style=style, tooltip=tooltip)
-            for what, style, tooltip in (
-                ("fit and measure", "primary", None),
-                ("measure the path", "", f"at {given['alphas']}"),
-                ("measure the plane", "primary", None),
-            )
-        )
+        self.fit = widgets.Button(description="fit and measure", button_style="primary")
+        self.whole = widgets.Button(description="measure the path", tooltip=f"at {given['alphas']}")
+        self.plane = widgets.Button(description="measure the plane", button_style="primary")
         self.bar = widgets.IntProgress(layout=box(width="220px", display="none"))
         self.status, self.readout, self.hint = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.images = {tab: [widgets.Image(format="png") for _ in range(2 - (tab == TABS[2]))] for tab in TABS}
