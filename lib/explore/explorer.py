@@ -4,6 +4,7 @@ An Explorer keeps what was opened, matched and measured, so that a second look c
 puts widgets before it. Neither writes a file.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +79,19 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> list[tuple[T
     return taken
 
 
+def _once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps a method's answers, by its name and its arguments; those given by keyword play no part."""
+
+    @functools.wraps(method)
+    def kept(explorer: "Explorer", *given: Any, **options: Any) -> Any:
+        key = (method.__name__, *(round(part, 6) if isinstance(part, float) else part for part in given))
+        if key not in explorer._kept:
+            explorer._kept[key] = method(explorer, *key[1:], **options)
+        return explorer._kept[key]
+
+    return kept
+
+
 class Explorer:
     """Opens, matches, fuses, corrects and measures what is asked for, once; every figure is made from that.
 
@@ -102,23 +116,15 @@ class Explorer:
             check(self.given[name])
             self.given[name] = getattr(run.settings, f"{name}s")[0]  # as it is recorded
 
-    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
-
+    @_once
     def pair(self, name: str) -> Pair:
         """The pair of that name, opened and measured."""
-        return self._once(("pair", name), lambda: self._open(name))
-
-    def _open(self, name: str) -> Pair:
         shipped = board.pairs()
         check_choice("pair", name, shipped)
         spec = shipped[name]["spec"]
         dataset, note = self._dataset(name, shipped)
-        given = (
-            self.given | board.FIXED | {"dataset": dataset, "checkpoint_a": name, "checkpoint_b": board.partner(name)}
-        )
+        given = self.given | board.FIXED
+        given |= {"dataset": dataset, "checkpoint_a": name, "checkpoint_b": board.partner(name)}
         given |= {"matchers": [given["matcher"]], "corrections": [given["correction"]], "limit_test": given["images"]}
         presets = {"quick": {"width": spec["width"]}}
         run = begin("explore", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True, writes=False)
@@ -140,16 +146,12 @@ class Explorer:
                 self._unreachable[dataset] = str(error)
             else:
                 return dataset, "" if dataset == trained_on else f"{self._unreachable[trained_on]}: using {dataset}"
-        others = [other for other, said in shipped.items() if said["dataset"] != trained_on]
-        raise InputError(
-            f"{name}: {self._unreachable[trained_on]}; pairs that work here: {', '.join(others) or 'none'}"
-        )
+        others = ", ".join(other for other, sidecar in shipped.items() if sidecar["dataset"] != trained_on)
+        raise InputError(f"{name}: {self._unreachable[trained_on]}; pairs that work here: {others or 'none'}")
 
+    @_once
     def matched(self, name: str, matcher: str) -> Matched:
         """That pair aligned by that matcher, proved to leave B's outputs unchanged."""
-        return self._once(("matched", name, matcher), lambda: self._match(name, matcher))
-
-    def _match(self, name: str, matcher: str) -> Matched:
         pair = self.pair(name)
         maps = pair.run.match_by(matcher, pair.networks, progress=False)
         if matcher == "none":  # its correlations are drawn from those of "activation", beside which it stands
@@ -162,24 +164,23 @@ class Explorer:
     def is_measured(self, name: str, matcher: str, corrected: str, alpha: float) -> bool:
         return ("point", name, matcher, corrected, round(alpha, 6)) in self._kept
 
+    @_once
     def point(self, name: str, matcher: str, corrected: str, alpha: float) -> Point:
         """The fused network at `alpha`, measured on the test images."""
-        key = ("point", name, matcher, corrected, round(alpha, 6))
-        return self._once(key, lambda: self._measure(name, matcher, corrected, alpha))
-
-    def _measure(self, name: str, matcher: str, corrected: str, alpha: float) -> Point:
         run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
         run.check_correction(corrected)
-        row, options = fusion.CORRECTIONS[fusion.read_correction(corrected)[0]], {}
-        images = run.correct_batches(corrected)
+        row, images = fusion.CORRECTIONS[fusion.read_correction(corrected)[0]], run.correct_batches(corrected)
+        options = {"images": images, "device": run.device, "progress": False}
         if row.moments:
-            options["moments"] = self._once(
-                ("moments", name, matcher, row.augmented),
-                lambda: fusion.moments(aligned, images, device=run.device, progress=False),
-            )
-        fused = fusion.correct(aligned, alpha, corrected, images=images, device=run.device, progress=False, **options)
+            options["moments"] = self._moments(name, matcher, row.augmented, images=images)
+        fused = fusion.correct(aligned, alpha, corrected, **options)
         values = fusion.measure(run.template, fused.state, run.test, device=run.device)
         return Point(values, fused.state[run.groups.layers[0].weight].clone())
+
+    @_once
+    def _moments(self, name: str, matcher: str, augmented: bool, *, images: Any) -> Any:
+        run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
+        return fusion.moments(aligned, images, device=run.device, progress=False)
 
     def record(self, name: str, images: str) -> dict[str, Any]:
         """What figures read of a pair: a run record of every point measured so far, and of plain averaging without
@@ -187,17 +188,23 @@ class Explorer:
         pair, curves = self.pair(name), {}
         for alpha in self.given["alphas"]:
             self.point(name, "none", "none", alpha)
-        for key, kept in self._kept.items():
-            if key[:2] == ("point", name):
-                curves.setdefault(key[2:4], []).append({"alpha": key[4], **kept.values})
-        entries = [
-            curve_entry(self.matched(name, matcher).matching, corrected, points, fusion.barrier(points, pair.parents))
-            for (matcher, corrected), points in curves.items()
-        ]
-        for entry in entries:
-            entry["points"].sort(key=lambda point: point["alpha"])
-        made = self._once(("record", name), lambda: pair.run.record(pair.parents, entries))
-        return made | {"dataset": f"{pair.run.dataset.name} ({images})", "curves": entries}
+        for (kind, *key), kept in self._kept.items():
+            if (kind, key[0]) == ("point", name):
+                curves.setdefault(tuple(key[1:3]), []).append({"alpha": key[3], **kept.values})
+        entries = []
+        for (matcher, corrected), points in curves.items():
+            points.sort(key=lambda point: point["alpha"])
+            barrier = fusion.barrier(points, pair.parents)
+            entries.append(curve_entry(self.matched(name, matcher).matching, corrected, points, barrier))
+        return self._record(name, curves=entries) | {
+            "dataset": f"{pair.run.dataset.name} ({images})",
+            "curves": entries,
+        }
+
+    @_once
+    def _record(self, name: str, *, curves: list[dict[str, Any]]) -> dict[str, Any]:
+        pair = self.pair(name)
+        return pair.run.record(pair.parents, curves)
 
     def describe(self, name: str) -> str:
         """A pair in a few lines: what, on what, and what its parents reach."""
@@ -222,18 +229,17 @@ class Explorer:
         Args:
             tick: called with how many nodes of how many are measured.
         """
-        key = ("plane", name, matcher, self._resets(name, corrected))
-        return self._once(key, lambda: self._plane(name, matcher, corrected, tick))
+        return self._plane(name, matcher, self._resets(name, corrected), tick=tick)
 
     def is_plane_measured(self, name: str, matcher: str, corrected: str) -> bool:
-        return ("plane", name, matcher, self._resets(name, corrected)) in self._kept
+        return ("_plane", name, matcher, self._resets(name, corrected)) in self._kept
 
     def _resets(self, name: str, corrected: str) -> bool:
         return corrected == "bn_reset" and self.pair(name).run.norm is not None
 
-    def _plane(self, name: str, matcher: str, corrected: str, tick: Callable[[int, int], None]) -> Plane:
-        pair, moved = self.pair(name), self.matched(name, matcher).moved
-        run, resets = pair.run, self._resets(name, corrected)
+    @_once
+    def _plane(self, name: str, matcher: str, resets: bool, *, tick: Callable[[int, int], None]) -> Plane:
+        pair, moved, run = self.pair(name), self.matched(name, matcher).moved, self.pair(name).run
         points = corners(*pair.states, moved)
         x, y = (nodes(points[:, axis], self.given["plane_size"]) for axis in (0, 1))
         test, train = (_first(batches, self.given["plane_images"]) for batches in (run.test, run.match_batches))
@@ -277,22 +283,17 @@ class Explorer:
         rows = {"A": pair.states[0][weight], "B": pair.states[1][weight], "aligned B": matched.moved[weight]}
         if self.is_measured(name, matcher, corrected, alpha):
             rows[f"fused, α = {alpha:g}"] = self.point(name, matcher, corrected, alpha).first
-        channels, height, width = models.ARCHITECTURES[pair.run.model].shape
+        shape = models.ARCHITECTURES[pair.run.model].shape
         # a linear layer's rows are images
-        rows = {
-            key: value.view(-1, channels, height, width) if value.dim() == 2 else value for key, value in rows.items()
-        }
-        group = next((g for g in pair.run.groups if self._starts(pair.run, g, weight)), None)
-        similarity = matched.arrays.get(f"corr/{matcher}/{group}")
+        rows = {key: value.view(-1, *shape) if value.dim() == 2 else value for key, value in rows.items()}
+        groups = pair.run.groups
+        starts = (g for g in groups if any(m.tensor == weight and m.axis == 0 for m in groups[g].members))
+        similarity = matched.arrays.get(f"corr/{matcher}/{next(starts, None)}")
         units = len(rows["A"])
         which = f"the {FILTERS} largest of {units}" if units > FILTERS else f"{units} units"
         title = f"{model_label(pair.run.architecture)}: first-layer filters ({which})"
         title += ", with the correlation of matched units" if similarity is not None else ""
         return filters_figure(rows, similarity, title)
-
-    @staticmethod
-    def _starts(run: Run, group: str, weight: str) -> bool:
-        return any(member.tensor == weight and member.axis == 0 for member in run.groups[group].members)
 
     def correlations(self, name: str, matcher: str) -> Figure:
         """The correlation of matched units in each layer, beside that without matching."""
@@ -303,10 +304,10 @@ class Explorer:
 
     def permutations(self, name: str, matcher: str) -> Figure:
         """The permutation matrices, beside what was assigned where the matcher has it."""
-        found = self.matched(name, matcher).matching
-        soft = {group: values.cpu() for group, values in (found.similarity or {}).items()}
+        matched = self.matched(name, matcher).matching
+        soft = {group: values.cpu() for group, values in (matched.similarity or {}).items()}
         looks = self._on_train(name) if matching.looks_at_images(matcher) else "weights alone"
-        return figures.matching_matrix(dict(found), self.record(name, looks), matcher, soft or None)
+        return figures.matching_matrix(dict(matched), self.record(name, looks), matcher, soft or None)
 
     def plane_figure(self, name: str, matcher: str, corrected: str, alpha: float, **options) -> Figure:
         """The loss plane (measured where it is not yet)."""
@@ -334,8 +335,5 @@ class Explorer:
         """Accuracy and loss at `alpha`, of the parents, and how far above the line between the parents it is."""
         values, parents = self.point(name, matcher, corrected, alpha).values, self.pair(name).parents
         line = (1 - alpha) * parents["a"]["test_accuracy"] + alpha * parents["b"]["test_accuracy"]
-        return {
-            "accuracy": values["test_accuracy"],
-            "loss": values["test_loss"],
-            "above": values["test_accuracy"] - line,
-        }
+        accuracy, loss = values["test_accuracy"], values["test_loss"]
+        return {"accuracy": accuracy, "loss": loss, "above": accuracy - line}

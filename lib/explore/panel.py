@@ -22,11 +22,6 @@ def css(name: str) -> str:
     return f"fusebook-{name.lower().replace(' ', '-')}"
 
 
-def _with(names: Iterable[str], given: str) -> list[str]:
-    """The names, and the notebook's own where it has options."""
-    return list(dict.fromkeys([*names, given]))
-
-
 def _put(image: widgets.Image, figure: Figure | None) -> None:
     image.value = figure._repr_png_() if figure else b""
     image.layout.display = "" if figure else "none"
@@ -37,47 +32,42 @@ class Panel(widgets.VBox):
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
-        given, shipped = explorer.given, board.pairs()
-        wide = {"description_width": "initial"}
+        given, wide, box = explorer.given, {"description_width": "initial"}, widgets.Layout
 
-        def choice(description: str, options: list, value: str, width: str) -> widgets.Dropdown:
-            layout = widgets.Layout(width=width)
-            return widgets.Dropdown(options=options, value=value, description=description, style=wide, layout=layout)
+        def choice(name: str, options: Iterable[str | tuple[str, str]], width: str) -> widgets.Dropdown:
+            layout, value = box(width=width), given[name]
+            return widgets.Dropdown(options=options, value=value, description=name, style=wide, layout=layout)
 
-        names = [
-            (f"{model_label(said['spec'] | {'name': said['spec']['model']})}: {name}", name)
-            for name, said in shipped.items()
-        ]
-        self.pair = choice("pair", names, given["pair"], "340px")
-        self.matcher = choice("matcher", _with(matching.MATCHERS, given["matcher"]), given["matcher"], "220px")
-        self.correction = choice(
-            "correction", _with(fusion.CORRECTIONS, given["correction"]), given["correction"], "220px"
-        )
+        specs = {name: sidecar["spec"] for name, sidecar in board.pairs().items()}
+        pairs = [(f"{model_label(spec | {'name': spec['model']})}: {name}", name) for name, spec in specs.items()]
+        self.pair = choice("pair", pairs, "340px")
+        # the notebook's own choice may have options
+        self.matcher = choice("matcher", list(dict.fromkeys([*matching.MATCHERS, given["matcher"]])), "220px")
+        self.correction = choice("correction", list(dict.fromkeys([*fusion.CORRECTIONS, given["correction"]])), "220px")
         self.alpha = widgets.FloatSlider(
             value=given["alpha"], min=0, max=1, step=0.05, description="α, share of B", readout_format=".2f",
-            continuous_update=False, style=wide, layout=widgets.Layout(width="440px"),
+            continuous_update=False, style=wide, layout=box(width="440px"),
         )  # fmt: skip
         self.fit = widgets.Button(description="fit and measure", button_style="primary")
         self.whole = widgets.Button(description="measure the path", tooltip=f"at {given['alphas']}")
-        self.bar = widgets.IntProgress(layout=widgets.Layout(width="220px", display="none"))
-        self.status, self.readout = widgets.HTML(), widgets.HTML()
+        self.plane = widgets.Button(description="measure the plane", button_style="primary")
+        self.bar = widgets.IntProgress(layout=box(width="220px", display="none"))
+        self.status, self.readout, self.hint = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.images = {tab: [widgets.Image(format="png") for _ in range(2 - (tab == TABS[2]))] for tab in TABS}
         for image in self._every_image():
-            image.layout = widgets.Layout(max_width="900px", width="100%", object_fit="contain")
-        self.plane = widgets.Button(description="measure the plane", button_style="primary")
-        self.hint = widgets.HTML()
+            image.layout = box(max_width="900px", width="100%", object_fit="contain")
         boxes = [widgets.VBox(self.images[tab]) for tab in TABS]
         boxes[2].children = (widgets.HBox([self.plane, self.hint]), *boxes[2].children)
         self.tabs = widgets.Tab(boxes, titles=TABS)
         super().__init__([
-            widgets.HBox([self.pair, self.matcher, self.correction], layout=widgets.Layout(flex_flow="row wrap")),
-            widgets.HBox([self.alpha, self.whole, self.fit], layout=widgets.Layout(flex_flow="row wrap")),
+            widgets.HBox([self.pair, self.matcher, self.correction], layout=box(flex_flow="row wrap")),
+            widgets.HBox([self.alpha, self.whole, self.fit], layout=box(flex_flow="row wrap")),
             self.readout, widgets.HBox([self.bar, self.status]), self.tabs,
         ])  # fmt: skip
         for part, name in ((self, "panel"), (self.status, "status"), (self.readout, "readout")):
             part.add_class(css(name))
-        for box, tab in zip(boxes, TABS, strict=True):
-            box.add_class(css(tab))
+        for part, tab in zip(boxes, TABS, strict=True):
+            part.add_class(css(tab))
         for control in (self.pair, self.matcher, self.correction, self.alpha):
             control.observe(lambda _: self.refresh(), "value")
         self.tabs.observe(lambda _: self.refresh(), "selected_index")
@@ -150,44 +140,39 @@ class Panel(widgets.VBox):
             self._show()
 
     def _show(self) -> None:
-        name, matcher, corrected, alpha = self.chosen
-        explorer = self.explorer
         self._tell()
-        tab = TABS[self.tabs.selected_index or 0]
+        explorer, chosen, tab = self.explorer, self.chosen, TABS[self.tabs.selected_index or 0]
         if tab == "Fusing":
-            figures = [explorer.path(*self.chosen), explorer.filters(*self.chosen)]
+            figures = [explorer.path(*chosen), explorer.filters(*chosen)]
         elif tab == "Matching":
-            figures = [explorer.correlations(name, matcher), explorer.permutations(name, matcher)]
+            figures = [explorer.correlations(*chosen[:2]), explorer.permutations(*chosen[:2])]
         else:
-            ready = explorer.is_plane_measured(name, matcher, corrected)
-            figures = [explorer.plane_figure(*self.chosen)] if ready else []
-            self.plane.disabled = ready
+            self.plane.disabled = ready = explorer.is_plane_measured(*chosen[:3])
+            figures = [explorer.plane_figure(*chosen) if ready else None]
             count, images = explorer.given["plane_size"] ** 2, explorer.given["plane_images"]
             self.hint.value = "" if ready else f"about {count} networks, each on {images} test images"
-        for image, figure in zip(self.images[tab], figures or [None] * 2, strict=False):
+        for image, figure in zip(self.images[tab], figures, strict=True):
             _put(image, figure)
 
     def _tell(self) -> None:
         """The numbers over the figures."""
         name, _, corrected, alpha = self.chosen
         pair = self.explorer.pair(name)
-        run = pair.run
-        where = f"{run.dataset.name}, first {len(run.dataset.test):,} test images, one pair (n = 1)"
+        data = pair.run.dataset
         ends = " · ".join(
             f"{side.upper()} {100 * values['test_accuracy']:.1f} % ({values['test_loss']:.3f})"
             for side, values in pair.parents.items()
         )
+        big, loss, line = "—", "not fitted yet", f"{corrected} takes seconds to a minute: press fit and measure"
         if self.explorer.is_measured(*self.chosen):
-            values = self.explorer.summary(*self.chosen)
-            above = 100 * values["above"]
-            big = f"{100 * values['accuracy']:.1f} %"
-            loss = f"cross-entropy {values['loss']:.3f} nats"
-            line = f"{abs(above):.1f} points {'above' if above >= 0 else 'below'} the line between the parents"
-        else:
-            big, loss, line = "—", "not fitted yet", f"{corrected} takes seconds to a minute: press fit and measure"
+            accuracy, loss, above = self.explorer.summary(*self.chosen).values()
+            big, loss = f"{100 * accuracy:.1f} %", f"cross-entropy {loss:.3f} nats"
+            side = "above" if above >= 0 else "below"
+            line = f"{abs(100 * above):.1f} points {side} the line between the parents"
         self.readout.value = (
             '<div style="display:flex; gap:1.6em; align-items:baseline; flex-wrap:wrap; line-height:1.4">'
             f'<span class="fusebook-accuracy" style="font-size:1.9em; font-weight:600">{big}</span>'
             f"<span><b>{loss}</b> at α = {alpha:.2f}<br>{line}</span>"
-            f'<span style="color:#555">parents: {ends}<br>{where}</span></div>'
+            f'<span style="color:#555">parents: {ends}<br>'
+            f"{data.name}, first {len(data.test):,} test images, one pair (n = 1)</span></div>"
         )

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ..checks import InputError
-from ..paper.style import PAGE, VERMILLION, PaperFigure, headed, legend_below, mark, styled
+from ..paper.style import SIZES, VERMILLION, Drawn, PaperFigure, mark, styled
 
 State = Mapping[str, Tensor]
 
@@ -81,10 +80,10 @@ class Plane:
 
 
 @styled
-def plane_figure(plane: Plane, title: str, alpha: float) -> Figure:
+def plane_figure(plane: Plane, title: str, alpha: float) -> Drawn:
     """Accuracy and loss over the plane (dots: measured); A, B, aligned B, the two straight paths, and the fused network
     at `alpha`."""
-    figure = PaperFigure(figsize=(PAGE, 3.3))
+    figure = PaperFigure(2, 3.3)
     # A loss of twice a guess among ten classes is as bad as any: above it one colour.
     loss = np.nan_to_num(plane.loss, nan=np.inf, posinf=np.inf).clip(max=2 * np.log(10))
     shown = (
@@ -113,16 +112,14 @@ def plane_figure(plane: Plane, title: str, alpha: float) -> Figure:
         axes.set(title=name, xlabel="distance along B − A", aspect="equal")
         axes.grid(False)
     figure.axes[0].set_ylabel("distance across it")
-    handles = {"A to B": (0, (3, 2)), "A to aligned B": "-"}
-    keys = {label: Line2D([], [], color=PALE, linestyle=line) for label, line in handles.items()}
-    keys[f"fused, α = {alpha:g}"] = Line2D([], [], color=VERMILLION, linestyle="none", **mark("o", 7))
-    legend_below(figure, keys)
-    headed(figure, title)
-    return figure
+    for label, line in (("A to B", (0, (3, 2))), ("A to aligned B", "-")):
+        figure.key(label, Line2D([], [], color=PALE, linestyle=line))
+    figure.key(f"fused, α = {alpha:g}", Line2D([], [], color=VERMILLION, linestyle="none", **mark("o", 7)))
+    return figure, title
 
 
 @styled
-def filters_figure(rows: Mapping[str, Tensor], correlation: np.ndarray | None, title: str) -> Figure:
+def filters_figure(rows: Mapping[str, Tensor], correlation: np.ndarray | None, title: str) -> Drawn:
     """First-layer filters, a row per network and a column per unit of A: of more than 16 the 16 whose filters in the
     first row are largest.
 
@@ -134,8 +131,8 @@ def filters_figure(rows: Mapping[str, Tensor], correlation: np.ndarray | None, t
     first = next(iter(rows.values()))
     size = first.flatten(1).norm(dim=1)
     units = size.topk(min(FILTERS, len(size))).indices.sort().values.tolist()
-    cell = min(0.5, (PAGE - 1.15) / len(units))  # inches
-    figure = PaperFigure(figsize=(PAGE, 0.75 + cell * len(rows)))
+    cell = min(0.5, (SIZES[2] - 1.15) / len(units))  # inches
+    figure = PaperFigure(2, 0.75 + cell * len(rows))
     axes = figure.subplots()
     for column, unit in enumerate(units):
         limit = max(float(weight[unit].abs().max()) for weight in rows.values()) or 1.0
@@ -151,5 +148,4 @@ def filters_figure(rows: Mapping[str, Tensor], correlation: np.ndarray | None, t
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    headed(figure, title)
-    return figure
+    return figure, title

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, ConnectionPatch, Wedge
 
-from .style import BLUE, GREEN, ORANGE, PAGE, PINK, SKY, VERMILLION, PaperFigure, legend_below, styled
+from .style import BLUE, GREEN, ORANGE, PINK, SKY, VERMILLION, Drawn, PaperFigure, styled
 
 # A little network: 3 inputs, two hidden layers of 4 units, 2 outputs.
 _SIZES = (3, 4, 4, 2)
@@ -16,7 +16,7 @@ _RADIUS = 0.23
 
 
 @styled
-def network_graph() -> Figure:
+def network_graph() -> Drawn:
     """Two small networks as graphs, their matching, and what averaging gives without it and with it.
 
     Drawn from numbers: B is A with its hidden units in another order and a little noise; the averages are
@@ -34,7 +34,7 @@ def network_graph() -> Figure:
     unmatched = [(a + b) / 2 for a, b in zip(weights, other, strict=True)]
     matched = [(a + b) / 2 for a, b in zip(weights, noisy, strict=True)]
 
-    figure = PaperFigure(figsize=(PAGE, 5.0))
+    figure = PaperFigure(2, 5.0)
     figure.get_layout_engine().set(wspace=0.04, hspace=0.16, h_pad=0.07, rect=(0, 0, 1, 0.985))
     grid = figure.subplots(2, 3)
     panels = (
@@ -58,10 +58,9 @@ def network_graph() -> Figure:
     grid[1, 2].text(1.95, -0.1, "like meets like: the fused network", **caption)
     _arrow(figure, grid[0, 1], (1.95, -0.42), grid[1, 1], (1.95, 4.72))
     _arrow(figure, grid[1, 1], (4.25, 2), grid[1, 2], (-0.35, 2))
-    names = ("positive weight", "negative weight (thicker = larger)")
-    colours = (BLUE, VERMILLION)
-    legend_below(figure, {n: Line2D([], [], color=c, linewidth=2.2) for n, c in zip(names, colours, strict=True)})
-    return figure
+    for name, colour in (("positive weight", BLUE), ("negative weight (thicker = larger)", VERMILLION)):
+        figure.key(name, Line2D([], [], color=colour, linewidth=2.2))
+    return figure, ""
 
 
 def _places(layer: int) -> list[tuple[float, float]]:

@@ -102,40 +102,36 @@ def _mean_interval(values: tuple[float | None, ...], level: float, method: str, 
     if std == 0:
         return Interval(mean, mean, mean, n, std, "bootstrap")
     expanded = float(1 - 2 * stats.norm.sf(math.sqrt(n / (n - 1)) * quantile))
-    found = stats.bootstrap(
+    ends = stats.bootstrap(
         (np.array(values),), np.mean, n_resamples=RESAMPLES, confidence_level=expanded, method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return Interval(mean, float(found.low), float(found.high), n, std, "bootstrap")
+    return Interval(mean, float(ends.low), float(ends.high), n, std, "bootstrap")
 
 
-def over_pairs(rows: Iterable[Mapping[str, Any]], metric: str, **options: Any) -> Interval:
+def over_pairs(rows: Iterable[Mapping[str, Any]], metric: str) -> Interval:
     """`mean_interval` of rows of one curve at one alpha; rows of one "pair" are averaged first, and a single pair is
     its own mean."""
-    repeats = [[row.get(metric) for row in alike] for alike in grouped(rows, "pair").values()]
-    means = [_mean(values) for values in repeats]
-    return Interval(means[0], None, None, 1, None, None) if len(means) == 1 else mean_interval(means, **options)
+    means = list(_pair_means(rows, metric).values())
+    return Interval(means[0], None, None, 1, None, None) if len(means) == 1 else mean_interval(means)
+
+
+def _pair_means(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[Any, float | None]:
+    values = {pair: [row.get(metric) for row in alike] for pair, alike in grouped(rows, "pair").items()}
+    return {pair: None if None in repeats else fmean(repeats) for pair, repeats in values.items()}
 
 
 def grouped(rows: Iterable[Mapping[str, Any]], *fields: str) -> dict[Any, list[Mapping[str, Any]]]:
     """{what `fields` hold (a tuple where there are several): rows}, in the order in which they come."""
-    found: dict[Any, list[Mapping[str, Any]]] = {}
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
     for row in rows:
         key = tuple(row.get(field) for field in fields)
-        found.setdefault(key if len(key) > 1 else key[0], []).append(row)
-    return found
+        groups.setdefault(key if len(key) > 1 else key[0], []).append(row)
+    return groups
 
 
 def interval(
-    data: Rows,
-    metric: str = "test_accuracy",
-    *,
-    curve: str,
-    against: str | None = None,
-    alpha: float = 0.5,
-    level: float = 0.95,
-    method: str = "auto",
-    seed: int = 0,
+    data: Rows, metric: str = "test_accuracy", *, curve: str, against: str | None = None, alpha: float = 0.5, **options
 ) -> Interval:
     """Mean and interval of `metric` over the independent pairs in `data`: pairs are what is resampled.
 
@@ -143,21 +139,19 @@ def interval(
         curve: which curve, by name, such as "activation + bn_reset".
         against: a second curve: the mean of the differences curve - against on the pairs that have both.
         alpha: the share of network B; plays no part for a metric of the whole curve, such as barrier_test_accuracy.
-        level, method, seed: as in `mean_interval`, which also states the coverage.
+        options: level, method, seed of `mean_interval`, which also states the coverage.
 
     Raises:
         InputError: an unknown curve, metric or alpha; pairs of different kinds (`KIND`: data set, model, width …);
             pairs that share a network (`overlapping` names them).
     """
-    names = [curve] if against is None else [curve, against]
-    means, *base = (
-        {pair: _mean(values) for pair, values in repeats.items()} for repeats in _measured(data, metric, alpha, names)
-    )
-    chosen = list(means.values())
-    if base:
-        shared = [(value, base[0][pair]) for pair, value in means.items() if pair in base[0]]
-        chosen = [None if None in both else both[0] - both[1] for both in shared]
-    return mean_interval(chosen, level=level, method=method, seed=seed)
+    rows = _measured(data, metric, alpha, *filter(None, (curve, against)))
+    means = _pair_means(rows[curve], metric)
+    if against is not None:
+        base = _pair_means(rows[against], metric)
+        both = [(value, base[pair]) for pair, value in means.items() if pair in base]
+        return mean_interval([None if None in pair else pair[0] - pair[1] for pair in both], **options)
+    return mean_interval(means.values(), **options)
 
 
 def variance_components(
@@ -173,11 +167,11 @@ def variance_components(
         two components, in the metric's unit, an estimate below zero cut to 0; None where they can not be told apart:
         a single pair, or no pair with two matcher seeds).
     """
-    groups = list(_measured(data, metric, alpha, [curve])[0].values())
+    rows = _measured(data, metric, alpha, curve)[curve]
+    groups = [[row[metric] for row in alike] for alike in grouped(rows, "pair").values()]
     values = [value for group in groups for value in group]
     total, pairs = len(values), len(groups)
-    answer: dict[str, float | int | None] = {"pairs": pairs, "repeats": total}
-    answer |= {"training_std": None, "matching_std": None}
+    answer = {"pairs": pairs, "repeats": total, "training_std": None, "matching_std": None}
     if total == pairs or None in values:
         return answer
     within = sum((value - fmean(group)) ** 2 for group in groups for value in group) / (total - pairs)
@@ -197,7 +191,7 @@ def check_poolable(data: Rows, metric: str = "test_accuracy") -> None:
         values = list(grouped(rows, field))
         if len(values) > 1 and field == "training" and None not in values:  # many words: those that differ
             one, other = (value.split(" ") for value in values[:2])
-            values = [" ".join(w for w in mine if w not in theirs) for mine, theirs in ((one, other), (other, one))]
+            values = [" ".join(w for w in own if w not in rest) for own, rest in ((one, other), (other, one))]
         if len(values) > 1:
             raise InputError(
                 f"records of different {field} can not be pooled: {values[0]} and {values[1]}; accepted: one {field}"
@@ -240,13 +234,7 @@ def overlapping(data: Rows) -> dict[str, str]:
 
 
 def summary(
-    data: Rows,
-    metric: str = "test_accuracy",
-    *,
-    alpha: float = 0.5,
-    against: str | None = None,
-    method: str = "auto",
-    seed: int = 0,
+    data: Rows, metric: str = "test_accuracy", *, alpha: float = 0.5, against: str | None = None, **options
 ) -> list[dict[str, Any]]:
     """`interval` of every curve of every kind: a row each, kinds in order of width, curves as the records have them.
 
@@ -257,13 +245,12 @@ def summary(
     answer = []
     for rows in sorted(kinds(data), key=lambda rows: (rows[0]["dataset"], rows[0]["model"], rows[0]["width"])):
         curves = grouped(rows, "curve")
-        for curve, mine in curves.items() if against is None or against in curves else ():
-            if curve == against or not (whole_curve(metric) or any(at(row, alpha) for row in mine)):
+        for curve, alike in curves.items() if against is None or against in curves else ():
+            if curve == against or not (whole_curve(metric) or any(at(row, alpha) for row in alike)):
                 continue
-            over = interval(rows, metric, curve=curve, against=against, alpha=alpha, method=method, seed=seed)
-            common = {name: mine[0].get(name) for name in ("curve", "matcher", "correction", *KIND)}
+            common = {name: alike[0].get(name) for name in ("curve", "matcher", "correction", *KIND)}
             common |= {"metric": metric, "alpha": alpha, "pairs": len(grouped(rows, "pair"))}
-            answer.append(common | vars(over))
+            answer.append(common | vars(interval(rows, metric, curve=curve, against=against, alpha=alpha, **options)))
     return answer
 
 
@@ -300,8 +287,8 @@ def _rows(data: Rows) -> list[dict[str, Any]]:
     return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
-def _measured(data: Rows, metric: str, alpha: float, curves: list[str]) -> list[dict[Any, list[float | None]]]:
-    """{pair: the values of its repeats} of each of these curves."""
+def _measured(data: Rows, metric: str, alpha: float, *curves: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each of these curves that hold `metric` at `alpha`: one a record."""
     rows = _rows(data)
     if not rows:
         raise InputError("no records to pool; accepted: one or more")
@@ -310,17 +297,8 @@ def _measured(data: Rows, metric: str, alpha: float, curves: list[str]) -> list[
     for curve in curves:
         check_choice("curve", curve, by_curve)
     check_poolable([row for curve in curves for row in by_curve[curve]], metric)
-    answer = []
+    if whole_curve(metric):
+        return {curve: [alike[0] for alike in grouped(by_curve[curve], "record").values()] for curve in curves}
     for curve in curves:
-        mine = by_curve[curve]
-        if whole_curve(metric):
-            mine = [alike[0] for alike in grouped(mine, "record").values()]
-        else:
-            check_alpha(mine, alpha, curve)
-            mine = [row for row in mine if at(row, alpha)]
-        answer.append({pair: [row[metric] for row in alike] for pair, alike in grouped(mine, "pair").items()})
-    return answer
-
-
-def _mean(values: list[float | None]) -> float | None:
-    return None if None in values else fmean(values)
+        check_alpha(by_curve[curve], alpha, curve)
+    return {curve: [row for row in by_curve[curve] if at(row, alpha)] for curve in curves}

@@ -8,7 +8,6 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
@@ -17,21 +16,11 @@ from . import pool
 from .evidence import grouped
 from .names import CORRECTIONS, MATCHERS, curve_label, fills, look, model_label, ranked, width_label
 from .pool import Records
-from .style import (
-    VERMILLION,
-    PaperFigure,
-    headed,
-    legend_below,
-    mark,
-    panels,
-    percent,
-    styled,
-    width_of,
-)
+from .style import VERMILLION, Drawn, PaperFigure, panels, percent, styled
 
 
 @styled
-def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy", columns: int = 2) -> Figure:
+def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy", columns: int = 2) -> Drawn:
     """A heat map of matcher × correction for each kind of pair, all on one grid; over it what it is compared with.
 
     `rows` as `pool.leaderboard_rows` makes them; a matcher with options is a line of its own, a correction with options
@@ -45,28 +34,25 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     lines = ranked((row["matcher"] for row in fused), MATCHERS)
     across = ranked((row["correction"] for row in fused), CORRECTIONS)
     wide = min(len(kinds), 3 if columns == 2 else 1)
-    deep = math.ceil(len(kinds) / wide)
     tall = 0.27 if metric.startswith("best_") else 0.19
-    upright = max((len(look(CORRECTIONS, name).label) for name in across), default=0)
-    foot = 1.05 + 0.06 * max(0, upright - 13)  # the corrections' names stand upright: longer ones need more
-    figure = PaperFigure(figsize=(width_of(columns), foot + deep * (0.62 + tall * len(lines))))
+    names = [look(CORRECTIONS, name).label for name in across]
+    foot = 1.05 + 0.06 * max(0, max(map(len, names), default=0) - 13)  # they stand upright: longer ones need more
+    figure = PaperFigure(columns, foot + math.ceil(len(kinds) / wide) * (0.62 + tall * len(lines)))
     grid = panels(figure, len(kinds), wide)
-    for index, (axes, ((architecture, dataset), alike)) in enumerate(zip(grid, kinds.items(), strict=True)):
+    for (axes, first, last), ((architecture, dataset), alike) in zip(grid, kinds.items(), strict=True):
         _heat_map(axes, alike, metric, lines, across)
         n = _range_of_n(row for row in alike if "reference" not in row)
         axes.set_title(f"{architecture} on {dataset}, n = {n}\n{_references(alike)}", fontsize=6.5)
-        labels = [look(MATCHERS, name).label if not index % wide else "" for name in lines]
+        labels = [look(MATCHERS, name).label if first else "" for name in lines]
         axes.set_yticks(np.arange(len(lines)) + 0.5, labels)
-        labels = [look(CORRECTIONS, name).label if index + wide >= len(kinds) else "" for name in across]
-        axes.set_xticks(np.arange(len(across)) + 0.5, labels, rotation=90)
+        axes.set_xticks(np.arange(len(across)) + 0.5, names if last else [""] * len(names), rotation=90)
     at = sorted({row["alpha"] for row in fused})
     what = {
         "test_accuracy": "test accuracy (%)" + (f" at α = {at[0]:g}" if len(at) == 1 else ""),
         "barrier_accuracy": "accuracy barrier (points)",
         "best_accuracy": "test accuracy (%) at the best α on held-out training images (below it)",
     }.get(metric, metric)
-    headed(figure, f"{what}: matching × correction, the best framed; grey: not measured or not for this network")
-    return figure
+    return figure, f"{what}: matching × correction, the best framed; grey: not measured or not for this network"
 
 
 def _range_of_n(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -115,7 +101,7 @@ def _heat_map(axes: Axes, rows: list[Mapping[str, Any]], metric: str, lines: lis
 
 
 @styled
-def width_barrier(records: Records, columns: int = 2) -> Figure:
+def width_barrier(records: Records, columns: int = 2) -> Drawn:
     """Barrier (accuracy and loss, test) against width: the mean over independent pairs with its 95 % interval, a pale
     point per pair.
 
@@ -126,52 +112,46 @@ def width_barrier(records: Records, columns: int = 2) -> Figure:
     widths = list(means)
     labels = {curve_key(entry): curve_label(entry) for mean in means.values() for entry in mean["curves"]}
     measured = grouped(pool.rows(records), "matcher", "correction")
-    figure = PaperFigure(figsize=(width_of(columns), 3.1 if columns == 2 else 4.9))
-    handles: dict[str, Any] = {}
+    figure = PaperFigure(columns, 3.1 if columns == 2 else 4.9)
     grid = figure.subplots(3 - columns, columns, sharex=True)
     for axes, metric in zip(grid, ("test_accuracy", "test_loss"), strict=True):
         scale = percent(metric)
         for index, (key, fill) in enumerate(fills(labels).items()):
             method = look(MATCHERS, key[0])
-            colour = method.colour
             pairs = [alike[0] for alike in grouped(measured[key], "record").values()]
             spots = [(row["width"], scale * b) for row in pairs if (b := row[f"barrier_{metric}"]) is not None]
-            over = [(w, entry["barrier"]) for w in widths if (entry := curve_of(means[w], *key))]
-            over = [(w, barrier) for w, barrier in over if barrier[metric] is not None]
+            over = {w: entry["barrier"] for w in widths if (entry := curve_of(means[w], *key))}
+            over = {w: barrier for w, barrier in over.items() if barrier[metric] is not None}
             if not over:
                 continue
             # Curves at one width side by side, so that none hides another.
             shift = 2 ** (0.06 * (index - (len(labels) - 1) / 2))
-            line = {"color": colour, "linestyle": look(CORRECTIONS, key[1]).line} | mark(method.marker, fill=fill)
-            here = np.array([w for w, _ in over]) * shift
-            (handle,) = axes.plot(here, [scale * barrier[metric] for _, barrier in over], **line)
-            for x, (_, barrier) in zip(here, over, strict=True):
+            places, line = np.array(list(over)) * shift, look(CORRECTIONS, key[1]).line
+            middles = [scale * barrier[metric] for barrier in over.values()]
+            figure.key(labels[key], *axes.plot(places, middles, linestyle=line, **method.mark(fill=fill)))
+            bar = {"linewidth": 1.1, "marker": "_", "markersize": 4}
+            for x, barrier in zip(places, over.values(), strict=True):
                 if barrier[f"{metric}_low"] is not None:
                     ends = [scale * barrier[f"{metric}_{end}"] for end in ("low", "high")]
-                    axes.plot([x, x], ends, color=colour, linewidth=1.1, marker="_", markersize=4)
-            beside = np.array(spots) * (1.03 * shift, 1)
-            axes.plot(*beside.T, color=colour, linestyle="none", alpha=0.35, markersize=2.5, marker="o", mew=0)
-            handles[labels[key]] = handle
+                    axes.plot([x, x], ends, color=method.colour, **bar)
+            pale = {"linestyle": "none", "alpha": 0.35, "markersize": 2.5, "marker": "o", "mew": 0}
+            axes.plot(*(np.array(spots) * (1.03 * shift, 1)).T, color=method.colour, **pale)
         axes.axhline(0, color="#333333", linewidth=0.7)
         axes.set_xscale("log", base=2)
-        ticks = [f"×{width_label(w)}\nn = {means[w]['n']}" for w in widths]
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticks(widths, ticks)
+        axes.set_xticks(widths, [f"×{width_label(w)}\nn = {means[w]['n']}" for w in widths])
         axes.set_xlim(widths[0] / 1.5, widths[-1] * 1.5)
-        what = "accuracy barrier (points)" if scale == 100 else "loss barrier (nats)"
-        axes.set_ylabel(f"test {what}")
+        axes.set_ylabel("test accuracy barrier (points)" if scale == 100 else "test loss barrier (nats)")
         if columns == 2 or scale == 1:
             axes.set_xlabel("width")
     pairs = sum(mean["n"] for mean in means.values())
     some = any(c["barrier"]["test_accuracy_low"] is not None for mean in means.values() for c in mean["curves"])
-    told = "means, 95 % intervals where n ≥ 3" if some else "means"
-    headed(figure, f"{of}, {pairs} pairs: {told}, each pair a point")
-    legend_below(figure, handles)
-    return figure
+    what = "means, 95 % intervals where n ≥ 3" if some else "means"
+    return figure, f"{of}, {pairs} pairs: {what}, each pair a point"
 
 
 @styled
-def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int = 2) -> Figure:
+def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int = 2) -> Drawn:
     """Method against method on the same pairs: the mean difference to one curve, with its 95 % interval.
 
     `summary` as `evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
@@ -181,34 +161,29 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     labels = {row["curve"]: curve_label(row) for alike in kinds.values() for row in alike}
     curves = list(labels)
     wide = min(len(kinds), 2 * columns - 1)
-    deep = math.ceil(len(kinds) / wide)
-    figure = PaperFigure(figsize=(width_of(columns), 0.9 + deep * (0.6 + 0.19 * len(curves))))
-    grid = panels(figure, len(kinds), wide, sharex=True)
+    figure = PaperFigure(columns, 0.9 + math.ceil(len(kinds) / wide) * (0.6 + 0.19 * len(curves)))
     metric = ""
-    for index, (axes, ((model, norm, width, dataset), alike)) in enumerate(zip(grid, kinds.items(), strict=True)):
+    grid = panels(figure, len(kinds), wide, sharex=True)
+    for (axes, first, last), ((*_, dataset), alike) in zip(grid, kinds.items(), strict=True):
         for row in alike:
-            metric, y = row["metric"], curves.index(row["curve"])
+            metric, y, method = row["metric"], curves.index(row["curve"]), look(MATCHERS, row["matcher"])
             scale = percent(metric)
             if row["mean"] is None:
                 continue
-            method = look(MATCHERS, row["matcher"])
-            colour = method.colour
             clear = row["low"] is not None and row["low"] * row["high"] > 0
             if row["low"] is not None:
-                axes.plot([scale * row["low"], scale * row["high"]], [y, y], color=colour, linewidth=1.3)
-            face = {"color": colour} if clear else {"color": colour, "markerfacecolor": "white"}
-            axes.plot(scale * row["mean"], y, **(mark(method.marker) | face | {"markeredgecolor": colour}))
+                axes.plot([scale * row["low"], scale * row["high"]], [y, y], color=method.colour, linewidth=1.3)
+            face = {"markeredgecolor": method.colour} | ({} if clear else {"markerfacecolor": "white"})
+            axes.plot(scale * row["mean"], y, **(method.mark() | face))
         axes.axvline(0, color="#333333", linewidth=0.7)
-        n = _range_of_n(alike)
-        kind = {"name": model, "norm": norm, "width": width}
-        axes.set_title(f"{model_label(kind)}\n{dataset}, n = {n}", fontsize=7)
-        axes.set_yticks(range(len(curves)), [labels[curve] for curve in curves] if not index % wide else [])
+        kind = alike[0] | {"name": alike[0]["model"]}
+        axes.set_title(f"{model_label(kind)}\n{dataset}, n = {_range_of_n(alike)}", fontsize=7)
+        axes.set_yticks(range(len(curves)), list(labels.values()) if first else [])
         axes.set_ylim(len(curves) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        if index + wide >= len(kinds):
+        if last:
             axes.set_xlabel("points" if percent(metric) == 100 else "nats")
-    told = metric.replace("_", " ").replace("barrier test", "test barrier,")
+    what = metric.replace("_", " ").replace("barrier test", "test barrier,")
     matcher, _, correction = against.partition(" + ")
-    named = curve_label({"matcher": matcher, "correction": correction or "none"})
-    headed(figure, f"{told} minus that of {named}, same pairs: mean, 95 % interval (filled: leaves out 0)")
-    return figure
+    other = curve_label({"matcher": matcher, "correction": correction or "none"})
+    return figure, f"{what} minus that of {other}, same pairs: mean, 95 % interval (filled: leaves out 0)"

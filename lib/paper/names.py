@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..records import curve_key
-from .style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILLION
+from .style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILLION, mark
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class Look:
     colour: str = GREY
     marker: str = "o"
     line: Any = "-"
+
+    def mark(self, size: float = 4.5, fill: str = "full") -> dict[str, Any]:
+        """The options of its line: colour and marker."""
+        return {"color": self.colour} | mark(self.marker, size, fill)
 
 
 MATCHERS = {

@@ -6,12 +6,13 @@ from statistics import fmean
 from typing import Any
 
 from ..checks import InputError
-from ..records import METRICS, curve_key
+from ..records import METRICS
 from . import evidence
 from .evidence import grouped
 from .names import curve_name, model_label
 from .published import REFERENCE
 
+Row = Mapping[str, Any]
 # One record, several, or what read_records answers.
 Records = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
@@ -50,8 +51,8 @@ def rows(records: Records) -> list[dict[str, Any]]:
         for curve in r.get("curves", []):
             best, share, images = (curve.get(field) or {} for field in ("best", "share", "images"))
             seconds = {field: curve.get(field) or 0.0 for field in ("match_seconds", "correct_seconds")}
-            columns = dict(zip(("matcher", "correction"), curve_key(curve), strict=True))
-            columns |= {"curve": curve_name(curve), "alphas": " ".join(f"{p['alpha']:g}" for p in curve["points"])}
+            columns = {"matcher": curve["matcher"], "correction": curve["correction"], "curve": curve_name(curve)}
+            columns["alphas"] = " ".join(f"{point['alpha']:g}" for point in curve["points"])
             columns |= {f"curve_{what}_images": images.get(what) for what in ("match", "correct")}
             columns |= seconds | {"seconds": sum(seconds.values())}
             columns |= {f"barrier_{metric}": curve["barrier"].get(metric) for metric in METRICS}
@@ -62,50 +63,44 @@ def rows(records: Records) -> list[dict[str, Any]]:
     return answer
 
 
-def _pair(name: str, r: Mapping[str, Any]) -> str:
+def _pair(name: str, r: Row) -> str:
     """What tells pairs apart: their checkpoints, else their seeds, else their records."""
-    for of in (r.get("seeds", {}), {side: known["sha256"] for side, known in r.get("checkpoints", {}).items()}):
-        if None not in (of.get("a"), of.get("b")):
-            name = f"{of['a']} {of['b']}"
-    return name
+    shas = {side: checkpoint["sha256"] for side, checkpoint in r.get("checkpoints", {}).items()}
+    both = ((of.get("a"), of.get("b")) for of in (shas, r.get("seeds", {})))
+    return next((f"{a} {b}" for a, b in both if None not in (a, b)), name)
 
 
-def _pair_columns(r: Mapping[str, Any]) -> dict[str, Any]:
-    origin = r["provenance"]
+def _pair_columns(r: Row) -> dict[str, Any]:
+    origin, model, checkpoints, images = r["provenance"], r["model"], r["checkpoints"], r["images"]
     columns = {field: r[field] for field in ("experiment", "preset", "dataset")}
-    columns |= {"dataset_sha256": origin["dataset_sha256"], "model": r["model"]["name"]}
-    columns |= {field: r["model"][field] for field in ("width", "norm")}
+    columns |= {"dataset_sha256": origin["dataset_sha256"], "model": model["name"]}
+    columns |= {"width": model["width"], "norm": model["norm"]}
     columns |= {field: origin["parameters"].get(field) for field in evidence.SETTINGS}
-    columns["training"] = _training(r["checkpoints"])
+    # The seed tells pairs apart; what no sidecar said is left out.
+    sidecars = [
+        f"{side}.{word}"
+        for side in ("a", "b")
+        for name in ("spec", "dataset", "images")
+        for word in _words(name, checkpoints[side].get(name, {}))
+    ]
+    columns["training"] = " ".join(sidecars) or None
     columns |= {f"seed_{field}": r["seeds"].get(field) for field in ("a", "b", "match")}
-    columns |= {f"sha256_{side}": r["checkpoints"][side]["sha256"] for side in ("a", "b")}
-    columns["test_images"] = r["images"].get("test")
-    columns["images"] = max(r["images"].get(name, 0) for name in ("match", "correct"))
+    columns |= {f"sha256_{side}": checkpoints[side]["sha256"] for side in ("a", "b")}
+    columns |= {"test_images": images.get("test"), "images": max(images.get(name, 0) for name in ("match", "correct"))}
     columns |= {"device": origin["device"], "threads": origin["threads"], "run_seconds": origin["seconds"]}
     return columns | {f"parent_{side}_{m}": r["parents"][side].get(m) for side in ("a", "b") for m in METRICS}
 
 
-def _training(checkpoints: Mapping[str, Any]) -> str | None:
-    """How the two networks of a pair were trained, "a.dataset=mnist a.images=60000 a.spec.recipe.epochs=1 …"; the seed,
-    which tells pairs apart, is left out, and what no sidecar said."""
-    words = []
-
-    def flatten(name: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key in sorted(value):
-                flatten(f"{name}.{key}", value[key])
-        elif not name.endswith(".spec.seed"):
-            words.append(f"{name}={json.dumps(value, separators=(',', ':'))}")
-
-    for side in ("a", "b"):
-        told = {name: checkpoints[side][name] for name in ("spec", "dataset", "images") if name in checkpoints[side]}
-        flatten(side, told)
-    return " ".join(words) or None
+def _words(name: str, value: Any) -> list[str]:
+    """How a network was trained, "dataset=mnist images=60000 spec.recipe.epochs=1 …"."""
+    if isinstance(value, Mapping):
+        return [word for key in sorted(value) for word in _words(f"{name}.{key}", value[key])]
+    return [] if name == "spec.seed" else [f"{name}={json.dumps(value, separators=(',', ':'))}"]
 
 
 def frame(records: Records) -> "pandas.DataFrame":  # noqa: F821
     """`rows` as a pandas frame."""
-    import pandas  # here alone: figures and tables need none, and it takes as long to import as they do
+    import pandas  # imported late: figures and tables need none, and it takes as long to import as they do
 
     return pandas.DataFrame(rows(records))
 
@@ -126,26 +121,28 @@ def aggregate(records: Records) -> dict[str, Any]:
     flat = rows(records)
     evidence.check_poolable(flat)
     curves = []
-    for (matcher, correction), mine in grouped(flat, "matcher", "correction").items():
-        whole = [alike[0] for alike in grouped(mine, "record").values()]
-        by_alpha = grouped((row | {"alpha": round(row["alpha"], 6)} for row in mine), "alpha")
-        curve = {"matcher": matcher, "correction": correction, "n": len(grouped(mine, "pair"))}
-        shared = {alpha: alike for alpha, alike in by_alpha.items() if len(alike) == len(whole)}
-        curve["points"] = [{"alpha": alpha} | _means(alike, METRICS) for alpha, alike in shared.items()]
-        # Over other alphas a barrier is another quantity.
-        curve["barrier"] = _means(whole if len(grouped(whole, "alphas")) == 1 else [{}], METRICS, "barrier_")
-        curves.append(curve)
+    for (matcher, correction), alike in grouped(flat, "matcher", "correction").items():
+        whole = [of_record[0] for of_record in grouped(alike, "record").values()]
+        by_alpha = grouped((row | {"alpha": round(row["alpha"], 6)} for row in alike), "alpha")
+        points = [{"alpha": a} | _means(at, METRICS) for a, at in by_alpha.items() if len(at) == len(whole)]
+        curve = {"matcher": matcher, "correction": correction, "n": len(grouped(alike, "pair")), "points": points}
+        curves.append(curve | {"barrier": _means(_comparable(whole), METRICS, "barrier_")})
     parents = {side: _means(flat, METRICS, f"parent_{side}_") for side in ("a", "b")}
     kind = {field: records[0][field] for field in ("experiment", "preset", "dataset", "model", "images")}
     return kind | {"n": len(grouped(flat, "pair")), "parents": parents, "curves": curves}
 
 
-def _means(rows: Iterable[Mapping[str, Any]], metrics: Iterable[str], start: str = "") -> dict[str, float | None]:
-    """The mean over pairs of the column <start><metric> under each metric's name, beside it _std, _low and _high."""
+def _comparable(rows: list[Row]) -> list[Row]:
+    """The rows of one curve, none where they come from other alphas: over those a barrier is another quantity."""
+    return rows if len(grouped(rows, "alphas")) == 1 else [{}]
+
+
+def _means(rows: Iterable[Row], metrics: Iterable[str], start: str = "", under: str = "") -> dict[str, float | None]:
+    """The mean over pairs of the column <start><metric> as <under><metric>, beside it _std, _low and _high."""
     rows, answer = list(rows), {}
     for metric in metrics:
-        over = evidence.over_pairs(rows, f"{start}{metric}")
-        answer |= {metric: over.mean, f"{metric}_std": over.std, f"{metric}_low": over.low, f"{metric}_high": over.high}
+        over, name = evidence.over_pairs(rows, f"{start}{metric}"), f"{under}{metric}"
+        answer |= {name: over.mean, f"{name}_std": over.std, f"{name}_low": over.low, f"{name}_high": over.high}
     return answer
 
 
@@ -165,35 +162,35 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
     for (architecture, dataset), kind in grouped(flat, "architecture", "dataset").items():
         evidence.check_poolable(kind)
         common = {"architecture": architecture, "dataset": dataset, "experiment": kind[0]["experiment"]}
-        for (matcher, correction), mine in grouped(kind, "matcher", "correction").items():
-            there = [row for row in mine if evidence.at(row, alpha)]
-            if len(there) == len(grouped(mine, "record")):
+        for (matcher, correction), alike in grouped(kind, "matcher", "correction").items():
+            there = [row for row in alike if evidence.at(row, alpha)]
+            if len(there) == len(grouped(alike, "record")):
                 answer.append(common | {"matcher": matcher, "correction": correction} | _board_row(there))
-        references: dict[str, list[dict[str, Any]]] = {}
-        for pair, (row, *_) in grouped(kind, "pair").items():
+        references = []
+        for row, *_ in grouped(kind, "pair").values():
             r = named[row["record"]]
             parents = {f"parent_{side}": r["parents"][side] for side in ("a", "b")}
             for name, metrics in (parents | r.get("references", {})).items():
-                references.setdefault(name, []).append(metrics | {"pair": pair})
-        for name, alike in references.items():
+                references.append(metrics | {"pair": row["pair"], "reference": name})
+        for name, alike in grouped(references, "reference").items():
             means = _means(alike, ("test_accuracy", "test_loss"))
             answer.append(common | {"reference": name, "n": len(alike)} | means)
     return answer
 
 
-def _board_row(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _board_row(rows: list[Row]) -> dict[str, Any]:
     """The leaderboard's row of one curve from its rows at one alpha."""
-    one, alike, columns = rows[0], len(grouped(rows, "alphas")) == 1, []
-    for row in rows:
-        choice = " " in row["alphas"]
-        parents = fmean(row[f"parent_{side}_test_accuracy"] for side in ("a", "b"))
-        columns.append(row | {"parents_accuracy": parents, "best_alpha": row["best_alpha"] if choice else None})
-        columns[-1] |= {"best_accuracy": row["best_test_accuracy"] if choice else None}
-        columns[-1] |= {f"barrier_{m}": row[f"barrier_test_{m}"] if alike else None for m in ("accuracy", "loss")}
-    names = ("test_accuracy", "test_loss", "barrier_accuracy", "barrier_loss", "best_accuracy", "parents_accuracy")
-    return {"n": len(grouped(rows, "pair")), "alpha": one["alpha"], "alphas": len(one["alphas"].split())} | {
-        **_means(columns, names),
-        "best_alpha": evidence.over_pairs(columns, "best_alpha").mean,
+    one, best = rows[0], [row if " " in row["alphas"] else {"pair": row["pair"]} for row in rows]
+    parents = [fmean(row[f"parent_{side}_test_accuracy"] for side in ("a", "b")) for row in rows]
+    rows = [row | {"parents_accuracy": mean} for row, mean in zip(rows, parents, strict=True)]
+    return {
+        "n": len(grouped(rows, "pair")),
+        "alpha": one["alpha"],
+        "alphas": len(one["alphas"].split()),
+        **_means(rows, ("test_accuracy", "test_loss", "parents_accuracy")),
+        **_means(_comparable(rows), ("accuracy", "loss"), "barrier_test_", "barrier_"),
+        **_means(best, ("accuracy",), "best_test_", "best_"),
+        "best_alpha": evidence.over_pairs(best, "best_alpha").mean,
         "seconds": fmean(row["seconds"] for row in rows),
         "images": one["images"],
         "match_images": one["curve_match_images"],

@@ -3,6 +3,7 @@
 import functools
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,11 +17,10 @@ from matplotlib.figure import Figure
 
 from ..checks import check_choice
 from ..paths import FIGURES, atomic
+from .evidence import grouped
 
 STYLE = Path(__file__).with_name("fusebook.mplstyle")
-COLUMN, PAGE = 3.4, 7.0  # inches: one and two columns of a paper
-SIZES = {1: COLUMN, 2: PAGE}
-
+SIZES = {1: 3.4, 2: 7.0}  # inches: one and two columns of a paper
 
 # Okabe-Ito, so that colour-blind readers tell them apart; markers and dashes say the same without colour.
 BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -34,7 +34,22 @@ METRIC_LABELS = {
 
 
 class PaperFigure(Figure):
-    """A Figure that belongs to no pyplot state, and still shows itself as a notebook cell's value."""
+    """A Figure as wide as 1 or 2 columns of a paper, `height` inches high, with the keys of its legend. It belongs to
+    no pyplot state, and still shows itself as a notebook cell's value."""
+
+    def __init__(self, columns: int, height: float, **options: Any) -> None:
+        check_choice("columns", str(columns), map(str, SIZES))
+        super().__init__(figsize=(SIZES[columns], height), **options)
+        self.handles: dict[str, Any] = {}
+
+    def key(self, label: str, handle: Any) -> None:
+        """A line of the legend, where it has none of that label."""
+        self.handles.setdefault(label, handle)
+
+    def legend_columns(self) -> int:
+        """In how many columns the legend fits into the figure's width."""
+        widest = 0.5 + 0.062 * max(map(len, self.handles), default=0)  # inches: handle, then letters of 7 points
+        return max(1, min(3, len(self.handles), int(self.get_figwidth() / widest)))
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -43,15 +58,28 @@ class PaperFigure(Figure):
         return buffer.getvalue()
 
 
+Drawn = tuple[PaperFigure, str]  # a figure and the line over it: model, data set, n
+
+
 def _style():
     return matplotlib.style.context(["default", STYLE])
 
 
-def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(function: Callable[..., Drawn]) -> Callable[..., PaperFigure]:
+    """Makes a function that draws and answers the figure with its heading give the whole figure: in the style, the
+    heading wrapped to its width, the legend under its panels."""
+
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Figure:
+    def wrapper(*args: Any, **kwargs: Any) -> PaperFigure:
         with _style():
-            return function(*args, **kwargs)
+            figure, heading = function(*args, **kwargs)
+            if handles := figure.handles:
+                columns = figure.legend_columns()
+                figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+            if heading:
+                unbroken = re.sub(" = | %", lambda part: part[0].replace(" ", "\N{NO-BREAK SPACE}"), heading)
+                figure.suptitle(textwrap.fill(unbroken, int(13.5 * figure.get_figwidth())), x=0.01, ha="left")
+            return figure
 
     return wrapper
 
@@ -72,47 +100,26 @@ def save_figure(figure: Figure, stem: str, folder: str | Path = FIGURES) -> tupl
     return png, pdf
 
 
-def panels(figure: Figure, count: int, wide: int, **options: Any) -> list[Axes]:
-    """`count` panels, `wide` in a row; places left over in the last row stay empty."""
+def panels(figure: Figure, count: int, wide: int, **options: Any) -> list[tuple[Axes, bool, bool]]:
+    """`count` panels, `wide` in a row, each with whether it is the first of its row and the last of its column; places
+    left over in the last row stay empty."""
     grid = figure.subplots(math.ceil(count / wide), wide, squeeze=False, **options).ravel()
     for axes in grid[count:]:
         axes.set_visible(False)
-    return list(grid[:count])
+    return [(axes, not index % wide, index + wide >= count) for index, axes in enumerate(grid[:count])]
 
 
-def end_points(axes: Axes, parents: Mapping[str, Any], metric: str, handles: dict[str, Any]) -> None:
+def end_points(axes: Axes, parents: Mapping[str, Any], metric: str) -> None:
     """A dashed line for each parent, where it was measured."""
     for side, shade in (("a", "#444444"), ("b", "#8C8C8C")):
         if (value := parents[side][metric]) is not None:
             look = {"color": shade, "linestyle": (0, (3, 2)), "linewidth": 0.9, "zorder": 1}
-            handles.setdefault("end points A and B, each alone", axes.axhline(percent(metric) * value, **look))
+            axes.figure.key("end points A and B, each alone", axes.axhline(percent(metric) * value, **look))
 
 
 def percent(metric: str) -> int:
     """What a metric is multiplied by to be shown: accuracies are fractions and shown in per cent."""
     return 100 if "accuracy" in metric else 1
-
-
-def width_of(columns: int) -> float:
-    check_choice("columns", str(columns), map(str, SIZES))
-    return SIZES[columns]
-
-
-def headed(figure: Figure, text: str) -> None:
-    """The line over a figure: model, data set, n. Wrapped to the figure's width."""
-    width = int(13.5 * figure.get_figwidth())
-    unbroken = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
-    figure.suptitle(textwrap.fill(unbroken, width), x=0.01, ha="left")
-
-
-def legend_below(figure: Figure, handles: Mapping[str, Any]) -> int:
-    """A legend under the panels, in as many columns as the figure's width holds; returns its rows."""
-    if not handles:
-        return 0
-    widest = 0.5 + 0.062 * max(len(label) for label in handles)  # inches: handle, then letters of 7 points
-    columns = max(1, min(3, len(handles), int(figure.get_figwidth() / widest)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
-    return math.ceil(len(handles) / columns)
 
 
 def mark(marker: str, size: float = 4.5, fill: str = "full") -> dict[str, Any]:
@@ -126,20 +133,10 @@ def mark(marker: str, size: float = 4.5, fill: str = "full") -> dict[str, Any]:
     return options | {"fillstyle": fill, "markerfacecoloralt": "white"}
 
 
-def mean_by(
-    rows: Iterable[Mapping[str, Any]], key: str, value: str, scale: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_by(rows: Iterable[Mapping[str, Any]], key: str, value: str, scale: float = 1.0) -> list[np.ndarray]:
     """Sorted values of `key`, and mean and sample deviation (0 for a single row) of `value` at each."""
-    found: dict[float, list[float]] = {}
-    for row in rows:
-        if row.get(value) is not None:
-            found.setdefault(row[key], []).append(scale * row[value])
-    keys = sorted(found)
-    spreads = [stdev(found[k]) if len(found[k]) > 1 else 0.0 for k in keys]
-    return np.array(keys), np.array([fmean(found[k]) for k in keys]), np.array(spreads)
-
-
-def bytes_label(size: float) -> str:
-    units = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-    step = 0 if size < 1 else min(len(units) - 1, int(math.log10(size) // 3))
-    return f"{size / 1000**step:g} {units[step]}"
+    points = []
+    for place, alike in sorted(grouped((row for row in rows if row.get(value) is not None), key).items()):
+        values = [scale * row[value] for row in alike]
+        points.append((place, fmean(values), stdev(values) if len(values) > 1 else 0.0))
+    return list(np.array(points).reshape(-1, 3).T)

@@ -7,14 +7,14 @@ user types it, or `curve_label`, as a paper says it.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..paths import atomic
-from ..records import curve_key, point_at
+from ..records import curve_key, curve_of, point_at
 from .evidence import grouped
 from .names import REFERENCES, curve_label, curve_name, model_label, width_label
-from .pool import Records, aggregate, by_width, headline, reference_for
+from .pool import Records, Row, aggregate, by_width, headline, reference_for
 from .published import REFERENCE
 
 INTERVALS = "mean [95 % interval] over n independent pairs: bootstrap over pairs, Student's t for n < 5, none for n < 3"
@@ -24,7 +24,7 @@ READ = (
 )
 DEVIATION = "mean ± standard deviation"
 MIDPOINT = (("test_accuracy", "accuracy, %"), ("test_loss", "loss, nats"), ("barrier_accuracy", "barrier, points"))
-Name = Callable[[Mapping[str, Any]], str]
+Name = Callable[[Row], str]
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Table:
         full = [row for part in self.parts for row in part if len(row) > 1]
         widths = [max(map(len, column)) for column in zip(*full, strict=True)]
         rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        blocks = [self.title] if self.title else []
-        for part in self.parts:
-            lines = []
-            for row in part:
-                cells = zip(row, widths, strict=len(row) > 1)
-                aligned = [c.ljust(w) if i < self.texts else c.rjust(w) for i, (c, w) in enumerate(cells)]
-                lines.append("  ".join(aligned).rstrip() if len(row) > 1 else row[0])
-            blocks.append("\n".join([lines[0], rule, *lines[1:]]))
-        return "\n\n".join(blocks) + (f"\n{self.note}" if self.note else "")
+
+        def line(row: list[str]) -> str:
+            if len(row) == 1:
+                return row[0]
+            cells = enumerate(zip(row, widths, strict=True))
+            return "  ".join(c.ljust(w) if i < self.texts else c.rjust(w) for i, (c, w) in cells).rstrip()
+
+        parts = ("\n".join([line(heads), rule, *map(line, rows)]) for heads, *rows in self.parts)
+        return "\n\n".join([*filter(None, [self.title]), *parts]) + (f"\n{self.note}" if self.note else "")
 
     def latex(self) -> str:
         """A booktabs tabular, to input inside any table environment."""
@@ -104,17 +104,17 @@ def table(records: Records, split: str = "test", name: Name = curve_name) -> Tab
     for metric, title in ((f"{split}_accuracy", "accuracy, %"), (f"{split}_loss", "cross-entropy, nats")):
         part = [[title, *_alpha_heads(alphas), "barrier"]]
         for curve in summary["curves"]:
-            cells = [_cell(point_at(curve, alpha), metric) for alpha in alphas]
+            places = (*(point_at(curve, alpha) for alpha in alphas), curve["barrier"])
             label = name(curve) + ("" if curve["n"] == summary["n"] else f" (n = {curve['n']})")
-            part.append([label, *cells, _cell(curve["barrier"], metric)])
-        ends = [_cell(summary["parents"][side], metric) for side in ("a", "b")]
-        parts.append([*part, [f"parents A, B: {ends[0]}, {ends[1]}"]])
+            part.append([label, *(_cell(place, metric) for place in places)])
+        ends = (_cell(summary["parents"][side], metric) for side in ("a", "b"))
+        parts.append([*part, [f"parents A, B: {', '.join(ends)}"]])
     images = summary["images"].get(split)
     words = [f"{split} split" + (f" ({images:,} images)" if images else "")]
     return Table(parts, headline(records, *words, *([DEVIATION] if summary["n"] > 1 else [])))
 
 
-def compare(record: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> Table:
+def compare(record: Row, reference: Row | None = None) -> Table:
     """The record's curves beside published numbers, matched by alpha.
 
     `reference` has the shape of an entry of REFERENCE. Without one, the entry of the record's experiment is
@@ -129,107 +129,91 @@ def compare(record: Mapping[str, Any], reference: Mapping[str, Any] | None = Non
         published = {key: curve[metric] for key, curve in curves.items() if metric in curve}
         if not published and all(p[metric] is None for curve in summary["curves"] for p in curve["points"]):
             continue
-        split, quantity = metric.split("_")
-        unit = "%" if quantity == "accuracy" else "nats"
-        part = [[f"{split} {quantity}, {unit}", "", *_alpha_heads(alphas), "barrier"]]
+        unit = "%" if metric.endswith("accuracy") else "nats"
+        part = [[f"{metric.replace('_', ' ')}, {unit}", "", *_alpha_heads(alphas), "barrier"]]
         for curve in summary["curves"]:
-            ours = {round(p["alpha"], 6): p[metric] for p in curve["points"]}
-            values = published.get(curve_key(curve))
+            values, line = published.get(curve_key(curve)), published.get(("none", "none"))
             theirs = dict(zip(reference["alphas"], values, strict=True)) if values else {}
-            line = published.get(("none", "none"), ())
-            barriers = curve["barrier"][metric], _barrier(theirs, line, metric) if theirs and line else None
-            pairs = [(ours.get(alpha), theirs.get(alpha)) for alpha in alphas] + [barriers]
-            differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-            part.append([curve_name(curve), "measured", *(_number(m, metric) for m, _ in pairs)])
+            ours = [*(point_at(curve, alpha).get(metric) for alpha in alphas), curve["barrier"][metric]]
+            others = [*map(theirs.get, alphas), _barrier(theirs, line, metric) if theirs and line else None]
+            differences = [None if None in pair else pair[0] - pair[1] for pair in zip(ours, others, strict=True)]
+            part.append([curve_name(curve), "measured", *(_number(value, metric) for value in ours)])
             if published:
-                part.append(["", "reference", *(_number(r, metric) for _, r in pairs)])
+                part.append(["", "reference", *(_number(value, metric) for value in others)])
             if theirs:
-                part.append(["", "difference", *(_number(d, metric, "+") for d in differences)])
+                part.append(["", "difference", *(_number(value, metric, "+") for value in differences)])
         parts.append(part)
-    source = reference["source"] if reference else _no_reference(record)
+    known, source = REFERENCE.get(record["experiment"]), "none known"
+    if reference:
+        source = reference["source"]
+    elif known:
+        source = f"none shown; the published values are for {model_label(known['model'])} on {known['dataset']}"
     return Table(parts, f"{headline(record, 'measured against reference')}\nreference: {source}", texts=2)
 
 
-def _no_reference(record: Mapping[str, Any]) -> str:
-    known = REFERENCE.get(record["experiment"])
-    if known is None:
-        return "none known"
-    return f"none shown; the published values are for {model_label(known['model'])} on {known['dataset']}"
-
-
-def leaderboard_table(rows: Iterable[Mapping[str, Any]], name: Name = curve_name) -> Table:
+def leaderboard_table(rows: Iterable[Row], name: Name = curve_name) -> Table:
     """`leaderboard_rows` (of one or several kinds of pair), a part a kind, mean ± standard deviation over pairs."""
-    more = ["best alpha", "there, %", "share B", "images", "seconds", "n"]
+    cells = {head: partial(_cell, metric=metric) for metric, head in MIDPOINT}
+    cells["best alpha"] = lambda row: _formatted(row.get("best_alpha"), ".2g")
+    cells["there, %"] = partial(_cell, metric="best_accuracy")
+    cells["share B"] = lambda row: _formatted(row.get("share_b"), ".2f")
+    looked = ("match_images", "correct_images")
+    cells["images"] = lambda row: _formatted(max((n for of in looked if (n := row.get(of)) is not None), default=None))
+    cells["seconds"] = lambda row: _formatted(row.get("seconds"), ".1f")
+    cells["n"] = lambda row: f"{row['n']}"
+    return Table(_by_kind(rows, name, cells), f"{DEVIATION} over pairs")
+
+
+def _by_kind(rows: Iterable[Row], name: Name, cells: Mapping[str, Callable[[Row], str]]) -> list[list[list[str]]]:
+    """A part for each kind of pair in `leaderboard_rows`, its references under the curves; `cells` by their heads."""
     parts = []
     for kind, alike in grouped(rows, "architecture", "dataset").items():
-        references = [row for row in alike if "reference" in row]
-        part = [[" on ".join(kind), *(head for _, head in MIDPOINT), *more]]
-        part += [[name(row), *_board_cells(row)] for row in _fused(alike)]
-        part += [[""]] if references else []
-        part += [[REFERENCES.get(row["reference"], row["reference"]), *_board_cells(row)] for row in references]
+        part, references = [[" on ".join(kind), *cells]], [row for row in alike if "reference" in row]
+        for row in (*_fused(alike), *references):
+            if references and row is references[0]:
+                part.append([""])
+            label = REFERENCES.get(row["reference"], row["reference"]) if "reference" in row else name(row)
+            part.append([label, *(cell(row) for cell in cells.values())])
         parts.append(part)
-    return Table(parts, f"{DEVIATION} over pairs")
+    return parts
 
 
-def _board_cells(row: Mapping[str, Any]) -> list[str]:
-    looked = [row[of] for of in ("match_images", "correct_images") if row.get(of) is not None]
-    numbers = [(row.get("share_b"), ".2f"), (max(looked, default=None), "d"), (row.get("seconds"), ".1f")]
-    return [
-        *(_cell(row, metric) for metric, _ in MIDPOINT),
-        "—" if row.get("best_alpha") is None else f"{row['best_alpha']:.2g}",
-        _cell(row, "best_accuracy"),
-        *("—" if value is None else f"{value:{form}}" for value, form in numbers),
-        str(row["n"]),
-    ]
-
-
-def leaderboard_latex(rows: Iterable[Mapping[str, Any]]) -> str:
+def leaderboard_latex(rows: Iterable[Row]) -> str:
     """`leaderboard_table` as tabulars, one a kind of pair: all together are longer than a page."""
     kinds = grouped(rows, "architecture", "dataset").values()
     return "\n".join(leaderboard_table(alike, curve_label).latex() for alike in kinds)
 
 
-def pooled_table(rows: Iterable[Mapping[str, Any]], name: Name = curve_name) -> Table:
+def pooled_table(rows: Iterable[Row], name: Name = curve_name) -> Table:
     """`leaderboard_rows` without what belongs to the leaderboard: every curve at the midpoint, with its intervals."""
     metrics = (*MIDPOINT, ("barrier_loss", "barrier, nats"))
-    parts = []
-    for kind, alike in grouped(rows, "architecture", "dataset").items():
-        body = [[name(row), *(interval_cell(row, m) for m, _ in metrics), str(row["n"])] for row in _fused(alike)]
-        parts.append([[" on ".join(kind), *(head for _, head in metrics), "n"], *body])
-    return Table(parts, note=INTERVALS)
+    cells = {head: partial(interval_cell, metric=metric) for metric, head in metrics} | {"n": lambda row: f"{row['n']}"}
+    return Table(_by_kind(_fused(rows), name, cells), note=INTERVALS)
 
 
-def results_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+def results_table(rows: Iterable[Row]) -> Table:
     """`leaderboard_rows` of many kinds of pair, each row with the name of its "records", a curve a row."""
-    part = [
-        [
-            "networks",
-            "data set",
-            "matching",
-            "correction",
-            "images",
-            "midpoint, %",
-            "barrier, points",
-            "parents, %",
-            "n",
-        ]
-        + ["records"]
-    ]
-    for row in _fused(rows):
-        names = [row["architecture"], row["dataset"], *(f"`{name}`" for name in curve_key(row))]
-        barrier = interval_cell(row, "barrier_accuracy") + ("*" if row["alphas"] == 1 else "")
-        numbers = [f"{row['images']:,}", interval_cell(row, "test_accuracy"), barrier]
-        numbers += [_number(row["parents_accuracy"], "accuracy"), str(row["n"])]
-        part.append([*names, *numbers, f"`{row['records']}`"])
-    return Table([part])
+    cells: dict[str, Callable[[Row], str]] = {
+        "networks": lambda row: row["architecture"],
+        "data set": lambda row: row["dataset"],
+        "matching": lambda row: f"`{row['matcher']}`",
+        "correction": lambda row: f"`{row['correction']}`",
+        "images": lambda row: f"{row['images']:,}",
+        "midpoint, %": lambda row: interval_cell(row, "test_accuracy"),
+        "barrier, points": lambda row: interval_cell(row, "barrier_accuracy") + ("*" if row["alphas"] == 1 else ""),
+        "parents, %": lambda row: _number(row["parents_accuracy"], "accuracy"),
+        "n": lambda row: f"{row['n']}",
+        "records": lambda row: f"`{row['records']}`",
+    }
+    return Table([[list(cells), *([cell(row) for cell in cells.values()] for row in _fused(rows))]])
 
 
-def summary_table(summary: Iterable[Mapping[str, Any]]) -> Table:
+def summary_table(summary: Iterable[Row]) -> Table:
     """`evidence.summary`, one metric, curves down: mean, interval, n of the pairs there are."""
     parts = []
-    for (model, width, norm, dataset), alike in grouped(summary, "model", "width", "norm", "dataset").items():
-        kind = model_label({"name": model, "width": width, "norm": norm})
-        part = [[f"{kind} on {dataset}", "mean", "95 % interval", "method", "n"]]
+    for alike in grouped(summary, "model", "width", "norm", "dataset").values():
+        kind = model_label(alike[0] | {"name": alike[0]["model"]})
+        part = [[f"{kind} on {alike[0]['dataset']}", "mean", "95 % interval", "method", "n"]]
         for row in alike:
             mean, low, high = (_number(row[of], row["metric"]) for of in ("mean", "low", "high"))
             ends = "—" if row["low"] is None else f"[{low}, {high}]"
@@ -242,21 +226,19 @@ def summary_table(summary: Iterable[Mapping[str, Any]]) -> Table:
 def widths_table(records: Records, name: Name = curve_label) -> Table:
     """Test accuracy barrier (points), mean [95 % interval]: a row a curve, a column a width, n under each."""
     what, means = by_width(records)
-    columns, labels = [], {curve_key(curve): name(curve) for summary in means.values() for curve in summary["curves"]}
-    for width, summary in means.items():
-        barriers = {curve_key(curve): curve["barrier"] for curve in summary["curves"]}
-        cells = [interval_cell(barriers.get(key, {}), "test_accuracy") for key in labels]
-        columns.append([f"×{width_label(width)}", str(summary["n"]), *cells])
-    title = f"{what}, test accuracy barrier (points), mean [95 % interval]"
-    rows = zip(["width", "n", *labels.values()], *columns, strict=True)
-    return Table([list(map(list, rows))], title, INTERVALS)
+    labels = {curve_key(curve): name(curve) for summary in means.values() for curve in summary["curves"]}
+    part = [["width", *(f"×{width_label(width)}" for width in means)], ["n", *(f"{m['n']}" for m in means.values())]]
+    for key, label in labels.items():
+        barriers = ((curve_of(summary, *key) or {}).get("barrier", {}) for summary in means.values())
+        part.append([label, *(interval_cell(barrier, "test_accuracy") for barrier in barriers)])
+    return Table([part], f"{what}, test accuracy barrier (points), mean [95 % interval]", INTERVALS)
 
 
-def _fused(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _fused(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if "reference" not in row]
 
 
-def _alphas(summary: Mapping[str, Any]) -> list[float]:
+def _alphas(summary: Row) -> list[float]:
     return sorted({round(point["alpha"], 6) for curve in summary["curves"] for point in curve["points"]})
 
 
@@ -269,18 +251,21 @@ def _barrier(curve: Mapping[float, float], ends: tuple[float, ...], metric: str)
     return max(sign * ((1 - alpha) * ends[0] + alpha * ends[-1] - value) for alpha, value in curve.items())
 
 
+def _formatted(value: float | None, form: str = "d") -> str:
+    return "—" if value is None else f"{value:{form}}"
+
+
 def _number(value: float | None, metric: str, sign: str = "") -> str:
-    if value is None:
-        return "—"
-    return f"{100 * value:{sign}z.2f}" if "accuracy" in metric else f"{value:{sign}z.3f}"
+    scaled = value is not None and "accuracy" in metric
+    return _formatted(100 * value, f"{sign}z.2f") if scaled else _formatted(value, f"{sign}z.3f")
 
 
-def _cell(row: Mapping[str, Any], metric: str) -> str:
+def _cell(row: Row, metric: str) -> str:
     text, spread = _number(row.get(metric), metric), row.get(f"{metric}_std")
     return text if spread is None else f"{text} ± {_number(spread, metric)}"
 
 
-def interval_cell(row: Mapping[str, Any], metric: str) -> str:
+def interval_cell(row: Row, metric: str) -> str:
     """Mean and 95 % interval: "57.53 [52.83, 62.23]", the mean alone where there is no interval."""
     text = _number(row.get(metric), metric)
     if row.get(f"{metric}_low") is None:

@@ -4,9 +4,11 @@ Records right in the results folder are drawn one by one, those of a sweep (a fo
 """
 
 import argparse
+import itertools
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ..checks import InputError
 from ..paths import FIGURES, LOCAL, RESULTS, ROOT
 from ..records import curve_key, portable, read_arrays, read_record
 from . import drawing, evidence, figures, figures_many, pool, tables
+from .evidence import grouped
 from .names import curve_label, curve_name
 from .style import save_figure
 from .tables import write_text
@@ -26,16 +29,12 @@ INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the 
 # What README.md shows, in words: (records, curve or reference, what was fused, how).
 _SIMPLENETS = "the two SimpleNets published with pygmtools, on MNIST"
 _VGGS = "two VGG11 with BatchNorm, a quarter as wide, on a JPEG copy of CIFAR-10"
+_RESET = "matched by activations, averaged, BatchNorm statistics reset"
 README_ROWS = (
     ("simplenet_mnist_published", "none", _SIMPLENETS, "averaged as they are"),
     ("simplenet_mnist_published", "graph_reference", _SIMPLENETS, "matched as published, averaged"),
     ("simplenet_mnist_published", "graph", _SIMPLENETS, "two-sided graph matching, which looks at no image; averaged"),
-    (
-        "vgg11_widths_w0.25",
-        "activation + bn_reset",
-        _VGGS,
-        "matched by activations, averaged, BatchNorm statistics reset",
-    ),
+    ("vgg11_widths_w0.25", "activation + bn_reset", _VGGS, _RESET),
     ("vgg11_widths_w0.25", "activation + least_squares", _VGGS, "the same, layers refitted by least squares instead"),
     ("leaderboard_vgg11bn-w0.25", "one_parent", _VGGS, "nothing fused: the better parent alone"),
 )
@@ -60,18 +59,19 @@ def read(folder: Path) -> tuple[dict[str, Records], dict[str, Records], list[str
     sweeps: dict[str, dict[str, Any]] = {}
     skipped = []
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
-        if path.parent != folder and path.parent.name == LOCAL.name:
+        alone = path.parent == folder
+        if not alone and path.parent.name == LOCAL.name:
             continue
+        name = re.sub(r"[-_]s\d+$", "", path.stem) if alone else path.parent.name
         try:
             record = read_record(path)
         except InputError as error:
             skipped.append(str(error))
-            continue
-        name = re.sub(r"[-_]s\d+$", "", path.stem) if path.parent == folder else path.parent.name
-        (kinds if path.parent == folder else sweeps).setdefault(name, {})[path.stem] = record
-    for found in (kinds, sweeps):
-        for name, records in found.items():
-            found[name], lines = independent(records)
+        else:
+            (kinds if alone else sweeps).setdefault(name, {})[path.stem] = record
+    for pooled in (kinds, sweeps):
+        for name, records in pooled.items():
+            pooled[name], lines = independent(records)
             skipped += lines
     return kinds, sweeps, skipped
 
@@ -91,23 +91,25 @@ def pools(sweep: str, records: Records) -> dict[str, dict[str, Any]]:
         widths = [rows[0]["width"] for rows in kinds]
         varying = varying if len(set(widths)) < len(widths) else ["width"]
     short = {"width": "w", "model": "", "dataset": "", "norm": ""}
-    found = {}
+    pooled = {}
     for rows in kinds:
         parts = [f"{short.get(name, name)}{rows[0][name]}" for name in varying]
-        stems = dict.fromkeys(row["record"] for row in rows)
-        found["_".join([sweep, *parts])] = {stem: records[stem] for stem in stems}
-    return found
+        pooled["_".join([sweep, *parts])] = {stem: records[stem] for stem in grouped(rows, "record")}
+    return pooled
 
 
 def pooled_rows(kinds: Mapping[str, Records], sweeps: Mapping[str, Records]) -> dict[str, list[dict[str, Any]]]:
     """`pool.leaderboard_rows` of everything that may be pooled, by its name, which each row has as "records" too."""
-    pooled = [*kinds.items(), *(item for sweep, records in sweeps.items() for item in pools(sweep, records).items())]
-    return {name: [row | {"records": name} for row in pool.leaderboard_rows(records)] for name, records in pooled}
+    pooled = dict(kinds)
+    for sweep, records in sweeps.items():
+        pooled |= pools(sweep, records)
+    return {n: [row | {"records": n} for row in pool.leaderboard_rows(records)] for n, records in pooled.items()}
 
 
 def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of figures/README.md: published weights, sweeps, leaderboard; of rows alike the one with most pairs."""
-    published = [name for name, records in kinds.items() if _foreign(records)]
+    """The rows of figures/README.md: published weights (trained elsewhere: no seed is known of them), sweeps,
+    leaderboard; of rows alike the one with most pairs."""
+    published = [n for n in kinds if all("curves" in r and r["seeds"]["a"] is None for r in kinds[n].values())]
     board = [name for name, records in kinds.items() if _on_board(records)]
     answer: dict[Any, dict[str, Any]] = {}
     for name in (*published, *(name for name in rows if name not in kinds), *board):
@@ -126,22 +128,23 @@ def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, A
 def readme_table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
     """README.md's table, as Markdown."""
     part = [["what was fused", "how", "accuracy of the fused network at the midpoint, %", "parents, %", "n"]]
-    for name, wanted, what, how in README_ROWS:
-        parents = next((row["parents_accuracy"] for row in rows.get(name, ()) if "reference" not in row), None)
-        for row in rows.get(name, ()):
-            if wanted == (row["reference"] if "reference" in row else curve_name(row)):
-                accuracies = (f"{100 * value:.2f}" for value in (row["test_accuracy"], parents))
-                part.append([what, how, *accuracies, str(row["n"])])
+    for records, wanted, what, how in README_ROWS:
+        alike = {row.get("reference") or curve_name(row): row for row in rows.get(records, ())}
+        if row := alike.get(wanted):
+            parents = next(row["parents_accuracy"] for row in alike.values() if "reference" not in row)
+            part.append(
+                [what, how, *(f"{100 * value:.2f}" for value in (row["test_accuracy"], parents)), f"{row['n']}"]
+            )
     return tables.Table([part]).markdown()
 
 
 def results_text(kinds: Mapping[str, Records], sweeps: Mapping[str, Records], rows: Mapping[str, Any]) -> str:
     """The table of figures/README.md and the notes under it, as Markdown."""
-    every = [record for found in (kinds, sweeps) for records in found.values() for record in records.values()]
-    devices = sorted({f"{r['provenance']['device']}, {r['provenance']['threads']} thread(s)" for r in every})
-    note = f"{NOTE} Every curve: [results.md](results.md)."
+    origins = [r["provenance"] for records in (*kinds.values(), *sweeps.values()) for r in records.values()]
+    devices = sorted({f"{origin['device']}, {origin['threads']} thread(s)" for origin in origins})
     origin = f"Measured on {'; '.join(devices)}; rebuilt from `data/results/` by `make figures`."
-    return f"{tables.results_table(shown_rows(kinds, rows)).markdown()}\n\n{note}\n{origin}"
+    table = tables.results_table(shown_rows(kinds, rows)).markdown()
+    return f"{table}\n\n{NOTE} Every curve: [results.md](results.md).\n{origin}"
 
 
 def write_between(path: Path, text: str) -> None:
@@ -153,36 +156,9 @@ def write_between(path: Path, text: str) -> None:
     write_text(f"{before}{start}\n{text}\n{end}{after}", path)
 
 
-def _experiment(records: Records) -> str:
-    return next(iter(records.values()))["experiment"]
-
-
 def _on_board(records: Records) -> bool:
     """Whether the records belong to the leaderboard: they hold what it compares fused networks with."""
     return all("references" in record for record in records.values())
-
-
-def _foreign(records: Records) -> bool:
-    """Whether the networks were trained elsewhere: no seed is known of them."""
-    return all("curves" in r and r["seeds"]["a"] is None for r in records.values())
-
-
-class Writer:
-    """Writes figures and tables into one folder and keeps the list."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.written = folder, []
-
-    def figure(self, stem: str, figure: Figure) -> None:
-        self.written += save_figure(figure, stem, self.folder)
-
-    def both(self, stem: str, draw: Any, *args: Any, **options: Any) -> None:
-        """A figure at two columns and, as <stem>_column, at one."""
-        for columns, end in ((2, ""), (1, "_column")):
-            self.figure(f"{stem}{end}", draw(*args, columns=columns, **options))
-
-    def text(self, name: str, text: str) -> None:
-        self.written.append(write_text(text, self.folder / name))
 
 
 def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tuple[list[Path], list[str]]:
@@ -195,80 +171,90 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     figures/README.md as well. What an earlier run wrote into `figures` and this one did not is removed, unless a record
     could not be read.
     """
-    folder, writer = Path(folder), Writer(Path(figures))
+    folder, place = Path(folder), Path(figures)
     kinds, sweeps, skipped = read(folder)
     if not kinds and not sweeps:
         raise InputError(f"no run records in {folder}; accepted: a folder that holds some")
     whole = not _unreadable(skipped)
-    rows = pooled_rows(kinds, sweeps)
-    writer.figure("network_graph", drawing.network_graph())
-    seen = set()
-    for kind, records in kinds.items():
-        if not _on_board(records):
-            skipped += _write_kind(writer, folder, kind, records, again=_experiment(records) in seen)
-            seen.add(_experiment(records))
-    if board := [row for kind, records in kinds.items() if _on_board(records) for row in rows[kind]]:
-        writer.figure("leaderboard", figures_many.leaderboard(board))
-        writer.text("leaderboard.tex", tables.leaderboard_latex(board))
-        if any(row.get("best_accuracy") is not None for row in board):
-            writer.figure("leaderboard_best", figures_many.leaderboard(board, "best_accuracy"))
-    for sweep, records in sweeps.items():
-        _write_sweep(writer, sweep, records, rows)
+    rows, written = pooled_rows(kinds, sweeps), []
+    contents = [[("network_graph", drawing.network_graph())], _contents_of_kinds(kinds, rows, folder, skipped)]
+    contents += [_contents_of_sweep(name, records, rows) for name, records in sweeps.items()]
+    for name, content in itertools.chain(*contents):
+        figure = isinstance(content, Figure)
+        written += save_figure(content, name, place) if figure else [write_text(content, place / name)]
     every = tables.results_table(row for alike in rows.values() for row in alike)
-    writer.text("results.md", f"{every.markdown()}\n\n{NOTE}\n")
-    if (folder, writer.folder) == (RESULTS, FIGURES):
+    written.append(write_text(f"{every.markdown()}\n\n{NOTE}\n", place / "results.md"))
+    if (folder, place) == (RESULTS, FIGURES):
         write_between(ROOT / "README.md", readme_table(rows))
         write_between(FIGURES / "README.md", results_text(kinds, sweeps, rows))
-    _remove_stale(writer, whole)
-    return writer.written, skipped
+    return [*written, _remove_stale(place, {path.name for path in written}, whole)], skipped
 
 
-def _write_kind(writer: Writer, folder: Path, kind: str, records: Records, again: bool) -> list[str]:
-    stem, record = next(iter(records.items()))
-    pairs = {name: found for name, found in records.items() if "curves" in found}
-    skipped, arrays = [], {}
-    try:
-        arrays = read_arrays(folder / f"{stem}.json")
-    except InputError as error:  # what needs none is drawn all the same
-        skipped.append(str(error))
-    drawn = figures.record_figures(record, arrays)
-    for name, figure in drawn.items():
-        if not (again and name.startswith("matching_")):
-            writer.figure(f"{stem}_{name}", figure)
-    if pairs:
-        writer.text(f"{kind}.tex", tables.table(pairs, name=curve_label).latex())
+Contents = Iterator[tuple[str, Figure | str]]  # a figure's stem and the figure, a table's file name and its text
+
+
+def _contents_of_kinds(
+    kinds: Mapping[str, Records], rows: Mapping[str, list[dict]], folder: Path, skipped: list[str]
+) -> Contents:
+    """What is made of the records right in the folder; `skipped` gets a line where something is missing."""
+    board, experiments = [], set()
+    for kind, records in kinds.items():
+        if _on_board(records):
+            board += rows[kind]
+            continue
+        (stem, record), *_ = records.items()
+        try:
+            arrays = read_arrays(folder / f"{stem}.json")
+        except InputError as error:  # what needs none is drawn all the same
+            skipped.append(str(error))
+            arrays = {}
+        drawn = figures.record_figures(record, arrays)
+        if not drawn:
+            skipped.append(f"{stem}.json: nothing in it that a figure shows")
+        for name, figure in drawn.items():
+            if not (name.startswith("matching_") and record["experiment"] in experiments):
+                yield f"{stem}_{name}", figure
+        experiments.add(record["experiment"])
+        pairs = {name: record for name, record in records.items() if "curves" in record}
+        if pairs:
+            yield f"{kind}.tex", tables.table(pairs, name=curve_label).latex()
         if len(pairs) > 1:
-            writer.figure(f"{kind}_curves", figures.curves(pairs))
-    return skipped if drawn else [*skipped, f"{stem}.json: nothing in it that a figure shows"]
+            yield f"{kind}_curves", figures.curves(pairs)
+    if board:
+        yield "leaderboard", figures_many.leaderboard(board)
+        yield "leaderboard.tex", tables.leaderboard_latex(board)
+    if any(row.get("best_accuracy") is not None for row in board):
+        yield "leaderboard_best", figures_many.leaderboard(board, "best_accuracy")
 
 
-def _write_sweep(writer: Writer, sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+def _contents_of_sweep(sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]]) -> Contents:
     alike = pools(sweep, records)
     if not alike:  # studies without curves
         return
-    for name, found in alike.items():
-        writer.both(f"{name}_curves", figures.curves, found)
     pooled = [row for name in alike for row in rows[name]]
-    writer.text(f"{sweep}.tex", tables.pooled_table(pooled, curve_label).latex())
-    pairs = [record for found in alike.values() for record in found.values()]
+    yield f"{sweep}.tex", tables.pooled_table(pooled, curve_label).latex()
+    drawn = {f"{name}_curves": partial(figures.curves, pairs) for name, pairs in alike.items()}
+    pairs = [record for of_kind in alike.values() for record in of_kind.values()]
     if len(alike) == len({r["model"]["width"] for r in pairs}) > 1 and len({r["dataset"] for r in pairs}) == 1:
-        writer.both(f"{sweep}_widths", figures_many.width_barrier, pairs)
-        writer.text(f"{sweep}_widths.tex", tables.widths_table(pairs).latex())
+        yield f"{sweep}_widths.tex", tables.widths_table(pairs).latex()
+        drawn[f"{sweep}_widths"] = partial(figures_many.width_barrier, pairs)
     curves = {curve_name(row) for row in pooled if "reference" not in row}
     against = next((name for name in BASELINES if name in curves), None)
-    if against and (found := evidence.summary(pool.rows(records), against=against)):
-        writer.both(f"{sweep}_differences", figures_many.differences, found, against)
+    if against and (differences := evidence.summary(pool.rows(records), against=against)):
+        drawn[f"{sweep}_differences"] = partial(figures_many.differences, differences, against)
+    for stem, draw in drawn.items():
+        yield stem, draw(columns=2)
+        yield f"{stem}_column", draw(columns=1)
 
 
-def _remove_stale(writer: Writer, whole: bool) -> None:
-    """Only files that an earlier run's index names are ever removed."""
-    index, names = writer.folder / INDEX, {path.name for path in writer.written}
+def _remove_stale(place: Path, names: set[str], whole: bool) -> Path:
+    """Writes the index, and removes what an earlier run's index names and this one's does not; only that, ever."""
+    index = place / INDEX
     before = set(index.read_text().split()) if index.is_file() else set()
     stale = {name for name in before - names if name == Path(name).name}
-    if whole:
-        for name in stale:
-            (writer.folder / name).unlink(missing_ok=True)
-    writer.text(INDEX, "\n".join(sorted(names if whole else names | stale)) + "\n")
+    for name in stale if whole else ():
+        (place / name).unlink(missing_ok=True)
+    return write_text("\n".join(sorted(names if whole else names | stale)) + "\n", index)
 
 
 def _unreadable(lines: Iterable[str]) -> bool:

@@ -1,5 +1,6 @@
 """Where a run's numbers come from."""
 
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -15,17 +16,7 @@ import numpy as np
 
 from ..paths import IS_CLONE, ROOT
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "scipy",
-    "pygmtools",
-    "matplotlib",
-    "papermill",
-    "ffcv",
-    "mlxtend",
-)
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pygmtools", "matplotlib", "papermill", "ffcv", "mlxtend")
 
 
 def portable(path: str | os.PathLike) -> str:
@@ -53,7 +44,7 @@ def provenance(parameters: Mapping[str, Any], dataset: Any, device: Any, started
     return {
         "git": commit,
         "dirty": None if commit is None or changes is None else bool(changes),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": _versions(),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "started": started.astimezone(UTC).isoformat(timespec="seconds"),
@@ -81,13 +72,11 @@ def _git(*arguments: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _device_name(device: Any) -> str:
@@ -109,12 +98,11 @@ def _device_name(device: Any) -> str:
 
 def recorded(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A run's parameters as its record holds them: as JSON does, and paths outside the repo as bare file names."""
-    return {name: _parameter(value) for name, value in parameters.items()}
 
+    def outside(value: Any) -> bool:
+        return isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", "..")))
 
-def _parameter(value: Any) -> Any:
-    outside = isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", "..")))
-    return portable(value) if outside else _plain(value)
+    return {name: portable(value) if outside(value) else _plain(value) for name, value in parameters.items()}
 
 
 def _plain(value: Any) -> Any:

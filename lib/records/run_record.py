@@ -4,12 +4,13 @@ A record is one JSON file per trained pair, arrays beside it as .npz. Written la
 sign that a run is done. Statistics, tables and figures of records are made in the package paper.
 """
 
+import functools
 import json
-import math
 import os
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,43 +83,16 @@ def _array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def record(
-    *,
-    experiment: str,
-    preset: str,
-    dataset: str | None,
-    provenance: Mapping[str, Any],
-    model: Mapping[str, Any] | None = None,
-    seeds: Mapping[str, int | None] | None = None,
-    checkpoints: Mapping[str, Any] | None = None,
-    parents: Mapping[str, Mapping[str, float | None]] | None = None,
-    images: Mapping[str, int] | None = None,
-    curves: Iterable[Mapping[str, Any]] | None = None,
-    rows: Iterable[Mapping[str, Any]] | None = None,
-    **extra: Any,
-) -> dict[str, Any]:
+def record(*, provenance: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     """A checked schema-1 record, its points sorted by alpha; ready for `write_record`.
 
-    A record of one pair gives everything but `rows`; a study of another shape gives `rows` in place of the
-    fields from `model` to `curves`. `extra`: "studies" {name: rows} beside the curves (such as "bn_images"),
-    "references" {name: metrics} (such as "ensemble", "one_parent"). Raises ValueError naming a bad field.
+    `fields`: experiment, preset and dataset (its name), then of one pair model, seeds, checkpoints, parents, images,
+    curves; a study of another shape gives `rows` in their place. Beside the curves there may be "studies" {name: rows}
+    (such as "bn_images") and "references" {name: metrics} (such as "ensemble", "one_parent"). Raises ValueError naming
+    a bad field.
     """
-    fields = {
-        "schema": SCHEMA,
-        "experiment": experiment,
-        "preset": preset,
-        "dataset": dataset,
-        "model": model,
-        "seeds": seeds,
-        "checkpoints": checkpoints,
-        "parents": parents,
-        "images": images,
-        "curves": None if curves is None else list(curves),
-        "rows": None if rows is None else list(rows),
-        **extra,
-        "provenance": provenance,
-    }
-    built = _plain({name: value for name, value in fields.items() if value is not None or name == "dataset"})
+    fields = {name: value for name, value in fields.items() if value is not None or name == "dataset"}
+    built = _plain({"schema": SCHEMA} | fields | {"provenance": provenance})
     for curve in built.get("curves", []):
         curve["points"] = sorted(curve["points"], key=lambda point: point["alpha"])
     for checkpoint in built.get("checkpoints", {}).values():
@@ -130,121 +104,83 @@ def record(
 
 def validate(record: Any) -> None:
     """Raises ValueError, naming the field and what it must be, unless `record` is a schema-1 run record."""
-    _expect(isinstance(record, dict), "record", "an object")
-    _expect(_whole(record.get("schema")) and record["schema"] == SCHEMA, "schema", f"{SCHEMA}", record.get("schema"))
-    for field in ("experiment", "preset"):
-        _expect(_text(record.get(field)), field, "a name", record.get(field))
-    study = "rows" in record
-    _expect(study != ("curves" in record), "curves", "there, or rows in its place, and not both")
-    dataset = record.get("dataset")
-    _expect(_text(dataset) or (study and dataset is None), "dataset", "the name of the data set used", dataset)
-    _validate_provenance(record.get("provenance"))
+    from fastjsonschema import JsonSchemaValueException
+
+    study = isinstance(record, dict) and "rows" in record
+    try:
+        _validator(study)(record, name_prefix="record")
+    except JsonSchemaValueException as error:
+        field, rule, seen = error.name, error.definition["description"], f", not {error.value!r:.80}"
+        if error.rule == "required":
+            field, rule, seen = f"{field}.{next(n for n in error.rule_definition if n not in error.value)}", "there", ""
+        raise ValueError(f"{field.removeprefix('record.')} must be {rule}{seen}") from None
+    names = set()
+    for index, curve in enumerate([] if study else record["curves"]):
+        alphas = [point["alpha"] for point in curve["points"]]
+        if alphas != sorted(set(alphas)):
+            raise ValueError(f"curves[{index}].points must be sorted by alpha, without repeats, not {alphas}")
+        if curve_key(curve) in names:
+            raise ValueError(f"curves must be one of each matcher and correction, not {curve_key(curve)} twice")
+        names.add(curve_key(curve))
+
+
+@functools.cache
+def _validator(study: bool) -> Callable[[Any], Any]:
+    import fastjsonschema
+
+    def value(types: str, what: str, **rules: Any) -> dict[str, Any]:
+        return {"type": types.split(), "description": what} | rules
+
+    def fields(*optional: str, **properties: Any) -> dict[str, Any]:
+        required = [name for name in properties if name not in optional]
+        return value("object", "an object", properties=properties, required=required)
+
+    def each(values: dict[str, Any]) -> dict[str, Any]:
+        return value("object", "an object", additionalProperties=values)
+
+    def listed(row: dict[str, Any]) -> dict[str, Any]:
+        return value("array", "a non-empty list of objects", items=row, minItems=1)
+
+    def measured(least: int, *unknown: str) -> dict[str, Any]:
+        """Each metric, null where it may be `unknown`; accuracies are fractions, never percentage points."""
+        metrics = {}
+        for metric in METRICS:
+            types = "number null" if metric in unknown else "number"
+            fraction = value(types, f"a fraction in [{least}, 1]", minimum=least, maximum=1)
+            metrics[metric] = (
+                fraction if metric.endswith("accuracy") else value(types, "a number", minimum=-most, maximum=most)
+            )
+        return metrics
+
+    most, anything, rows = sys.float_info.max, {}, listed(value("object", "an object"))
+    name, name_or_null = (value(types, "a name", minLength=1) for types in ("string", "string null"))
+    others = [metric for metric in METRICS if metric != "test_accuracy"]
+    point, barrier = measured(0, *others), fields(*METRICS, **measured(-1, *METRICS))
+    points = listed(fields(alpha=value("number", "a number in [0, 1]", minimum=0, maximum=1), **point))
+    file, width = fields(file=name, sha256=anything), value("number", "above 0", exclusiveMinimum=0, maximum=most)
+    origin = ("git", "dirty", "versions", "device", "threads", "started", "seconds", "dataset_sha256")
+    properties = {
+        "experiment": name,
+        "preset": name,
+        "dataset": name_or_null if study else name,
+        "model": fields(name=name, width=width, norm=name_or_null),
+        "provenance": fields(**dict.fromkeys(origin, anything), parameters=value("object", "an object")),
+        "studies": each(rows),
+        "references": each(fields(*others, **point)),
+    }
     if study:
-        _expect(_rows(record["rows"]), "rows", "a non-empty list of objects")
-    if not study or "model" in record:
-        _validate_model(record.get("model"))
-    if not study:
-        _validate_pair(record)
-    for field in ("studies", "references"):
-        _expect(isinstance(record.get(field, {}), dict), field, "an object", record.get(field))
-    for name, rows in record.get("studies", {}).items():
-        _expect(_rows(rows), f"studies.{name}", "a non-empty list of objects")
-    for name, metrics in record.get("references", {}).items():
-        _validate_metrics(metrics, f"references.{name}", required=("test_accuracy",))
-
-
-def _validate_model(model: Any) -> None:
-    _expect(isinstance(model, dict), "model", "an object with name, width and norm", model)
-    _expect(_text(model.get("name")), "model.name", "a name", model.get("name"))
-    width = model.get("width")
-    _expect(_number(width) and width > 0, "model.width", "a number above 0", width)
-    _expect("norm" in model and (model["norm"] is None or _text(model["norm"])), "model.norm", "a name or null")
-
-
-def _validate_provenance(provenance: Any) -> None:
-    _expect(isinstance(provenance, dict), "provenance", "an object", provenance)
-    for field in ("git", "dirty", "versions", "device", "threads", "started", "seconds", "dataset_sha256"):
-        _expect(field in provenance, f"provenance.{field}", "there")
-    _expect(isinstance(provenance.get("parameters"), dict), "provenance.parameters", "an object")
-
-
-def _validate_pair(record: dict[str, Any]) -> None:
-    for field in ("seeds", "images"):
-        values = record.get(field)
-        _expect(isinstance(values, dict), field, "an object", values)
-        for name, value in values.items():
-            valid = _whole(value) and value >= 0 or (value is None and field == "seeds")
-            _expect(valid, f"{field}.{name}", "a whole number, 0 or more", value)
-    for field in ("checkpoints", "parents"):
-        both = record.get(field)
-        _expect(isinstance(both, dict) and {"a", "b"} <= both.keys(), field, "an object with a and b", both)
-    for side in ("a", "b"):
-        checkpoint = record["checkpoints"][side]
-        valid = isinstance(checkpoint, dict) and _text(checkpoint.get("file")) and "sha256" in checkpoint
-        _expect(valid, f"checkpoints.{side}", "an object with file and sha256", checkpoint)
-        _validate_metrics(record["parents"][side], f"parents.{side}")
-    curves = record["curves"]
-    _expect(_rows(curves), "curves", "a non-empty list of objects")
-    for index, curve in enumerate(curves):
-        _validate_curve(curve, f"curves[{index}]")
-    keys = [curve_key(curve) for curve in curves]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    _expect(twice is None, "curves", "one of each matcher and correction", twice)
-
-
-def _validate_curve(curve: dict[str, Any], field: str) -> None:
-    for name in ("matcher", "correction"):
-        _expect(_text(curve.get(name)), f"{field}.{name}", "a name", curve.get(name))
-    points = curve.get("points")
-    _expect(_rows(points), f"{field}.points", "a non-empty list of objects")
-    alphas = [point.get("alpha") for point in points]
-    for index, (alpha, point) in enumerate(zip(alphas, points, strict=True)):
-        valid = _number(alpha) and 0 <= alpha <= 1
-        _expect(valid, f"{field}.points[{index}].alpha", "a number in [0, 1]", alpha)
-        _validate_metrics(point, f"{field}.points[{index}]")
-    rising = all(low < high for low, high in zip(alphas, alphas[1:], strict=False))
-    _expect(rising, f"{field}.points", "sorted by alpha, without repeats", alphas)
-    barrier = curve.get("barrier")
-    _expect(isinstance(barrier, dict), f"{field}.barrier", "an object", barrier)
-    for metric in METRICS:
-        value = barrier.get(metric)
-        _expect(value is None or _number(value), f"{field}.barrier.{metric}", "a number or null", value)
-        # A barrier of 30 is percentage points slipped in; a fraction can not be beyond 1.
-        valid = not metric.endswith("accuracy") or value is None or abs(value) <= 1
-        _expect(valid, f"{field}.barrier.{metric}", "a fraction", value)
-
-
-def _validate_metrics(metrics: Any, field: str, required: tuple[str, ...] = METRICS) -> None:
-    _expect(isinstance(metrics, dict), field, "an object", metrics)
-    for metric in METRICS:
-        _expect(metric in metrics or metric not in required, f"{field}.{metric}", "there (null: not measured)")
-        value = metrics.get(metric)
-        _expect(value is None or _number(value), f"{field}.{metric}", "a number or null", value)
-        if metric.endswith("accuracy") and value is not None:
-            _expect(0 <= value <= 1, f"{field}.{metric}", "a fraction in [0, 1]", value)
-    _expect(metrics.get("test_accuracy") is not None, f"{field}.test_accuracy", "a fraction in [0, 1]", None)
-
-
-def _expect(condition: bool, field: str, what: str, *found: Any) -> None:
-    if not condition:
-        seen = f", not {found[0]!r}" if found else ""
-        raise ValueError(f"{field} must be {what}{seen}")
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+        properties |= {"rows": rows, "curves": {"not": {}, "description": "left out where there are rows"}}
+    else:
+        properties |= {
+            "seeds": each(value("integer null", "a whole number, 0 or more", minimum=0)),
+            "images": each(value("integer", "a whole number, 0 or more", minimum=0)),
+            "checkpoints": fields(a=file, b=file),
+            "parents": fields(a=fields(**point), b=fields(**point)),
+            "curves": listed(fields(matcher=name, correction=name, points=points, barrier=barrier)),
+        }
+    optional = ("studies", "references", *(("dataset", "model", "curves") if study else ()))
+    version = fields(schema=value("integer", f"{SCHEMA}", enum=[SCHEMA]))  # before all else
+    return fastjsonschema.compile(fields(*optional, **properties) | {"allOf": [version]})
 
 
 def write_record(path: str | os.PathLike, record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> Path:
@@ -276,21 +212,25 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """The record at `path`, checked. Raises InputError, naming file and field, for anything else."""
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        validate(found)
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        validate(record)
     except FileNotFoundError:
         raise InputError(f"{portable(path)}: no such record") from None
     except OSError as error:
         raise InputError(f"{portable(path)}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{portable(path)}: not a run record: {error}") from None
-    return found
+    return record
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number in JSON")
 
 
 def read_records(folder: str | os.PathLike, experiment: str | None = None) -> dict[str, dict[str, Any]]:
     """Every record (*.json) of `folder`, by file stem in sorted order; of one `experiment`, or of all."""
     records = {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
-    return {stem: found for stem, found in records.items() if experiment in (None, found["experiment"])}
+    return {stem: record for stem, record in records.items() if experiment in (None, record["experiment"])}
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:

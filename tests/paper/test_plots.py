@@ -104,6 +104,10 @@ SOFT = {f"soft/activation/{group}": np.eye(8) for group in SEVEN}
 MANY = [curve(m, (0.8, 0.5, 0.8), correction=c) for m in names.MATCHERS for c in names.CORRECTIONS]
 
 
+def one_curve(records, metric="test_accuracy", columns=1):
+    return figures.curves(records, [metric], columns=columns)
+
+
 def differences(columns):
     found = evidence.summary(pool.rows(sweep()), against="activation + bn_reset")
     return figures_many.differences(found, "activation + bn_reset", columns)
@@ -111,8 +115,8 @@ def differences(columns):
 
 # Each by the number of columns it is drawn for.
 FIGURES = {
-    ("curve", 1): lambda: figures.curve(vgg()),
-    ("curve", 2): lambda: figures.curve(vgg(), columns=2),
+    ("curve", 1): lambda: one_curve(vgg()),
+    ("curve", 2): lambda: one_curve(vgg(), columns=2),
     ("pooled", 1): lambda: figures.curves(sweep()[:3], columns=1),
     ("pooled", 2): lambda: figures.curves(sweep()[:3]),
     ("crowded", 1): lambda: figures.curves(pair(*MANY, dataset="cifar10-jpeg"), columns=1),
@@ -197,7 +201,7 @@ def test_no_label_is_cut_off_or_overlaps_another(name, columns):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_labels_that_overlap_or_are_cut_off_are_found(kept):
-    figure = style.PaperFigure(figsize=(3.4, 2.6))
+    figure = style.PaperFigure(1, 2.6)
     axes = figure.subplots()
     axes.text(0.5, 0.5, "one label", transform=axes.transAxes)
     axes.text(0.5, 0.8 if kept else 0.52, "another", transform=axes.transAxes)
@@ -224,7 +228,7 @@ def test_a_figure_is_as_wide_as_its_columns_and_its_fonts_are_truetype(name, col
 
 def test_columns_other_than_one_or_two_are_refused():
     with pytest.raises(InputError, match="unknown columns '3'; accepted: 1, 2"):
-        figures.curve(vgg(), columns=3)
+        one_curve(vgg(), columns=3)
 
 
 def solid(axes):
@@ -233,7 +237,7 @@ def solid(axes):
 
 
 def test_one_line_a_curve_and_two_dashed_end_points():
-    figure = figures.curve(vgg())
+    figure = one_curve(vgg())
     (axes,) = figure.axes
     lines = solid(axes)
     assert len(lines) == 3
@@ -245,7 +249,7 @@ def test_one_line_a_curve_and_two_dashed_end_points():
 
 
 def test_matchers_differ_in_colour_and_marker_and_corrections_in_dashes():
-    none, matched, reset = solid(figures.curve(vgg()).axes[0])
+    none, matched, reset = solid(one_curve(vgg()).axes[0])
     assert none.get_color() != matched.get_color() == reset.get_color()
     assert none.get_marker() != matched.get_marker() == reset.get_marker()
     assert matched.get_linestyle() == "-" and reset.get_linestyle() == "--"
@@ -265,19 +269,19 @@ def test_many_curves_get_a_panel_per_correction():
     corrections = ("none", "bn_reset", "repair")
     matchers = ("none", "activation", "weight")
     record = pair(*(curve(m, (0.8, 0.5, 0.8), correction=c) for m in matchers for c in corrections))
-    figure = figures.curve(record)
+    figure = one_curve(record)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["no correction", "BN reset", "REPAIR"]
     assert all(len(solid(axes)) == 3 for axes in figure.axes)
 
 
 def test_an_unmeasured_metric_is_called_so():
-    figure = figures.curve(vgg(), metric="train_loss")
+    figure = one_curve(vgg(), metric="train_loss")
     assert solid(figure.axes[0]) == []
     assert "not measured" in words(figure)
 
 
 def test_several_pairs_draw_the_mean_and_a_band():
-    figure = figures.curve([vgg(middle=m, index=i) for i, m in enumerate((0.5, 0.6, 0.7))])
+    figure = one_curve([vgg(middle=m, index=i) for i, m in enumerate((0.5, 0.6, 0.7))])
     line = solid(figure.axes[0])[2]
     np.testing.assert_allclose(line.get_ydata(), [75, 60, 74])
     bands = figure.axes[0].collections
@@ -285,7 +289,7 @@ def test_several_pairs_draw_the_mean_and_a_band():
     middle = bands[2].get_paths()[0].vertices[:, 1]
     half = 100 * 4.302653 * 0.1 / 3**0.5
     assert [middle.min(), middle.max()] == pytest.approx([60 - half, 60 + half])
-    two = figures.curve([vgg(middle=0.5), vgg(middle=0.7, index=1)])
+    two = one_curve([vgg(middle=0.5), vgg(middle=0.7, index=1)])
     assert len(two.axes[0].collections) == 0 and "interval" not in words(two)
 
 
@@ -376,7 +380,7 @@ def with_options(**changes):
 
 
 def test_curves_that_differ_in_options_alone_share_colour_and_line_and_differ_in_fill_and_label():
-    figure = figures.curve(with_options())
+    figure = one_curve(with_options())
     plain, tap, fitted, kept = solid(figure.axes[0])
     for one, other in ((plain, tap), (fitted, kept)):
         assert (one.get_color(), one.get_linestyle(), one.get_marker()) == (
@@ -396,7 +400,7 @@ def test_every_fill_of_one_method_is_another():
 def test_a_crowded_figure_and_the_violins_tell_options_apart():
     matchers = ("activation", "activation(tap=pre_norm)", "none")
     record = pair(*(curve(m, (0.8, 0.5, 0.8), correction=c) for m in matchers for c in ("none", "repair", "rescale")))
-    for axes in figures.curve(record).axes:
+    for axes in one_curve(record).axes:
         assert [line.get_markerfacecolor() == "white" for line in solid(axes)] == [False, True, False]
     corrs = {f"corr/{m}/conv": np.linspace(0, 1, 8) for m in matchers}
     assert "activations (tap pre_norm)" in words(figures.correlations(corrs, vgg()))
@@ -462,7 +466,7 @@ def test_network_graph_averages_to_a_network_that_keeps_its_weights_only_when_ma
 
 
 def test_a_figure_is_saved_as_png_and_pdf_without_a_date(tmp_path):
-    png, pdf = style.save_figure(figures.curve(vgg()), "figure", tmp_path / "new")
+    png, pdf = style.save_figure(one_curve(vgg()), "figure", tmp_path / "new")
     assert sorted(os.listdir(tmp_path / "new")) == ["figure.pdf", "figure.png"]
     assert png.read_bytes().startswith(b"\x89PNG")
     data = pdf.read_bytes()
@@ -471,14 +475,14 @@ def test_a_figure_is_saved_as_png_and_pdf_without_a_date(tmp_path):
 
 
 def test_the_same_figure_is_the_same_bytes_later(tmp_path):
-    one = style.save_figure(figures.curve(vgg()), "one", tmp_path)
+    one = style.save_figure(one_curve(vgg()), "one", tmp_path)
     time.sleep(1.1)  # dates in files count in seconds
-    two = style.save_figure(figures.curve(vgg()), "two", tmp_path)
+    two = style.save_figure(one_curve(vgg()), "two", tmp_path)
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
 def test_no_half_pair_is_left_when_saving_fails(tmp_path, monkeypatch):
-    figure = figures.curve(vgg())
+    figure = one_curve(vgg())
     save = figure.savefig
 
     def failing(path, *, format, **options):
@@ -496,5 +500,5 @@ def test_a_figure_shows_itself_in_a_notebook_and_changes_no_global_style():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    assert figures.curve(vgg())._repr_png_().startswith(b"\x89PNG")
+    assert one_curve(vgg())._repr_png_().startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == before
