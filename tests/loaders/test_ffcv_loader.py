@@ -11,7 +11,7 @@ from lib.checks import InputError
 from tests.marked_images import marked, moves, unevenness
 
 if importlib.util.find_spec("ffcv") is None:
-    pytest.skip("FFCV is not installed (lib/ffcv_loader.py says how)", allow_module_level=True)
+    pytest.skip("FFCV is not installed (lib/loaders/ffcv.py says how)", allow_module_level=True)
 
 EXACT = loaders.Normalisation((0.0,), (1.0,))  # leaves pixel values as they are
 
