@@ -141,7 +141,7 @@ def test_a_point_is_the_fused_network_measured_and_measured_once(simplenet, monk
     assert simplenet.point(*chosen(simplenet), 0.3).values == expected
     monkeypatch.setattr(fusion, "correct", lambda *a, **k: pytest.fail("measured twice"))
     monkeypatch.setattr(matching, "match", lambda *a, **k: pytest.fail("matched twice"))
-    assert simplenet.point(*chosen(simplenet), 0.3).values == expected
+    assert simplenet.point(*chosen(simplenet), 0.1 + 0.2).values == expected
 
 
 def test_ends_of_the_path_are_the_parents(simplenet):

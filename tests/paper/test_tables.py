@@ -125,7 +125,7 @@ def test_pooled_tables_show_an_interval_from_three_pairs_on():
     markdown = tables.results_table(rows).markdown().splitlines()[2]
     assert f"| `none` | `none` | 0 | {cell} |" in markdown and "| 83.00 | 3 | `a_sweep` |" in markdown
     table = tables.pooled_table(rows)
-    assert cell in str(table) and "Student" in str(table)
+    assert cell in str(table) and "Student" in str(table) and "parent A" not in str(table)
     assert f"${cell.replace(' [', chr(92) + '; [')}$" in table.latex()
     assert "| 45.00 |" in tables.results_table(pooled(0.4, 0.5)).markdown()
 

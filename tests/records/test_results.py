@@ -183,6 +183,7 @@ def change(record, path, value):
         (("model", "width"), 0, "model.width"),
         (("model", "width"), True, "model.width"),
         (("seeds", "a"), 1.5, "seeds.a"),
+        (("seeds", "a"), -1, "seeds.a"),
         (("images", "test"), -1, "images.test"),
         (("checkpoints", "b"), "b.dat", "checkpoints.b"),
         (("parents", "a", "test_accuracy"), 84.18, "parents.a.test_accuracy"),
@@ -306,6 +307,9 @@ def test_reading_something_else_names_file_and_reason(tmp_path):
         read_record(tmp_path / "half.json")
     with pytest.raises(InputError, match="other.json: not a run record: schema must be 1"):
         read_record(tmp_path / "other.json")
+    (tmp_path / "nan.json").write_text(json.dumps(change(pair(), ("parents", "a", "test_loss"), float("nan"))))
+    with pytest.raises(InputError, match="nan.json: not a run record: NaN is no number"):
+        read_record(tmp_path / "nan.json")
     with pytest.raises(InputError, match="gone.json: no such record"):
         read_record(tmp_path / "gone.json")
     (tmp_path / "folder.json").mkdir()
