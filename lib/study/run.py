@@ -47,6 +47,7 @@ class Run:
     figures_dir: Path
     checkpoints: dict[str, Checkpoint] = dataclasses.field(default_factory=dict)
     _images: dict[tuple[int, bool], Iterable] = dataclasses.field(default_factory=dict, repr=False)
+    _networks: dict[str, nn.Module] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -67,8 +68,12 @@ class Run:
     def _unmerged(self) -> nn.Module:
         return models.build(self.model, width=self.settings.width, norm=self.norm, seed=0)
 
-    def _network(self, checkpoint: Checkpoint) -> nn.Module:
-        return models.load_state(self._unmerged(), checkpoint.state, str(checkpoint.path))
+    def _network(self, side: str) -> nn.Module:
+        """The network of a checkpoint, as it was trained; built once."""
+        if side not in self._networks:
+            checkpoint = self.checkpoints[side]
+            self._networks[side] = models.load_state(self._unmerged(), checkpoint.state, str(checkpoint.path))
+        return self._networks[side]
 
     @cached_property
     def groups(self) -> Groups:
@@ -99,7 +104,7 @@ class Run:
                 spec, self.dataset, loader=settings.loader, device=self.device, label=f"network {side.upper()}"
             )
         self._check_distinct()
-        return [self._merged(self._network(self.checkpoints[side])).to(self.device) for side in SIDES]
+        return [self._merged(self._network(side)).to(self.device) for side in SIDES]
 
     def _check_distinct(self) -> None:
         """Raises InputError where both networks are there and are the same: no pair, whatever the barrier says."""
@@ -424,9 +429,9 @@ def begin(
         paths.check_writable("save_aligned", aligned)
         if aligned.with_suffix(".json") == run.results_path:
             raise _refuse("save_aligned", given["save_aligned"], "another name than that of the record")
-    for side, checkpoint in checkpoints.items():
+    for side in checkpoints:
         _check_sidecar(run, side)
-        run._network(checkpoint)
+        run._network(side)
     run._check_distinct()
     if not lenient:
         for name in run.settings.matchers:

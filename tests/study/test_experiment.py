@@ -248,6 +248,8 @@ def test_a_run_opens_and_hashes_each_checkpoint_once(monkeypatch):
         hashed.append(len(content))
         return real_hash(content, **options)
 
+    built, build = [], models.build
+    monkeypatch.setattr(models, "build", lambda *given, **options: built.append(given) or build(*given, **options))
     monkeypatch.setattr(io, "open", spy_open)
     monkeypatch.setattr(hashlib, "sha256", spy_hash)
     run = begin(checkpoint_a="simplenet-s0", checkpoint_b="simplenet-s1", limit_test=20)
@@ -260,6 +262,7 @@ def test_a_run_opens_and_hashes_each_checkpoint_once(monkeypatch):
         assert opened.count(f"{side}.safetensors") == 1
         assert opened.count(f"{side}.json") == 1
     assert hashed.count(size) == 2
+    assert len(built) == 3  # A, B and a template
 
 
 def test_a_run_records_options_seed_and_held_out_images(tmp_path):
