@@ -29,7 +29,7 @@ def fuse(
 
     Args:
         networks: two or more networks, which are traced, proved, matched and aligned; or `Aligned` ones, which are only
-            averaged and corrected. None of them is changed.
+            averaged and corrected. Their weights stay as they are; they are put on `device` and in evaluation mode.
         images: inputs as the networks take them, a tensor (N, …) or batches of (images, labels) or of images; may be
             left out where neither matcher nor correction looks at any. Labels are never read.
         matcher: of `matching.MATCHERS`, such as "activation", "weight", "graph(restarts=3)".
