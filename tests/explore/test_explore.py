@@ -439,3 +439,17 @@ def test_papermill_executes_the_notebook_and_its_copy_shows_figures(tmp_path):
     assert sum("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in outputs) == 1
     assert "mnist-5k, first 60 test images" in "".join(out.get("text", "") for out in outputs)
     assert [path.name for path in tmp_path.iterdir()] == ["executed.ipynb"]
+
+
+def test_a_method_with_options_is_a_choice_of_the_panel_and_is_what_is_measured():
+    given = GIVEN | {"matcher": "activation(similarity=covariance)", "correction": "repair", "match_seed": 2}
+    explorer = explore.Explorer(given)
+    panel = panels.Panel(explorer)
+    assert panel.matcher.value == "activation(similarity=covariance)" and "activation" in panel.matcher.options
+    matching_ = explorer.matched("simplenet-s0", panel.matcher.value).matching
+    assert matching_.options == {"similarity": "covariance"}
+    assert explorer.is_measured(*panel.chosen)
+    labels = [text.get_text() for text in explorer.path(*panel.chosen).legends[0].get_texts()]
+    assert any("covariance" in label for label in labels)
+    with pytest.raises(InputError, match="takes no option tapp"):
+        explore.Explorer(GIVEN | {"matcher": "activation(tapp=pre_norm)"})
