@@ -291,7 +291,7 @@ def train(
                 content = io.BytesIO()
                 torch.save(state | {"recipe": dataclasses.asdict(recipe)}, content)
                 with paths.atomic(resume) as temporary:
-                    temporary.write_bytes(content.getbuffer())
+                    temporary.write_bytes(content.getvalue())  # not getbuffer: an error would keep it exported
     model.eval()
     return losses
 
