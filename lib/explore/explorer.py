@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .. import fusion, matching, models
+from .. import fusion, matching, models, symmetry
 from ..checks import InputError, check_choice, check_whole
 from ..matching import Matching
 from ..paper import figures, pool
@@ -287,7 +287,7 @@ class Explorer:
         # a linear layer's rows are images
         rows = {key: value.view(-1, *shape) if value.dim() == 2 else value for key, value in rows.items()}
         groups = pair.run.groups
-        starts = (g for g in groups if any(m.tensor == weight and m.axis == 0 for m in groups[g].members))
+        starts = (name for name, member in symmetry.by_tensor(groups).get(weight, ()) if member.axis == 0)
         similarity = matched.arrays.get(f"corr/{matcher}/{next(starts, None)}")
         units = len(rows["A"])
         which = f"the {FILTERS} largest of {units}" if units > FILTERS else f"{units} units"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..checks import InputError
 from ..fusion import Curve, read_correction
-from ..records import curve_entry, origin, run_record, write_record
+from ..records import curve_entry, matching_arrays, origin, run_record, write_record
 
 
 def record(
@@ -39,14 +39,13 @@ def record(
         raise InputError("these curves are of different networks; accepted: curves of one pair")
     if len(first) != 2:
         raise InputError(f"a record holds curves between two networks, these are of {len(first)}; accepted: pairs")
-    entries = []
-    for curve in curves:
-        entries.append(
-            curve_entry(
-                curve.aligned.maps[1], curve.correction, curve.points, curve.barrier,
-                correct_seconds=curve.correct_seconds, options=read_correction(curve.correction)[1],
-            )
-        )  # fmt: skip
+    entries = [
+        curve_entry(
+            curve.aligned.maps[1], curve.correction, curve.points, curve.barrier,
+            correct_seconds=curve.correct_seconds, options=read_correction(curve.correction)[1],
+        )
+        for curve in curves
+    ]  # fmt: skip
     built = run_record.record(
         experiment=experiment,
         preset="own",
@@ -63,8 +62,6 @@ def record(
         provenance=origin.provenance(parameters, None, "cpu", started or datetime.now(UTC)),
     )
     if path is not None:
-        from ..records import matching_arrays
-
         by_matcher = {curve.aligned.matcher: curve.aligned.maps[1] for curve in curves}
         write_record(path, built, matching_arrays(*by_matcher.values()))
     return built

@@ -141,15 +141,17 @@ class Run:
 
     def correct_batches(self, correction: str, count: int | None = None) -> list[tuple[Tensor, Tensor]] | None:
         """The first correct_images (or `count`) training images for a correction, augmented as in training where it
-        wants that and the model trains so; None for one that looks at none."""
+        wants that and the model trains so; None for one that looks at none. Batches in memory are kept; others draw
+        their augmentation as they go, so each call starts them afresh."""
         name, _ = fusion.read_correction(correction)
         row = fusion.CORRECTIONS[name]
         if not row.images:
             return None
         key = count or self.settings.correct_images, row.augmented and models.ARCHITECTURES[self.model].augment
-        if key not in self._images:
-            self._images[key] = self._batches(self.dataset.train.head(key[0]), augment=key[1])
-        return self._images[key]
+        batches = self._images.get(key) or self._batches(self.dataset.train.head(key[0]), augment=key[1])
+        if isinstance(batches, list):
+            self._images[key] = batches
+        return batches
 
     def held_out(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """The last `count` training images, for choices that must not see the test set."""
@@ -237,15 +239,15 @@ class Run:
             held_out: training images on which each curve's best alpha is chosen, if given.
         """
         entries, alphas = [], self.settings.alphas
-        batches = {name: self.correct_batches(name) for name in self.settings.corrections}
         for matcher, pair in aligned.items():
             for correction in self.settings.corrections:
+                images = self.correct_batches(correction)
                 curve = fusion.curve(
                     pair, alphas, parents=parents, test=self.test, train=self.train, correction=correction,
-                    images=batches[correction], device=self.device, label=f"{matcher} + {correction}",
+                    images=images, device=self.device, label=f"{matcher} + {correction}",
                     keep=alphas if held_out else (),
                 )  # fmt: skip
-                used = {"match": matching.looks_at_images(matcher), "correct": batches[correction] is not None}
+                used = {"match": matching.looks_at_images(matcher), "correct": images is not None}
                 extra: dict[str, Any] = {
                     "images": {key: getattr(self.settings, f"{key}_images") * flag for key, flag in used.items()}
                 }

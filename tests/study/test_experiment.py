@@ -275,3 +275,13 @@ def test_a_run_records_options_seed_and_held_out_images(tmp_path):
     names = [(curve["matcher"], curve["correction"]) for curve in record["curves"]]
     assert names == [(m, c) for m in options["matchers"] for c in options["corrections"]]
     assert record["curves"][2]["options"] == {"restarts": 1}
+
+
+def test_batches_that_draw_their_augmentation_anew_are_not_handed_on(monkeypatch):
+    """Kept ones are the same to every correction; a loader's generator goes on, so a second user would see others."""
+    run = begin()
+    for make, same in ((lambda *_, **__: [1], True), (lambda *_, **__: iter([1]), False)):
+        monkeypatch.setattr(run, "_batches", make)
+        run._images.clear()
+        first, again = (run.correct_batches("repair") for _ in range(2))
+        assert (first is again) == same
