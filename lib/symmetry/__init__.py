@@ -4,6 +4,7 @@ One convention, everywhere: a `perm` is a LongTensor (size,), and unit perm[i] o
 the fixed one, so a permuted tensor is tensor.index_select(axis, perm). With perm = [2, 0, 1], old unit 2 comes first.
 """
 
+from .graph import UnsupportedError
 from .groups import (
     Group,
     Groups,
@@ -18,6 +19,7 @@ from .groups import (
     permute,
     prove,
 )
+from .registry import RULES, rule
 from .rules import is_activation
-from .tracer import RULES, UnsupportedError, rule, trace
+from .tracer import trace
 from .walker import Values, walk

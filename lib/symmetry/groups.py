@@ -16,13 +16,15 @@ class SymmetryError(Exception):
 @dataclass(frozen=True)
 class Member:
     """One axis of one state-dict tensor that a group permutes: entries offset + i·block + j, j < block, belong to
-    unit i. `rows`, if given, limits it to those entries of axis 0 (grouped convolutions)."""
+    unit i; or starts[i] + j, where its units do not follow one another. `rows`, if given, limits it to those entries
+    of axis 0 (grouped convolutions)."""
 
     tensor: str
     axis: int
     block: int = 1
     offset: int = 0
     rows: tuple[int, int] | None = None
+    starts: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Tap:
     axis: int
     block: int = 1
     offset: int = 0
+    starts: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Groups(Mapping[str, Group]):
-    """The permutation groups of a network, by name, in execution order. Prints as a table."""
+    """The permutation groups of a network, by name, in execution order. Prints as a table.
+
+    `way` is where the graph came from: "torch.fx", or "torch.export" where that could not follow the network;
+    `unreached` the tensors that its output does not depend on in evaluation mode (an auxiliary classifier), which no
+    group moves.
+    """
 
     groups: Mapping[str, Group]
     layers: tuple[Layer, ...] = ()
     graph: fx.Graph | None = field(default=None, repr=False)
-    example: torch.Tensor | None = field(default=None, repr=False, compare=False)  # what they were traced with
+    example: torch.Tensor | tuple | None = field(default=None, repr=False, compare=False)  # what they were traced with
+    way: str = "torch.fx"
+    unreached: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Group:
         return self.groups[name]
@@ -96,7 +106,7 @@ class Groups(Mapping[str, Group]):
             places = []
             for m in group.members:
                 extent = f"×{m.block}" if m.block > 1 else ""
-                start = f"+{m.offset}" if m.offset else ""
+                start = "*" if m.starts else f"+{m.offset}" if m.offset else ""
                 places.append(f"{m.tensor}:{m.axis}{extent}{start}")
             rows.append((name, str(group.size), ", ".join(places)))
         first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
@@ -113,9 +123,11 @@ def compose(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor
     return {name: perm[second[name]] for name, perm in first.items()}
 
 
-def entries(member: Member, perm: torch.Tensor) -> torch.Tensor:
+def entries(member: Member | Tap, perm: torch.Tensor) -> torch.Tensor:
     """Which entries of the member's axis stand in its places after `perm` (size,): LongTensor (size·block,)."""
     inner = torch.arange(member.block, device=perm.device)
+    if member.starts is not None:
+        return (torch.tensor(member.starts, device=perm.device)[perm][:, None] + inner).flatten()
     return (member.offset + perm[:, None] * member.block + inner).flatten()
 
 

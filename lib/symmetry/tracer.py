@@ -1,240 +1,360 @@
 """The groups of a network, traced from its graph with one rule an operation."""
 
-import contextlib
-import copy
 import dataclasses
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from ..checks import first_line
+from .graph import Graph, UnsupportedError, capture
 from .groups import Group, Groups, Layer, Member, Tap
+from .registry import function_rule, kind_of_layer, module_rule, reads_numbers, spelled
+
+# Labels (n, 3) say what stands in each of n entries of an axis: (unit, part, parts) is one of the parts of a unit,
+# so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together.
+# A layout maps axes to labels; an axis that is absent keeps its order. A key of several axes (1, 2) has labels
+# (n1, n2, 3): a reshape has split a permuted axis in two.
+Labels = np.ndarray
+Layout = dict[int | tuple[int, ...], Labels]
+UNIT, PART, PARTS = range(3)
 
 
-class UnsupportedError(Exception):
-    """An operation or a layout has no rule; the line names the node and its module."""
+class _Units:
+    """The units met so far: a union-find in which a unit may turn out to be another, or a part of another."""
 
+    def __init__(self) -> None:
+        self.count = 0
+        self.to = np.zeros((1024, 3), dtype=np.int64)  # what each unit is
+        self.fixed = np.zeros(1024, dtype=bool)
 
-class _Cell:
-    """A set of units under one permutation while tracing: a node of a union-find that can also be split in parts,
-    because an addition or a grouped convolution may find that two halves of an axis move apart."""
+    def new(self, count: int, fixed: bool = False) -> Labels:
+        first, self.count = self.count, self.count + count
+        while self.count > len(self.to):
+            self.to, self.fixed = (np.concatenate([x, np.zeros_like(x)]) for x in (self.to, self.fixed))
+        here = slice(first, self.count)
+        self.to[here, UNIT], self.to[here, PART], self.to[here, PARTS] = np.arange(first, self.count), 0, 1
+        self.fixed[here] = fixed
+        return self.to[here].copy()
 
-    def __init__(self, size: int, fixed: bool = False) -> None:
-        self.size, self.fixed = size, fixed
-        self.parent: _Cell | None = None
-        self.parts: list[_Cell] | None = None
+    def resolve(self, labels: Labels) -> Labels:
+        """The labels in units that are no parts of others."""
+        while True:
+            target = self.to[labels[..., UNIT]]
+            if (target[..., UNIT] == labels[..., UNIT]).all():
+                return labels
+            parts = labels[..., PARTS]
+            part = target[..., PART] * parts + labels[..., PART]
+            labels = np.stack([target[..., UNIT], part, target[..., PARTS] * parts], axis=-1)
 
-    def root(self) -> "_Cell":
-        cell = self
-        while cell.parent is not None:
-            cell = cell.parent
-        return cell
+    def fix(self, labels: Labels) -> None:
+        self.fixed[self.resolve(labels)[..., UNIT]] = True
 
-
-# An axis is a sequence of (cell, block): cell.size units of `block` consecutive entries each. A layout maps the axes
-# that a permutation may reach to such sequences; an axis that is absent keeps its order.
-Axis = list[tuple[_Cell, int]]
-Layout = dict[int, Axis]
-
-
-def _resolve(axis: Axis) -> Axis:
-    resolved: Axis = []
-    for cell, block in axis:
-        root = cell.root()
-        resolved += _resolve([(part, block) for part in root.parts]) if root.parts else [(root, block)]
-    return resolved
-
-
-def _length(axis: Axis) -> int:
-    return sum(cell.size * block for cell, block in axis)
-
-
-def _fix(axis: Axis) -> None:
-    for cell, _ in _resolve(axis):
-        cell.fixed = True
-
-
-def _split(cell: _Cell, size: int) -> None:
-    cell.parts = [_Cell(size, cell.fixed), _Cell(cell.size - size, cell.fixed)]
-
-
-def _cut(axis: Axis, length: int) -> list[Axis]:
-    """The axis in pieces of `length` entries, splitting cells at the cuts; a cell whose blocks a cut would tear
-    is fixed, which is always a symmetry."""
-    pieces: list[Axis] = [[]]
-    room = length
-    todo = _resolve(axis)
-    while todo:
-        cell, block = todo.pop(0)
-        if cell.root() is not cell or cell.parts:  # an earlier split in this loop reached it
-            todo = _resolve([(cell, block)]) + todo
-            continue
-        if cell.size * block > room:
-            if room % block:
-                cell.fixed = True
-                todo = [(_Cell(cell.size * block, fixed=True), 1), *todo]
-            else:
-                _split(cell, room // block)
-                todo = _resolve([(cell, block)]) + todo
-            continue
-        pieces[-1].append((cell, block))
-        room -= cell.size * block
-        if room == 0 and todo:
-            pieces.append([])
-            room = length
-    return pieces
+    def unify(self, a: Labels, b: Labels) -> None:
+        """Ties two axes entry by entry."""
+        a, b = self.resolve(a.reshape(-1, 3)), self.resolve(b.reshape(-1, 3))
+        differ = (a != b).any(axis=1)
+        a, b = a[differ], b[differ]
+        if not len(a):
+            return
+        for new, old in ((b, a), (a, b)) if b[:, UNIT].max() > a[:, UNIT].max() else ((a, b), (b, a)):
+            alone = (new[:, PARTS] == 1).all() and len(np.unique(new[:, UNIT])) == len(new)
+            if alone and not np.isin(new[:, UNIT], old[:, UNIT]).any():
+                self.to[new[:, UNIT]] = old
+                np.logical_or.at(self.fixed, old[:, UNIT], self.fixed[new[:, UNIT]])
+                return
+        for x, y in zip(a, b, strict=True):
+            (p, s, n), (q, t, m) = sorted(
+                map(tuple, self.resolve(np.stack([x, y])).tolist()), key=lambda u: (u[2], -u[0])
+            )
+            if p == q and (s, n) == (t, m):
+                continue
+            if p != q and m % n == 0 and t % n == s:  # p's n parts are n of q's m
+                self.to[p] = q, t // n, m // n
+                self.fixed[q] |= self.fixed[p]
+            else:  # no permutation but the identity is known to respect both; it always does
+                self.fixed[[p, q]] = True
 
 
 class _Tracer:
-    def __init__(self, model: nn.Module, graph: fx.GraphModule) -> None:
-        self.graph = graph
-        self.modules = dict(graph.named_modules())
-        self.state = model.state_dict()
-        self.layouts: dict[fx.Node, Layout] = {}
-        self.marks: dict[tuple[str, int, tuple[int, int] | None], Axis] = {}
-        self.producers: list[tuple[str, Axis]] = []
+    def __init__(self, model: nn.Module, graph: Graph) -> None:
+        self.graph = graph.graph
+        self.modules = dict(model.named_modules())
+        self.state = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+        self.aliases = aliases(model)
+        self.units = _Units()
+        self.layouts: dict[fx.Node, Layout | list[Layout]] = {}
+        self.tensors: dict[str, Layout] = {}
+        self.rows: dict[tuple[str, int], list[tuple[tuple[int, int], Labels]]] = {}
+        self.apart: list[Labels] = []
+        self.producers: list[tuple[str, Labels]] = []
         self.kinds: dict[fx.Node, str] = {}
         self.layers: list[Layer] = []
 
     # What rules use -------------------------------------------------------------------------------------------------
 
     def fail(self, node: fx.Node, reason: str) -> UnsupportedError:
-        where = (
-            f" (module '{node.target}', {type(self.modules[node.target]).__name__})" if node.op == "call_module" else ""
-        )
-        what = getattr(node.target, "__name__", node.target)
-        return UnsupportedError(f"node '{node.name}'{where}, {node.op} {what}: {reason}")
+        if node.op == "call_module":
+            where = f" (module '{node.target}', {type(self.modules[node.target]).__name__})"
+        else:
+            stack = [(str(p), k) for p, k in (node.meta.get("nn_module_stack") or {}).values()]
+            path, kind = stack[-1] if stack else ("", "")
+            kind = getattr(kind, "__name__", str(kind).rpartition(".")[2])
+            where = f" (in module '{path}', {kind})" if path else ""
+        return UnsupportedError(f"node '{node.name}'{where}, {node.op} {spelled(node.target)}: {reason}")
 
-    def layout(self, node: fx.Node) -> Layout:
-        return {axis: list(segments) for axis, segments in self.layouts[node].items()}
+    def layout(self, node: fx.Node, *, split: bool = False) -> Layout:
+        """The layout of a node's value, to be changed at will; `split` says that the rule can read an axis that a
+        reshape has split."""
+        layout = self._read(node)
+        if isinstance(layout, list):
+            raise self.fail(node, "several tensors at once go from here into an operation that takes one")
+        if not split and any(isinstance(axis, tuple) for axis in layout):
+            raise self.fail(
+                node,
+                "it splits a permuted axis, as attention does for its heads, and what follows has no rule for that",
+            )
+        return dict(layout)
 
-    def mark(self, node: fx.Node, tensor: str, axis: int, segments: Axis | None, rows=None) -> None:
-        """Says that `segments` lie along an axis of a parameter or buffer; a tensor used twice ties what it meets."""
-        key = (tensor, axis, rows)
-        if tensor not in self.state:
-            owner, _, name = tensor.rpartition(".")
-            if getattr(self.modules.get(owner), name, None) is not None:
+    def _read(self, node: fx.Node) -> Layout | list[Layout]:
+        if node.op == "get_attr" and node.target in self.state:
+            return self.tensor(node, node.target) or {}
+        return self.layouts[node]
+
+    def items(self, node: fx.Node) -> list[Layout]:
+        """The layouts of the tensors in a node's value."""
+        layout = self._read(node)
+        return [dict(each) for each in layout] if isinstance(layout, list) else [dict(layout)]
+
+    def value(self, argument: object) -> object:
+        """An argument with the numbers that other nodes computed on the example in their place."""
+        return fx.map_arg(argument, lambda node: node.meta.get("number", node))
+
+    def new(self, size: int, fixed: bool = False) -> Labels | None:
+        """Labels of `size` new units; None for a single entry, which has nothing to be permuted with."""
+        return self.units.new(size, fixed) if size > 1 else None
+
+    def tensor(self, node: fx.Node, name: str) -> Layout | None:
+        """The layout of a parameter or buffer, new units on each axis at its first use; None if there is none."""
+        name = self.aliases.get(name, name)
+        if name not in self.state:
+            owner, _, last = name.rpartition(".")
+            if isinstance(getattr(self.modules.get(owner), last, None), torch.Tensor):
                 raise self.fail(
                     node,
-                    f"its {name} is made from other tensors (weight_norm, spectral_norm, pruning); "
+                    f"its {last} is made from other tensors (weight_norm, spectral_norm, pruning); "
                     "accepted: a plain one, as remove_parametrizations and prune.remove leave it",
                 )
-            return
-        if segments is None:
-            segments = [(_Cell(self.state[tensor].shape[axis], fixed=True), 1)]
-        if key in self.marks:
-            self.unify(node, self.marks[key], segments)
-        else:
-            self.marks[key] = segments
+            return None
+        if name not in self.tensors:
+            sizes = enumerate(self.state[name].shape)
+            self.tensors[name] = {axis: self.units.new(size) for axis, size in sizes if size > 1}
+        return self.tensors[name]
 
-    def unify(self, node: fx.Node, first: Axis | None, second: Axis | None) -> None:
+    def piece(self, node: fx.Node, name: str, axis: int, rows: tuple[int, int], labels: Labels | None) -> Labels | None:
+        """Says that `labels` (None: new units) lie along an axis of some rows of a tensor alone, as in a grouped
+        convolution; returns them."""
+        name = self.aliases.get(name, name)
+        self.tensor(node, name).pop(axis, None)
+        known = self.rows.setdefault((name, axis), [])
+        for limits, other in known:
+            if limits == rows:
+                self.unify(node, other, labels) if labels is not None else None
+                return other
+        if labels is None:
+            labels = self.new(self.state[name].shape[axis])
+        if labels is not None:
+            known.append((rows, labels))
+        return labels
+
+    def tie(self, node: fx.Node, tensors: Sequence[Layout | None], axis: int, labels: Labels | None) -> None:
+        """Says that `labels` lie along an axis of each of some tensors, where those exist."""
+        for tensor in tensors:
+            if tensor is not None:
+                self.unify(node, tensor.get(axis), labels)
+
+    def fix(self, labels: Labels | None) -> None:
+        if labels is not None:
+            self.units.fix(labels)
+
+    def unify(self, node: fx.Node, first: Labels | None, second: Labels | None) -> None:
         """Ties two axes of one length entry by entry; None is an axis that keeps its order."""
         if first is None or second is None:
-            _fix(first or second or [])
-            return
-        if _length(first) != _length(second):
-            raise self.fail(node, f"axes of {_length(first)} and {_length(second)} entries meet")
-        while True:
-            a, b = _resolve(first), _resolve(second)
-            for (x, block_x), (y, block_y) in zip(a, b, strict=False):
-                if x is y and block_x == block_y:
-                    continue
-                if block_x != block_y:
-                    # The identity is a symmetry in any layout, so a fixed side can only fix the other.
-                    if not (x.fixed or y.fixed):
-                        raise self.fail(node, f"units in blocks of {block_x} meet units in blocks of {block_y}")
-                    _fix(first)
-                    _fix(second)
-                    return
-                if x.size == y.size:
-                    y.parent = x
-                    x.fixed |= y.fixed
-                else:
-                    large, small = (x, y) if x.size > y.size else (y, x)
-                    _split(large, small.size)
-                break
-            else:
-                return
+            self.fix(first)
+            self.fix(second)
+        elif first.shape != second.shape:
+            raise self.fail(node, f"axes of {len(first)} and {len(second)} entries meet")
+        else:
+            self.units.unify(first, second)
 
     # The walk -------------------------------------------------------------------------------------------------------
 
     def run(self) -> Groups:
-        for node in self.graph.graph.nodes:
+        for node in self.graph.nodes:
             self.layouts[node] = self.visit(node)
         return self.collect()
 
-    def visit(self, node: fx.Node) -> Layout:
-        if node.op == "placeholder":
+    def visit(self, node: fx.Node) -> Layout | list[Layout]:
+        if node.op in ("placeholder", "get_attr"):
             return {}
         if node.op == "output":
             for source in node.all_input_nodes:
-                for segments in self.layouts[source].values():
-                    _fix(segments)
+                for layout in self.items(source):
+                    for labels in layout.values():
+                        self.fix(labels)
             return {}
-        if node.op == "get_attr":
-            layout = {}
-            if node.target in self.state:
-                for axis, size in enumerate(self.state[node.target].shape):
-                    if size > 1:
-                        layout[axis] = [(_Cell(size), 1)]
-                        self.mark(node, node.target, axis, layout[axis])
-            return layout
-        if node.op == "call_module":
-            module = self.modules[node.target]
-            handler = next((RULES[kind] for kind in type(module).__mro__ if kind in RULES), None)
-        else:
-            module = None
-            handler = RULES.get(node.target) or RULES.get(_qualified(node.target))
-            if not any(self.layouts[source] for source in node.all_input_nodes):
-                return {}  # nothing that can be permuted goes in
-            if "tensor_meta" not in node.meta and handler is None:
-                if any(map(_is_tensor, node.all_input_nodes)) and node.target not in NUMBERS:
-                    raise self.fail(node, "it has no rule")
-                return {}
+        module = self.modules[node.target] if node.op == "call_module" else None
+        handler = module_rule(module) if module is not None else function_rule(node.target)
+        bare = module is None or not module.state_dict()
+        if bare and not any(map(self._labelled, node.all_input_nodes)):
+            return {}  # nothing that can be permuted goes in
+        if module is None and handler is None and not _is_tensor(node):
+            if any(map(_is_tensor, node.all_input_nodes)) and not reads_numbers(node.target):
+                raise self.fail(node, "it has no rule")
+            return {}
         if handler is None:
-            raise self.fail(node, "it has no rule; symmetry.rule registers one")
+            raise self.fail(node, f"{kind_of_layer(node, module)}it has no rule; symmetry.rule registers one")
         if not node.args and node.all_input_nodes:
             raise self.fail(node, "its input is given by keyword")
-        if any(isinstance(source.meta.get("tensor_meta"), list) for source in node.all_input_nodes):
-            raise self.fail(node, "it takes several tensors at once from one node")
         try:
-            return handler(self, node, module)
+            layout = handler(self, node, module)
         except UnsupportedError:
             raise
         except Exception as error:
             raise self.fail(node, f"its rule cannot read it: {first_line(error)}") from error
+        if module is not None:
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                full = self.aliases.get(f"{node.target}.{name}", f"{node.target}.{name}")
+                if isinstance(tensor, torch.Tensor) and tensor.numel() > 1 and full not in self.tensors:
+                    raise self.fail(node, f"its rule says nothing of its {name}")
+        return layout
+
+    def _labelled(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return node.target in self.state and self.state[node.target].numel() > 1
+        layout = self.layouts[node]
+        return any(layout) if isinstance(layout, list) else bool(layout)
+
+    # The groups -----------------------------------------------------------------------------------------------------
+
+    def _places(self) -> Iterable[tuple[str, int, tuple[int, int] | None, Labels]]:
+        """(tensor, axis, rows, labels) of every tensor that was used, in the order of use."""
+        for tensor, layout in self.tensors.items():
+            for axis in range(self.state[tensor].dim()):
+                if axis in layout:
+                    yield tensor, axis, None, layout[axis]
+                for rows, labels in self.rows.get((tensor, axis), ()):
+                    yield tensor, axis, rows, labels
+
+    def _classes(self) -> np.ndarray:
+        """A number for each unit: equal for those that may be exchanged, −1 for those that may not be moved.
+
+        Two units may be exchanged if they show on the same axes, with the same parts in the same order: an operation
+        that treats every unit of an axis alike does not tell them apart.
+        """
+        generator = np.random.default_rng(0)
+        known = np.zeros(self.units.count, dtype=np.uint64)
+        layouts = [
+            each for layout in self.layouts.values() for each in (layout if isinstance(layout, list) else [layout])
+        ]
+        axes = [labels for layout in layouts for labels in layout.values()]
+        axes += [labels for *_, labels in self._places()] + self.apart
+        for labels in {id(labels): labels for labels in axes}.values():
+            unit, part, parts = self.units.resolve(labels.reshape(-1, 3)).T
+            order = np.argsort(unit, kind="stable")
+            starts = np.r_[True, unit[order][1:] != unit[order][:-1]]
+            first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
+            occurrence = np.empty_like(order)
+            occurrence[order] = np.arange(len(order)) - first
+            salt = generator.integers(1, 2**63, dtype=np.uint64)
+            code = _mixed(
+                _mixed(_mixed(part, salt) + parts.astype(np.uint64), salt) + occurrence.astype(np.uint64), salt
+            )
+            np.add.at(known, unit, code)
+        classes = np.unique(known, return_inverse=True)[1]
+        classes[self.units.fixed[: self.units.count]] = -1
+        return classes
 
     def collect(self) -> Groups:
-        producers: dict[_Cell, list[str]] = {}
-        # A layer whose outputs are all one group names it better than one whose outputs are split over several.
-        for name, segments in sorted(self.producers, key=lambda producer: len(_resolve(producer[1])) > 1):
-            for cell, _ in _resolve(segments):
-                producers.setdefault(cell, []).append(name)
-        members: dict[_Cell, list[Member]] = {}
-        for (tensor, axis, rows), segments in self.marks.items():
-            offset = 0
-            for cell, block in _resolve(segments):
-                members.setdefault(cell, []).append(Member(tensor, axis, block, offset, rows))
-                offset += cell.size * block
-        taps: dict[_Cell, list[Tap]] = {}
+        classes = self._classes()
+        rank = np.full(self.units.count, -1)
+        sizes: dict[int, int] = {}
+        members: dict[int, list[Member]] = {}
+        names: dict[str, list[str]] = {}
+        for alias, name in self.aliases.items():
+            names.setdefault(name, []).append(alias)
+        for tensor, axis, rows, labels in self._places():
+            unit = self.units.resolve(labels)[:, UNIT]
+            for unit_class in dict.fromkeys(classes[unit].tolist()):
+                if unit_class < 0:
+                    continue
+                positions = np.flatnonzero(classes[unit] == unit_class)
+                if unit_class not in sizes:  # its first place says how its units are counted
+                    ordered = unit[positions][np.sort(np.unique(unit[positions], return_index=True)[1])]
+                    rank[ordered], sizes[unit_class] = np.arange(len(ordered)), len(ordered)
+                for block, offset, starts in _runs(positions, rank[unit[positions]], sizes[unit_class]):
+                    every = [
+                        Member(name, axis, block, offset, rows, starts) for name in (tensor, *names.get(tensor, ()))
+                    ]
+                    members.setdefault(unit_class, []).extend(every)
+        taps: dict[int, list[Tap]] = {}
         for node, kind in self.kinds.items():
-            for axis, segments in self.layouts[node].items():
-                offset = 0
-                for cell, block in _resolve(segments):
-                    taps.setdefault(cell, []).append(Tap(node.name, kind, axis, block, offset))
-                    offset += cell.size * block
-        free = [cell for cell in members if not cell.fixed and cell.size > 1]
-        order = {name: position for position, (name, _) in enumerate(self.producers)}
-        free.sort(key=lambda cell: min((order[name] for name in producers.get(cell, [])), default=len(order)))
-        names = _names([producers.get(cell) or [members[cell][0].tensor] for cell in free])
+            for axis, labels in self.layouts[node].items():
+                if isinstance(axis, tuple):
+                    continue
+                unit = self.units.resolve(labels)[:, UNIT]
+                for unit_class in dict.fromkeys(classes[unit].tolist()):
+                    if sizes.get(unit_class, 0) > 1:
+                        positions = np.flatnonzero(classes[unit] == unit_class)
+                        runs = _runs(positions, rank[unit[positions]], sizes[unit_class])
+                        taps.setdefault(unit_class, []).extend(Tap(node.name, kind, axis, *run) for run in runs)
+        makers: dict[int, list[str]] = {}
+        order: dict[int, int] = {}
+        # A layer whose outputs are all one group names it better than one whose outputs are split over several.
+        made = [
+            (name, np.unique(classes[self.units.resolve(labels)[:, UNIT]]).tolist()) for name, labels in self.producers
+        ]
+        for position, (_, made_classes) in enumerate(made):
+            for unit_class in made_classes:
+                order.setdefault(unit_class, position)
+        for name, made_classes in sorted(made, key=lambda producer: len(producer[1]) > 1):
+            for unit_class in made_classes:
+                makers.setdefault(unit_class, []).append(name)
+        free = [unit_class for unit_class, size in sizes.items() if size > 1]
+        free.sort(key=lambda unit_class: order.get(unit_class, len(made)))
+        titles = _names([makers.get(unit_class) or [members[unit_class][0].tensor] for unit_class in free])
         groups = {
-            name: Group(cell.size, tuple(members[cell]), tuple(taps.get(cell, ())))
-            for name, cell in zip(names, free, strict=True)
+            title: Group(sizes[unit_class], tuple(members[unit_class]), tuple(taps.get(unit_class, ())))
+            for title, unit_class in zip(titles, free, strict=True)
         }
-        return Groups(groups, tuple(self.layers), self.graph.graph)
+        reached = {*self.tensors, *(node.target for node in self.graph.nodes if node.op == "get_attr")}
+        unreached = tuple(
+            name
+            for name, tensor in self.state.items()
+            if self.aliases.get(name, name) not in reached and tensor.numel() > 1
+        )
+        return Groups(groups, tuple(self.layers), self.graph, unreached=unreached)
+
+
+def _mixed(values: np.ndarray, salt: np.uint64) -> np.ndarray:
+    """Values hashed to 64 bits (the finaliser of SplitMix64)."""
+    z = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + salt
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _runs(positions: np.ndarray, rank: np.ndarray, size: int) -> list[tuple[int, int, tuple[int, ...] | None]]:
+    """The entries of an axis that belong to a group, as (block, offset, starts) of `Member`."""
+    table = positions[np.lexsort((positions, rank))].reshape(size, -1)
+    breaks = np.flatnonzero((np.diff(table, axis=1) != 1).any(axis=0)) + 1
+    runs = []
+    for columns in np.split(np.arange(table.shape[1]), breaks):
+        first, block = table[:, columns[0]], len(columns)
+        regular = (first == first[0] + block * np.arange(size)).all()
+        runs.append((block, int(first.min()), None if regular else tuple(first.tolist())))
+    return runs
 
 
 def _names(producers: Sequence[list[str]]) -> list[str]:
@@ -252,8 +372,14 @@ def _names(producers: Sequence[list[str]]) -> list[str]:
     ]
 
 
-def _qualified(function: object) -> str:
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+def aliases(model: nn.Module) -> dict[str, str]:
+    """{name in the state dict: the first name there of the same tensor}, where they differ."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and first.setdefault(id(tensor), name) != name:
+            names[name] = first[id(tensor)]
+    return names
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -264,12 +390,16 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["tensor_meta"].shape)
 
 
-def trace(model: nn.Module, example: torch.Tensor) -> Groups:
-    """Finds every permutation group of a network from its torch.fx graph.
+def trace(model: nn.Module, example: torch.Tensor | tuple) -> Groups:
+    """Finds every permutation group of a network from its graph.
+
+    The graph is torch.fx's; where that cannot follow the network (control flow that depends on shapes, iteration over
+    tensors), torch.export's of the same network: `Groups.way` says which. Arguments of `forward` that have defaults
+    keep them.
 
     Args:
-        model: any network that torch.fx can trace; it is not changed.
-        example: a batch of inputs (N, …), N ≥ 2, that it takes; it is not changed.
+        model: any network; it is not changed. DataParallel and torch.compile wrappers are looked through.
+        example: a batch of inputs (N, …), N ≥ 2, that it takes, or a tuple of several inputs; it is not changed.
 
     Returns:
         The groups: units of hidden layers that can be reordered without changing an output. Inputs and outputs keep
@@ -277,65 +407,15 @@ def trace(model: nn.Module, example: torch.Tensor) -> Groups:
         relying on them.
 
     Raises:
-        UnsupportedError: an operation or a layout has no rule (the line names the node and its module), torch.fx
-            cannot trace the network, it does not take the example, or a tensor stands in its state dict twice.
+        UnsupportedError: an operation or a layout has no rule (the line names the node and its module), neither
+            torch.fx nor torch.export can trace the network, or it does not take the example.
     """
-    names: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        # Loading a permuted state dict, the second name would undo what the first one did.
-        if isinstance(tensor, torch.Tensor) and (first := names.setdefault(id(tensor), name)) != name:
-            raise UnsupportedError(f"'{first}' and '{name}' are one tensor; accepted: networks that name a tensor once")
     training = {module: module.training for module in model.modules()}
     model.eval()
-    doing = "torch.fx cannot trace"
     try:
-        graph = fx.symbolic_trace(copy.copy(model))  # it leaves constants on the module that it is given
-        doing = f"the example {_described(example)} does not go through"
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # ShapeProp prints a stack
-            ShapeProp(graph).propagate(example.to(device, copy=True))
-    except Exception as error:
-        reason = first_line(error.__cause__ or error)
-        raise UnsupportedError(f"{doing} {type(model).__name__}: {reason}") from None
+        graph = capture(model, example, lambda module: module_rule(module) is not None)
     finally:
         for module, mode in training.items():
             module.training = mode
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" and node.target.startswith("_tensor_constant") and not hasattr(model, node.target):
-            node.meta["constant"] = getattr(graph, node.target)
-    return dataclasses.replace(_Tracer(model, graph).run(), example=example)
-
-
-def _described(example: object) -> str:
-    if not isinstance(example, torch.Tensor):
-        return type(example).__name__
-    return f"{tuple(example.shape)} {example.dtype}".replace("torch.", "")
-
-
-# Operation -> rule(tracer, node, module or None) -> layout of the result. An operation is a module class, a function,
-# a method's name, or "module.qualified_name" of a function whose package takes too long to import for its rule alone.
-RULES: dict[object, Callable[[_Tracer, fx.Node, nn.Module | None], Layout]] = {}
-# What turns a tensor into plain numbers (shapes, devices): no permutation passes through.
-NUMBERS = {getattr, "size", "dim", "numel", "type"}
-
-
-def rule(*operations) -> Callable:
-    """Registers a rule for module classes, functions or names (see `RULES`)."""
-
-    def register(function: Callable) -> Callable:
-        RULES.update(dict.fromkeys(operations, function))
-        return function
-
-    return register
-
-
-def _arguments(t: _Tracer, node: fx.Node, **known) -> list:
-    """The arguments after the first, in the order of `known` (names and defaults), with NumPy's names or torch's."""
-    given = {{"axis": "dim", "keepdims": "keepdim"}.get(name, name): value for name, value in node.kwargs.items()}
-    if unknown := given.keys() - known.keys():
-        listed = ", ".join(known)
-        raise t.fail(node, f"its rule does not know the keyword {', '.join(sorted(unknown))}; accepted: {listed}")
-    return [
-        node.args[position] if len(node.args) > position else given.get(name, default)
-        for position, (name, default) in enumerate(known.items(), 1)
-    ]
+    groups = _Tracer(model, graph).run()
+    return dataclasses.replace(groups, example=example, way=graph.way)

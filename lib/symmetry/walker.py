@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..checks import InputError
+from .graph import Interpreter, on
 from .groups import Groups
 
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, F.relu_, torch.relu_)
@@ -16,7 +17,7 @@ IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, F.re
 Values = dict[fx.Node, object]
 
 
-class _Stepper(fx.Interpreter):
+class _Stepper(Interpreter):
     """Runs stretches of a network's graph on a bag of values, dropping each after its last use."""
 
     def go(self, values: Values, nodes: Sequence[fx.Node], keep: fx.Node | None = None) -> None:
@@ -41,7 +42,7 @@ class Lockstep:
     """
 
     def __init__(self, models: Sequence[nn.Module], graph: fx.Graph, chunks: Sequence[Tensor], memory: float) -> None:
-        self.steppers = [_Stepper(model, graph=graph) for model in models]
+        self.steppers = [_Stepper(model, graph) for model in models]
         self.nodes = list(graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.memory = memory
@@ -93,20 +94,22 @@ class Lockstep:
         return int(self.memory - _bytes([bag for bags in self.kept for bag in bags]))
 
 
-class _Walker(fx.Interpreter):
-    def steps(self, images: torch.Tensor) -> Iterator[tuple[fx.Node, object]]:
-        self.env, self.args_iter = {}, iter([images])
+class _Walker(Interpreter):
+    def steps(self, inputs: tuple) -> Iterator[tuple[fx.Node, object]]:
+        self.env, self.args_iter = {}, iter(inputs)
         for node in self.graph.nodes:
-            value = self.env[node] = node.meta["constant"] if "constant" in node.meta else self.run_node(node)
+            value = self.env[node] = self.run_node(node)
             yield node, value
             for spent in self.user_to_last_uses.get(node, []):
                 del self.env[spent]
 
 
-def walk(model: nn.Module, groups: Groups, images: torch.Tensor) -> Iterator[tuple[fx.Node, object]]:
-    """Runs `model` node by node on a copy of images (N, …) and yields each graph node with its value.
+def walk(model: nn.Module, groups: Groups, images: Tensor | tuple) -> Iterator[tuple[fx.Node, object]]:
+    """Runs `model` node by node on a copy of images (N, …), or of a tuple of several inputs, and yields each graph node
+    with its value.
 
     Read a value before asking for the next: an in-place ReLU overwrites it. Several networks of one architecture can
     be walked in step with zip.
     """
-    return _Walker(model, graph=groups.graph).steps(images.clone())
+    device = (images if isinstance(images, Tensor) else images[0]).device
+    return _Walker(model, groups.graph).steps(on(images, device))
