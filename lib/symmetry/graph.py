@@ -150,6 +150,9 @@ def _exported(model: nn.Module, inputs: tuple, has_rule: Callable[[nn.Module], b
     holder = program.module(check_guards=False)
     graph = holder.graph
     graph.set_codegen(fx.graph.CodeGen())  # inputs and outputs one by one
+    if program.call_spec.out_spec.is_leaf():
+        output = graph.output_node()
+        output.args = (output.args[0][0],)
     modules = dict(model.named_modules())
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target not in modules:

@@ -110,7 +110,10 @@ class Groups(Mapping[str, Group]):
                 places.append(f"{m.tensor}:{m.axis}{extent}{start}")
             rows.append((name, str(group.size), ", ".join(places)))
         first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
-        return "\n".join(f"{name:<{first}}  {size:>{second}}  {places}" for name, size, places in rows)
+        lines = [f"{name:<{first}}  {size:>{second}}  {places}" for name, size, places in rows]
+        if self.unreached:
+            lines.append(f"moved by no group, no output depends on it: {', '.join(self.unreached)}")
+        return "\n".join(lines)
 
 
 def inverse(perms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

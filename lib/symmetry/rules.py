@@ -36,9 +36,10 @@ def _operand(t: _Tracer, argument: object) -> Layout | None:
 
 
 def _owner(node: fx.Node, weight: object) -> str:
-    """What to call a layer that is computed by a function: the module that owns its weight."""
+    """What to call a layer that is computed by a function: the module that owns its weight, or computes it."""
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return node.name
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        return str(stack[-1][0] if stack else "") or node.name
     owner, _, name = weight.target.rpartition(".")
     return owner if name == "weight" and owner else weight.target
 
@@ -95,8 +96,9 @@ def _convolve(t: _Tracer, node: fx.Node, module, *, transposed: bool) -> Layout:
         weight, bias = _operand(t, arguments[0]), _operand(t, arguments[1])
         shape, name = _shape(arguments[0]), _owner(node, arguments[0])
     layout = t.layout(source)
-    if len(_shape(source)) != len(shape) or any(axis != 1 for axis in layout):
-        raise t.fail(node, "a permuted axis other than the channels goes in, or the batch axis is missing")
+    if len(_shape(source)) != len(shape):
+        raise t.fail(node, "its input has no batch axis")
+    layout = _kept(t, layout, [axis for axis in layout if axis > 1])
     tensors = _tensors(t, node, arguments[:2])
     for axis in range(2, len(shape)):
         t.fix(weight.get(axis))
@@ -118,7 +120,8 @@ def _convolve(t: _Tracer, node: fx.Node, module, *, transposed: bool) -> Layout:
         units = _grouped(t, node, weight, tensors[0], channels, groups, (inputs, outputs), transposed)
     t.tie(node, [bias], 0, units)
     _layer(t, node, "conv", name, units, tensors)
-    return {} if units is None else {1: units}
+    layout.pop(1, None)
+    return layout if units is None else layout | {1: units}
 
 
 def _parted(labels: Labels, parts: int) -> Labels:
@@ -260,53 +263,16 @@ def _layer_norm(t: _Tracer, node: fx.Node, module) -> Layout:
 
 # Activations, and what acts on each entry alone -----------------------------------------------------------------------
 
-_MODULES = [
-    "ReLU",
-    "ReLU6",
-    "LeakyReLU",
-    "ELU",
-    "SELU",
-    "CELU",
-    "GELU",
-    "SiLU",
-    "Mish",
-    "Sigmoid",
-    "Tanh",
-    "Hardswish",
-    "Hardsigmoid",
-    "Hardtanh",
-    "Softplus",
-    "LogSigmoid",
-    "Softsign",
-    "Hardshrink",
-    "Softshrink",
-    "Tanhshrink",
+_MODULES = (
+    "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh", "Hardswish",
+    "Hardsigmoid", "Hardtanh", "Softplus", "LogSigmoid", "Softsign", "Hardshrink", "Softshrink", "Tanhshrink",
     "Threshold",
-]
-_FUNCTIONS = [
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "elu",
-    "selu",
-    "celu",
-    "gelu",
-    "silu",
-    "mish",
-    "sigmoid",
-    "tanh",
-    "hardswish",
-    "hardsigmoid",
-    "hardtanh",
-    "softplus",
-    "logsigmoid",
-    "log_sigmoid",
-    "softsign",
-    "hardshrink",
-    "softshrink",
-    "tanhshrink",
-    "threshold",
-]
+)  # fmt: skip
+_FUNCTIONS = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish",
+    "hardsigmoid", "hardtanh", "softplus", "logsigmoid", "log_sigmoid", "softsign", "hardshrink", "softshrink",
+    "tanhshrink", "threshold",
+)  # fmt: skip
 
 
 @rule(*(getattr(nn, name) for name in _MODULES), *_FUNCTIONS)
@@ -342,35 +308,63 @@ def _gated(t: _Tracer, node: fx.Node, module) -> Layout:
     return layout
 
 
-# Element by element, or over a whole axis in a way that follows its order (softmax): the layout passes through.
 @rule(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-@rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
-@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "softmax", "log_softmax")
+@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout")
 @rule(
-    "softmin", "normalize", "abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "sin", "cos"
+    "abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "sin", "cos", "erf", "sign", "neg"
 )
-@rule("erf", "sign", "floor", "ceil", "round", "clamp", "clip", "clamp_min", "clamp_max", "neg", "logit", "nan_to_num")
 @rule(
-    "contiguous",
-    "clone",
-    "detach",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "to",
-    "type_as",
-    "type",
-    "cpu",
-    "requires_grad",
+    "floor",
+    "ceil",
+    "round",
+    "clamp",
+    "clip",
+    "clamp_min",
+    "clamp_max",
+    "logit",
+    "nan_to_num",
+    "logical_not",
+    "positive",
 )
-@rule("alias", "lift_fresh_copy", "_to_copy", "logical_not", "bitwise_not", "positive")
+@rule("contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "type_as", "type", "cpu", "alias")
 @rule("torchvision.ops.stochastic_depth.stochastic_depth")
 def _pass(t: _Tracer, node: fx.Node, module) -> Layout:
+    """Element by element: the layout passes through."""
     others = [n for n in node.all_input_nodes if n is not node.args[0] and _is_tensor(n) and math.prod(_shape(n)) > 1]
     if others and spelled(node.target) not in ("to", "type_as"):  # x.to(y) reads no entry of y
         raise t.fail(node, f"its rule takes one tensor, and '{others[0].name}' goes in too")
     return t.layout(node.args[0], split=True)
+
+
+@rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, "softmax", "log_softmax", "softmin", "normalize")
+def _along(t: _Tracer, node: fx.Node, module) -> Layout:
+    """Over a whole axis in a way that follows its order."""
+    layout, rank = t.layout(node.args[0], split=True), len(_shape(node))
+    if module is not None:
+        dim = -3 if isinstance(module, nn.Softmax2d) else module.dim
+    elif spelled(node.target) == "normalize":
+        _, dim, *_ = _arguments(t, node, p=2, dim=1, eps=0, out=None)
+    else:
+        dim, *_ = _arguments(t, node, dim=None, _stacklevel=3, dtype=None)
+    if dim is None:
+        dim = 0 if rank in (0, 1, 3) else 1  # as torch takes it
+    _joined(t, layout, [dim % rank])
+    return layout
+
+
+def _joined(t: _Tracer, layout: Layout, dims: Sequence[int]) -> None:
+    """Leaves permuted, of axes that a reshape has split, only those outside `dims`: what works along these does not
+    treat all units alike any more, but whole slices."""
+    for key in [key for key in layout if isinstance(key, tuple) and set(key) & set(dims)]:
+        labels = layout.pop(key)
+        kept = [axis for axis in key if axis not in dims]
+        if len(kept) != 1:
+            t.fix(labels) if kept else None
+            continue
+        place = key.index(kept[0])
+        units = t.units.new(labels.shape[place])
+        t.units.unify(np.moveaxis(labels, place, 0), _parted(units, labels.size // 3 // len(units)))
+        layout[kept[0]] = units
 
 
 SPATIAL = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
@@ -384,25 +378,27 @@ def _spatial(t: _Tracer, node: fx.Node, module) -> Layout:
     """Pooling and padding of the last 1, 2 or 3 axes, channel by channel."""
     layout = t.layout(node.args[0])
     name = type(module).__name__ if module is not None else spelled(node.target)
-    dimensions = int(re.search(r"([123])d", name)[1])
-    if any(axis >= len(_shape(node.args[0])) - dimensions for axis in layout):
-        raise t.fail(node, "it works along an axis that is permuted")
+    first = len(_shape(node.args[0])) - int(re.search(r"([123])d", name)[1])
+    return _kept(t, layout, [axis for axis in layout if axis >= first])
+
+
+def _kept(t: _Tracer, layout: Layout, axes: Sequence[int]) -> Layout:
+    """The layout without some axes, along which neighbours count: these keep their order."""
+    for axis in axes:
+        t.fix(layout.pop(axis))
     return layout
 
 
 @rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, "interpolate", "upsample")
 @rule(*(f"upsample_{how}" for how in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")))
-@rule("grid_sample", "roll", "flip")
+@rule("roll", "flip")
 def _resize(t: _Tracer, node: fx.Node, module) -> Layout:
     layout = t.layout(node.args[0])
     dims = _arguments(t, node, shifts=(), dims=())[1] if spelled(node.target) == "roll" else ()
     dims = _arguments(t, node, dims=())[0] if spelled(node.target) == "flip" else dims
     dims = [d % len(_shape(node)) for d in (dims if isinstance(dims, Sequence) else [dims])]
-    if any(axis in dims or _shape(node)[axis] != _shape(node.args[0])[axis] for axis in layout):
-        raise t.fail(node, "it works along an axis that is permuted")
-    if any(axis > 1 for axis in layout) and spelled(node.target) not in ("roll", "flip"):
-        raise t.fail(node, "it works along an axis that is permuted")
-    return layout
+    moved = spelled(node.target) in ("roll", "flip")
+    return _kept(t, layout, [axis for axis in layout if (axis in dims if moved else axis > 1)])
 
 
 @rule("pad", "constant_pad_nd")
@@ -415,7 +411,8 @@ def _pad(t: _Tracer, node: fx.Node, module) -> Layout:
         if axis not in layout or not (before or after):
             continue
         if isinstance(mode, str) and mode != "constant":
-            raise t.fail(node, "it works along an axis that is permuted")
+            _kept(t, layout, [axis])
+            continue
         kept = layout[axis][max(0, -before) : len(layout[axis]) - max(0, -after)]
         fresh = [t.units.new(max(0, n)) for n in (before, after)]
         layout[axis] = np.concatenate([fresh[0], kept, fresh[1]])
@@ -449,8 +446,12 @@ def _whole(t: _Tracer, node: fx.Node, layout: Layout, axes: range, shape: Sequen
     keys = [key for key in layout if set(key if isinstance(key, tuple) else [key]) & set(axes)]
     if not keys:
         return None
-    if len(keys) > 1:
-        raise t.fail(node, f"{tuple(shape)} merges two permuted axes")
+    if len(keys) > 1:  # one can still be permuted, such as the inputs of a weight with its kernel's axes
+        if any(isinstance(key, tuple) for key in keys):
+            raise t.fail(node, f"{tuple(shape)} merges permuted axes of which one was split")
+        for key in sorted(keys)[1:]:
+            t.fix(layout[key])
+        keys = [min(keys)]
     own = keys[0] if isinstance(keys[0], tuple) else (keys[0],)
     sizes = [shape[axis] for axis in axes]
     inner = [shape[axis] if axis not in own else 1 for axis in axes]
@@ -720,23 +721,22 @@ def _repeat(t: _Tracer, node: fx.Node, module) -> Layout:
 def _pixel_shuffle(t: _Tracer, node: fx.Node, module) -> Layout:
     """r² consecutive channels become one, r times as high and wide: they are its parts."""
     layout = t.layout(node.args[0])
-    if any(axis != 1 for axis in layout):
-        raise t.fail(node, "it works along an axis that is permuted")
+    layout = _kept(t, layout, [axis for axis in layout if axis > 1])
     channels = _shape(node)[1]
     if 1 not in layout or channels == 1:
-        t.fix(layout.get(1))
-        return {}
+        return _kept(t, layout, [axis for axis in layout if axis == 1])
     units = t.units.new(channels)
     t.unify(node, layout[1], _parted(units, len(layout[1]) // channels))
-    return {1: units}
+    return layout | {1: units}
 
 
 @rule("pixel_unshuffle", nn.PixelUnshuffle)
 def _pixel_unshuffle(t: _Tracer, node: fx.Node, module) -> Layout:
     layout = t.layout(node.args[0])
-    if any(axis != 1 for axis in layout):
-        raise t.fail(node, "it works along an axis that is permuted")
-    return {axis: _parted(labels, _shape(node)[1] // len(labels)) for axis, labels in layout.items()}
+    layout = _kept(t, layout, [axis for axis in layout if axis > 1])
+    if 1 in layout:
+        layout[1] = _parted(layout[1], _shape(node)[1] // len(layout[1]))
+    return layout
 
 
 @rule("channel_shuffle", "native_channel_shuffle", nn.ChannelShuffle)
@@ -770,7 +770,7 @@ def _elementwise(t: _Tracer, node: fx.Node, module) -> Layout:
     }
     for key in {tuple(axis + lead for axis in key) for key, lead in split.items()}:
         _meet(t, node, operands, layouts, key, rank, layout)
-    taken = {axis for key in layout if isinstance(key, tuple) for axis in key}
+    taken = {axis + lead for key, lead in split.items() for axis in key}
     for axis in range(rank):
         if axis in taken:
             continue
@@ -789,18 +789,35 @@ def _elementwise(t: _Tracer, node: fx.Node, module) -> Layout:
 
 
 def _meet(t: _Tracer, node: fx.Node, operands, layouts, key: tuple[int, ...], rank: int, layout: Layout) -> None:
-    """Operands that meet on axes which a reshape has split: all split alike, or of one entry there."""
-    meeting = []
+    """Operands that meet on axes which a reshape has split in at least one of them."""
+    meeting: list[Labels | None] = []
     for operand, own_layout in zip(operands, layouts, strict=True):
-        own = tuple(axis - rank + len(_shape(operand)) for axis in key)
-        if all(axis < 0 or _shape(operand)[axis] == 1 for axis in own):
+        shape = (1,) * (rank - len(_shape(operand))) + _shape(operand)
+        own = {
+            tuple(a + rank - len(_shape(operand)) for a in k)
+            if isinstance(k, tuple)
+            else k + rank - len(_shape(operand)): x
+            for k, x in own_layout.items()
+        }
+        if all(shape[axis] == 1 for axis in key):
             continue
-        if own not in own_layout:
-            raise t.fail(node, "a permuted axis that was split meets one that was not")
-        meeting.append(own_layout[own])
+        if any(isinstance(k, tuple) and k != key and set(k) & set(key) for k in own):
+            raise t.fail(node, "axes that were split in different ways meet")
+        if key in own:
+            meeting.append(own[key])
+            continue
+        whole = tuple(size if axis in key else 1 for axis, size in enumerate(_shape(node)))
+        inner = {axis: own[axis] for axis in key if axis in own}
+        # Along the axis that is not permuted, the entries are parts of the units on the one that is.
+        meeting.append(_whole(t, node, inner, range(min(key), max(key) + 1), whole) if inner else None)
+    shape = tuple(_shape(node)[axis] for axis in key)
+    meeting = [None if labels is None else labels.reshape(*shape, 3) for labels in meeting]
     for other in meeting[1:]:
         t.unify(node, meeting[0], other)
-    layout[key] = meeting[0]
+    if any(labels is None for labels in meeting):
+        return
+    factored = _factored(t.units.resolve(meeting[0]))
+    layout |= {key[factored[0]]: factored[1]} if factored else {key: meeting[0]}
 
 
 @rule("zeros_like", "ones_like", "full_like")
@@ -812,7 +829,7 @@ def _constant(t: _Tracer, node: fx.Node, module) -> Layout:
 @rule("mean", "sum", "amax", "amin", "var", "std", "norm", "logsumexp", "prod", "linalg_vector_norm", "vector_norm")
 def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
     """A sum, mean, maximum or norm over whole axes does not see their order."""
-    layout, rank = t.layout(node.args[0]), len(_shape(node.args[0]))
+    layout, rank = t.layout(node.args[0], split=True), len(_shape(node.args[0]))
     name = spelled(node.target)
     known: dict = {"dim": None, "keepdim": False, "dtype": None}
     if name in ("var", "std"):
@@ -824,10 +841,12 @@ def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
     else:
         gone, keep, _ = _arguments(t, node, **known)
     gone = [d % rank for d in (gone if isinstance(gone, Sequence) else [gone]) if d is not None] or range(rank)
+    _joined(t, layout, gone)
+    place = {axis: axis if keep else axis - sum(d < axis for d in gone) for axis in range(rank) if axis not in gone}
     return {
-        axis if keep else axis - sum(d < axis for d in gone): labels
-        for axis, labels in layout.items()
-        if axis not in gone
+        tuple(place[axis] for axis in key) if isinstance(key, tuple) else place[key]: labels
+        for key, labels in layout.items()
+        if key not in gone
     }
 
 

@@ -91,6 +91,7 @@ class _Tracer:
         self.producers: list[tuple[str, Labels]] = []
         self.kinds: dict[fx.Node, str] = {}
         self.layers: list[Layer] = []
+        self.visited: fx.Node | None = None
 
     # What rules use -------------------------------------------------------------------------------------------------
 
@@ -109,12 +110,10 @@ class _Tracer:
         reshape has split."""
         layout = self._read(node)
         if isinstance(layout, list):
-            raise self.fail(node, "several tensors at once go from here into an operation that takes one")
+            raise self.fail(self.visited, f"'{node.name}' is several tensors, and its rule reads one")
         if not split and any(isinstance(axis, tuple) for axis in layout):
-            raise self.fail(
-                node,
-                "it splits a permuted axis, as attention does for its heads, and what follows has no rule for that",
-            )
+            split_by = "a permuted axis that a reshape has split, as attention does for its heads, goes in"
+            raise self.fail(self.visited, f"{split_by}, and its rule does not read that")
         return dict(layout)
 
     def _read(self, node: fx.Node) -> Layout | list[Layout]:
@@ -192,6 +191,7 @@ class _Tracer:
 
     def run(self) -> Groups:
         for node in self.graph.nodes:
+            self.visited = node
             self.layouts[node] = self.visit(node)
         return self.collect()
 
