@@ -29,7 +29,11 @@ def _taps(group: Group, wanted: str) -> list[Tap]:
 def features(value: Tensor, tap: Tap, size: int) -> Tensor:
     """The activations of a group's units in a node's value: float (observations, size), N·H·W observations for a
     feature map (N, C, H, W). A view where the memory layout allows."""
-    part = value.movedim(tap.axis, -1)[..., tap.offset : tap.offset + size * tap.block]
+    value = value.movedim(tap.axis, -1)
+    if tap.starts is not None:
+        part = value[..., symmetry.entries(tap, torch.arange(size)).to(value.device)]
+    else:
+        part = value[..., tap.offset : tap.offset + size * tap.block]
     if tap.block > 1:
         part = part.unflatten(-1, (size, tap.block)).movedim(-2, -1)
     return part.reshape(-1, size)

@@ -4,6 +4,7 @@ Units are nodes, weights are edges. The objective counts every edge once and eve
 maximises it. Nothing here builds the affinity matrix, except `Problem.affinity` for tests and teaching.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checks import InputError, check_choice
-from ..symmetry import Member, by_tensor
+from ..symmetry import Member, by_tensor, entries
 from .kernels import TILE, WORTH_SHARING, Workers, _accumulate, _blocks, _distance_factors, _pair
 
 GIB = 1024**3
@@ -97,7 +98,7 @@ class Problem:
         self.memory = memory
         self.workers = Workers(self.device, threads)
         self.sizes = {name: group.size for name, group in groups.items()}
-        members = by_tensor(groups)
+        state_a, state_b, members = _side_by_side(state_a, state_b, by_tensor(groups), self.sizes)
         norms = getattr(groups, "norms", {}) if norms is None else norms
         # Detached and in float32 where they are used; the folded copies are the only ones held here.
         a, members_folded = _without_norms(state_a, members, norms, eps, fold)
@@ -441,6 +442,46 @@ def _without_norms(
             state[tensor] = value
             members[tensor] = [(name, Member(tensor, 0, m.block, m.offset)) for name, m in owners]
     return state, members
+
+
+def _side_by_side(
+    state_a: Mapping[str, Tensor],
+    state_b: Mapping[str, Tensor],
+    members: Mapping[str, list[tuple[str, Member]]],
+    sizes: Mapping[str, int],
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], dict[str, list[tuple[str, Member]]]]:
+    """Both states with the units of each group next to one another on every axis, and the members that say so: a
+    channel shuffle scatters them. The order of what is compared changes in both networks alike."""
+    a, b, members = dict(state_a), dict(state_b), dict(members)
+    for tensor, owners in members.items():
+        if not any(member.starts for _, member in owners):
+            continue
+        length = a[tensor].shape[0]
+        limits = sorted({0, length, *(limit for _, m in owners if m.rows for limit in m.rows)})
+        placed = []
+        for axis in sorted({member.axis for _, member in owners}):
+            of_axis = [(name, member) for name, member in owners if member.axis == axis]
+            for rows in dict.fromkeys(member.rows for _, member in of_axis):
+                part = slice(*rows) if rows else slice(None)
+                # On the first axis, rows that read other columns stay apart.
+                ends = limits if axis == 0 else [0, a[tensor].shape[axis]]
+                order: list[int] = []
+                for low, high in itertools.pairwise(ends):
+                    for name, m in sorted(of_axis, key=lambda owner: owner[1].offset):
+                        places = entries(m, torch.arange(sizes[name])).tolist()
+                        if m.rows != rows or not low <= places[0] < high:
+                            continue
+                        if not all(low <= place < high for place in places):
+                            raise InputError(f"graph matching cannot read {tensor}: group {name} spans several parts")
+                        placed.append((name, Member(tensor, axis, m.block, len(order), rows)))
+                        order += places
+                    order += sorted(set(range(low, high)) - set(order))
+                for state in (a, b):
+                    moved = state[tensor].clone()
+                    moved[part] = state[tensor][part].index_select(axis, torch.tensor(order, device=moved.device))
+                    state[tensor] = moved
+        members[tensor] = placed
+    return a, b, members
 
 
 def _pieces(

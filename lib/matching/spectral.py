@@ -41,7 +41,13 @@ def chain(
             side = {0: out_of, 1: into}.get(member.axis)
             if len(shape) < 2 or side is None:
                 raise refuse(f"{tensor} {shape} belongs to group {name}")
-            if member.offset or member.rows or member.block * group.size != shape[member.axis] or tensor in side:
+            if (
+                member.offset
+                or member.rows
+                or member.starts
+                or member.block * group.size != shape[member.axis]
+                or tensor in side
+            ):
                 raise refuse(f"{tensor} {shape} is shared by several groups or several parts of one")
             if member.axis == 0 and member.block != 1:
                 raise refuse(f"{tensor} {shape} has {member.block} rows a unit")

@@ -209,9 +209,10 @@ def _channel_norm(t: _Tracer, node: fx.Node, module) -> Layout:
     source = node.args[0]
     layout = t.layout(source)
     for name in ("weight", "bias", "running_mean", "running_var"):
-        t.tie(node, [t.tensor(node, f"{node.target}.{name}")], 1 - 1, layout.get(1))
+        t.tie(node, [t.tensor(node, f"{node.target}.{name}")], 0, layout.get(1))
     # A scale and shift of the same axis that alone follows a layer can be folded into it.
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and len(source.users) == 1:
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if batch_norm and source.op == "call_module" and len(source.users) == 1:
         for position, layer in enumerate(t.layers):
             if layer.node == source.name and (layer.kind == "conv" or len(_shape(source)) == 2):
                 t.layers[position] = Layer(layer.name, layer.kind, layer.node, layer.weight, layer.bias, node.target)

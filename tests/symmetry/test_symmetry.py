@@ -695,3 +695,42 @@ class Odd(nn.Module):
 
     def forward(self, x):
         return x * self.scale
+
+
+class Shuffled(nn.Module):
+    """A ShuffleNet block: half of the channels passes, both halves are interleaved, twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.o = conv(3, 16), nn.Linear(16, 5)
+        self.branches = nn.ModuleList(
+            nn.Sequential(conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, groups=2), nn.Tanh()) for _ in range(3)
+        )
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        for branch in self.branches:
+            p, q = x.chunk(2, 1)
+            x = torch.cat([p, branch(q)], 1)
+            x = x.view(-1, 2, 8, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return self.o(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("matcher", ["activation", "weight", "graph"])
+def test_units_that_a_shuffle_scatters_are_matched(matcher):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Shuffled().eval()
+    example = torch.randn(64, 3, 8, 8, generator=generator())
+    groups = symmetry.trace(model, example[:2])
+    assert any(member.starts for group in groups.values() for member in group.members)
+    symmetry.prove(model, groups, example[:2])
+    planted = groups.random(generator(3))
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(symmetry.permute(model.state_dict(), groups, planted))
+    assert torch.allclose(twin(example), model(example), atol=1e-6)
+    options = {"epsilon": 1e-12} if matcher == "activation" else {}
+    images = [example] if matcher == "activation" else None
+    perms = matching.match([twin, model], groups, matcher, images=images, progress=False, **options)[1]
+    for name, perm in planted.items():
+        assert torch.equal(perms[name], perm), name
