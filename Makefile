@@ -4,7 +4,7 @@
 # Works with GNU make from 3.81 (macOS) on.
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce simplenet vgg11 leaderboard sweep zoo figures lab test lint bench ffcv own-environment FORCE
+.PHONY: help reproduce simplenet vgg11 leaderboard sweep zoo architectures figures lab test lint bench ffcv own-environment FORCE
 
 # The experiments that `reproduce` runs, in this order.
 EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
@@ -12,9 +12,11 @@ EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
 ifeq ($(origin PYTHON),command line)
   PY := '$(PYTHON)'
   READY := own-environment
+  TIMM := true
 else
   PY := .venv/bin/python
   READY := .venv/.ready
+  TIMM = $(PY) -c 'import timm' 2>/dev/null || $(PIP) -e '.[architectures]'
 endif
 
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -46,6 +48,10 @@ sweep: $(READY)  ## a notebook over a grid: SWEEP=tiny, or a YAML file as in not
 
 zoo: $(READY)  ## train the shipped checkpoints that are missing
 	@$(PY) -m lib.study.zoo $(ARGS)
+
+architectures: $(READY)  ## trace and prove the architectures of torchvision and timm, random weights (ARGS="resnet18" picks)
+	@$(TIMM)
+	@$(PY) -m lib.study.architectures $(ARGS)
 
 figures: $(READY)  ## the paper's figures and tables again, from the records in data/results
 	@$(PY) -m lib.paper

@@ -20,6 +20,7 @@ from ..checks import check_choice
 from ..records import curve_key
 from . import pool
 from .evidence import grouped
+from .figures_architectures import architectures
 from .figures_scaling import objective_accuracy, recovery, scaling
 from .names import CORRECTIONS, MATCHERS, curve_label, file_word, fills, look, ranked
 from .pool import Records
@@ -217,7 +218,7 @@ def record_figures(record: Mapping[str, Any], arrays: Mapping[str, Any] | None =
     """Every figure that a record and its arrays can give, by the word that ends its file's stem.
 
     By what they hold. Curves: curves, matching_<matcher>, correlations, bn_images. Rows of graph matching at scale:
-    scaling, recovery, objective.
+    scaling, recovery, objective. Rows of architectures: architectures.
     """
     return {kind: make() for kind, make in _drawings(record, arrays or {}).items()}
 
@@ -232,6 +233,7 @@ def draw(record: Mapping[str, Any], kind: str = "curves", arrays: Mapping[str, A
 def _drawings(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Callable[[], Figure]]:
     studies = grouped(record.get("rows", ()), "study")
     of_rows = {"scaling": scaling, "recovery": recovery, "objective": objective_accuracy}
+    of_rows["architectures"] = architectures
     drawings = {kind: partial(make, studies[kind], record) for kind, make in of_rows.items() if kind in studies}
     if "curves" not in record:
         return drawings
