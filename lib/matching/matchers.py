@@ -88,7 +88,9 @@ def _activation(
     )  # fmt: skip
     perms = {name: assign(matrix, name) for name, matrix in similarities.items()}
     objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in similarities.items())
-    return perms, objective, similarities, {}
+    # A unit that is constant on the images is like every other and like none: nothing says which its partner is.
+    constant = {name: [int((m == 0).all(dim).sum()) for dim in (1, 0)] for name, m in similarities.items()}
+    return perms, objective, similarities, {"constant": {name: c for name, c in constant.items() if any(c)}}
 
 
 def _spectral(orientation: str) -> Callable[..., _Result]:
@@ -106,23 +108,45 @@ def _eps(model: nn.Module) -> dict[str, float]:
     return {name: module.eps for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
-def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _Result]:
+def _problem(pair: _Pair, memory: float, activations: float) -> Problem:
+    similarity = None
+    if activations:
+        if pair.batches is None:
+            raise InputError("option activations looks at images; give the matcher batches")
+        similarity = activation_similarity(
+            pair.model_a, pair.model_b, pair.groups, pair.batches, device=pair.device, progress=pair.progress
+        )
+    return Problem(
+        *pair.states, pair.groups, similarity=similarity, similarity_weight=activations,
+        device=_exact(pair.device), memory=memory, eps=_eps(pair.model_a),
+    )  # fmt: skip
+
+
+def _weight(
+    pair: _Pair, memory: float = GIB, activations: float = 0.0, restarts: int = 0, best: bool = False
+) -> _Result:
+    """Git Re-Basin's descent, from the identity as published and from `solvers.forward`: with `best` whichever gets
+    further; without it the first, unless it gets less than half as far: it has then stuck where it began."""
+    problem = _problem(pair, memory, activations)
+    options = {"solver": "coordinate_descent", "kernel": "inner", "generator": pair.generator}
+    descents = {"identity": solvers.solve(problem, restarts=restarts, progress=pair.progress, **options)}
+    if problem.sizes:
+        descents["forward"] = solvers.solve(problem, start=solvers.forward(problem), progress=pair.progress, **options)
+    reached = {start: problem.objective(solution.perms, "inner") for start, solution in descents.items()}
+    further = max(reached, key=reached.__getitem__)
+    start = further if best or 2 * reached["identity"] < reached[further] else "identity"
+    solution = descents[start]
+    info = {"solver": solution.solver, "iterations": solution.iterations, "converged": solution.converged}
+    return solution.perms, solution.objective, solution.soft, info | {"start": start}
+
+
+def _quadratic(fixed: str | None) -> Callable[..., _Result]:
     """A matcher on the quadratic objective of `Problem`; `fixed` is its solver, None leaves it an option."""
 
-    def solve(pair: _Pair, solver: str, memory: float, activations: float, restarts: int, **options) -> _Result:
-        similarity = None
-        if activations:
-            if pair.batches is None:
-                raise InputError("option activations looks at images; give the matcher batches")
-            similarity = activation_similarity(
-                pair.model_a, pair.model_b, pair.groups, pair.batches, device=pair.device, progress=pair.progress
-            )
-        problem = Problem(
-            *pair.states, pair.groups, similarity=similarity, similarity_weight=activations,
-            device=_exact(pair.device), memory=memory, eps=_eps(pair.model_a),
-        )  # fmt: skip
+    def solve(pair: _Pair, solver: str, memory: float, activations: float, restarts: int) -> _Result:
+        problem = _problem(pair, memory, activations)
         solution = solvers.solve(
-            problem, solver=solver, restarts=restarts, generator=pair.generator, progress=pair.progress, **options
+            problem, solver=solver, restarts=restarts, generator=pair.generator, progress=pair.progress
         )
         info = {"solver": solution.solver, "iterations": solution.iterations, "converged": solution.converged}
         return solution.perms, solution.objective, solution.soft, info
@@ -140,7 +164,7 @@ def _quadratic(fixed: str | None, kernel: str | None = None) -> Callable[..., _R
     else:
 
         def run(pair: _Pair, memory: float = GIB, activations: float = 0.0, restarts: int = 0) -> _Result:
-            return solve(pair, fixed, memory, activations, restarts, **({"kernel": kernel} if kernel else {}))
+            return solve(pair, fixed, memory, activations, restarts)
 
     return run
 
@@ -159,7 +183,7 @@ MATCHERS = {
     "none": Matcher(_none, False, "leaves B as it is"),
     "activation": Matcher(_activation, True, "assignment on the correlation of activations (Li et al. 2015)"),
     "weight": Matcher(
-        _quadratic("coordinate_descent", "inner"),
+        _weight,
         False,
         "coordinate descent on weights (Git Re-Basin, Ainsworth et al. 2023)",
     ),

@@ -207,7 +207,8 @@ class Problem:
         kernel: str = "exp",
         cache: "Cache | None" = None,
     ) -> Tensor:
-        """The gradient of F for one group at permutations of the others: float64 (n, n), [a, a'] with a of A.
+        """The gradient of F for one group at permutations of the others: float64 (n, n), [a, a'] with a of A. What
+        joins it to groups that `perms` does not name is left out.
 
         Without edges from a group to itself, the assignment that maximises it maximises F over this group.
         """
@@ -219,6 +220,8 @@ class Problem:
         """`gradient` without its `linear` part: float64 (n, n)."""
         total = torch.zeros(self.sizes[name], self.sizes[name], dtype=torch.float64, device=self.device)
         for index, side, other in self._touching[name]:
+            if other not in perms:
+                continue
             if cache is None:
                 total += self._at_vertex(self.edges[index], side, perms[other].to(self.device), kernel)
             else:

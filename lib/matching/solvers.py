@@ -149,6 +149,19 @@ def coordinate_descent(
     return Solution(perms, "coordinate_descent", kernel, final, len(history), not any(stale.values()), history)
 
 
+def forward(problem: Problem, kernel: str = "inner") -> dict[str, Tensor]:
+    """A start for `coordinate_descent`: each group, in the network's order, by what it shares with those before it.
+
+    Where B is A with its units reordered this finds the order, which the descent from the identity may not: there
+    almost nothing that a group is compared by is in place yet.
+    """
+    perms: dict[str, Tensor] = {}
+    with problem.workers.session():
+        for name in problem.sizes:
+            perms[name] = assign(problem.gradient(name, perms, kernel), name)
+    return perms
+
+
 def _improve(problem: Problem, name: str, perms: dict[str, Tensor], kernel: str, cache: Cache) -> bool:
     G = problem.gradient(name, perms, kernel, cache)
     old, new = perms[name], assign(G, name)

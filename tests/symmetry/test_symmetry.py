@@ -734,3 +734,26 @@ def test_units_that_a_shuffle_scatters_are_matched(matcher):
     perms = matching.match([twin, model], groups, matcher, images=images, progress=False, **options)[1]
     for name, perm in planted.items():
         assert torch.equal(perms[name], perm), name
+
+
+def test_squeezenet_against_itself_permuted_is_matched_but_for_units_that_never_fire():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torchvision.models.squeezenet1_1(num_classes=10).eval()
+    images = torch.randn(16, 3, 64, 64, generator=generator())
+    groups = symmetry.trace(model, images[:2])
+    planted = groups.random(generator(1))
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(symmetry.permute(model.state_dict(), groups, planted))
+
+    def wrong(matcher, **options):
+        maps = matching.match([twin, model], groups, matcher, progress=False, **options)[1]
+        return {name: int((maps[name] != perm).sum()) for name, perm in planted.items()}, maps.info
+
+    missed, info = wrong("weight")
+    assert sum(missed.values()) == 0
+    assert info["start"] == "forward"  # the descent from the identity sticks near where it begins
+    missed, info = wrong("activation", images=[images])
+    assert sum(missed.values()) > 0
+    assert all(count <= info["constant"].get(name, [0])[0] for name, count in missed.items())
+    assert sum(wrong("activation", images=[images], tap="pre_norm")[0].values()) == 0
