@@ -195,8 +195,8 @@ def write(site: Site, affine: Affine, rows: Tensor, gram: Tensor) -> None:
 def solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float, bias: bool) -> Tensor:
     """(G + R)⁻¹ (cross − R·pull) by Cholesky; R grows tenfold until it exists.
 
-    R = ridge · mean diag(G) · I over the weights; of the last row, where that is a `bias`, ridge · its own entry of G.
-    So inputs times k make weights divided by k, and leave the bias.
+    R = ridge · mean diag(G) · I over the weights; the last row, where that is a `bias`, is not pulled. So inputs times
+    k make weights divided by k, and leave the bias.
 
     Raises:
         InputError: G or the right side is not finite, or R no longer is.
@@ -207,6 +207,8 @@ def solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float, bias: bool) -
     weights = unit[:, :-1] if bias else unit
     weights[:] = weights.mean(dim=-1, keepdim=True)
     unit[unit <= 0] = 1  # inputs that are always zero: any pull leaves their weights as they are
+    if bias:
+        unit[:, -1] = 0
     while torch.isfinite(ridge * unit).all():
         factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge * unit))
         if not failed.any():

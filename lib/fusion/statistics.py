@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import loaders, symmetry
 from ..checks import InputError
 from ..symmetry import Groups
-from .aligned import Aligned, checked, interpolate
 from .affine import at_least_float32
+from .aligned import Aligned, checked, interpolate
 from .sites import activated
 from .task import Result, Task
 
