@@ -154,8 +154,8 @@ def fit(
 
     For each layer with inputs h (im2col with a column of ones, if it has a bias or a BatchNorm), Gram matrix G = Σ h·hᵀ
     and interpolated weights W₀ (BatchNorm folded in): (G + R)·W = Σ h·tᵀ + R·W₀, R = ridge · mean diag(G) · I (0 for
-    the ones, which have another scale), in float64, t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the max-
-    pooling behind it, the target is t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there
+    the ones, which have another scale), in float64, t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the
+    max-pooling behind it, the target is t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there
     min(prediction, 0) takes its place (behind a pool: only the largest of each window has to reach t⁺) and the layer is
     solved again, `rounds` times. A layer that completes a residual sum is fitted to the parents' sums less what the
     fused network already carries.
