@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lib import fusion, models, symmetry
 from lib.checks import InputError
-from lib.fusion import CORRECTIONS, sites
+from lib.fusion import CORRECTIONS, selection, sites
 from lib.symmetry import Groups, Layer
 from tests.aligned import averaged, correct, moments
 from tests.fusion.test_correction import QUIET, draw, outputs, randomise
@@ -63,9 +63,13 @@ def test_corrections_take_any_precision_and_keep_it(kind, types):
     assert error < (0.03 if torch.bfloat16 in types else 0.004 if torch.float16 in types else 1e-5)
 
 
-def test_statistics_of_half_precision_neither_overflow_nor_round_away():
+def test_statistics_of_half_precision_neither_overflow_nor_round_away(monkeypatch):
     """Values of 300 have squares, and sums, that float16 does not hold."""
-    a, b = (randomise(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seed).half() for seed in (1, 2))
+    chosen, choose = [], selection.choose
+    monkeypatch.setattr(selection, "choose", lambda *given: chosen.append(given[0]) or choose(*given))
+    # what lies between two layers has weights, of the network's type
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.PReLU(8), nn.Linear(8, 3))
+    a, b = (randomise(copy.deepcopy(model), seed).half() for seed in (1, 2))
     for model in (a, b):
         model[0].bias.data += 300
     x = draw(4000, 6).half()
@@ -77,6 +81,15 @@ def test_statistics_of_half_precision_neither_overflow_nor_round_away():
     for kind in ("repair", "rescale", "closed_form", "least_squares"):
         found = correct(a, *states, 0.5, kind, groups=groups, batches=[x], **QUIET)
         assert all(tensor.isfinite().all() for tensor in found.values()), kind
+    assert len(chosen) == 1 and chosen[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_statistics_are_float32_or_that_of_wider_networks(dtype):
+    goals = torch.zeros(8, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
+    wide = fusion.Tracked(nn.Linear(6, 8).to(dtype), *goals, -1, True)
+    assert {buffer.dtype for buffer in wide.buffers()} == {torch.promote_types(dtype, torch.float32)}
+    assert wide(draw(4, 6).to(dtype)).dtype == dtype
 
 
 # --- state dicts ------------------------------------------------------------------------------------------------------
@@ -111,6 +124,8 @@ def test_an_extra_state_is_kept_as_the_first_networks(kind, extra, tmp_path):
     assert fused.state["_extra_state"] is not a.extra and same_extra(fused.state["_extra_state"], extra)
     assert same_extra(fused.model().extra, extra) and a.extra is extra
     mixed = fusion.interpolate(aligned.states, (0.25, 0.75))
+    copied = models.state_of(a)["_extra_state"]
+    assert copied is not a.extra and same_extra(copied, extra)
     a.load_state_dict(mixed)
     assert same_extra(mixed["_extra_state"], extra)
     saved = models.read_checkpoint(fused.save(tmp_path / "fused.safetensors")).state
