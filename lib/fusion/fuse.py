@@ -56,7 +56,8 @@ def fuse(
             first = next(iter(images))
             example = (first if isinstance(first, Tensor) else first[0])[:2]
         # What the correction and the report ask for, now: matching may take minutes.
-        check_images(correction, images)
+        if not matching.looks_at_images(matcher):  # else match says so, before it begins
+            check_images(correction, images)
         check_network(correction, networks[0])
         read_shares(len(networks), shares)
         read_names(len(networks), names)
