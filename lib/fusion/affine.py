@@ -33,9 +33,15 @@ class Site:
     pool: tuple[int, int] | None
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """What to compute with where weights or values are of this floating type: half precision is too coarse for sums."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class Affine:
     """A layer as a convolution without padding: `weight` (G, p, o) float64 of G groups with p inputs and o outputs
-    each, the bias as the last of the p rows where there is one. `lift` and `pad` bring activations into its form."""
+    each, the bias as the last of the p rows where there is one. `lift` and `inputs` bring activations into its form, in
+    float32 where they are of half precision."""
 
     def __init__(self, site: Site) -> None:
         layer, self.layer = site.layer, site.layer
@@ -66,12 +72,14 @@ class Affine:
 
     def lift(self, x: Tensor) -> Tensor:
         """Any value at this layer as (N, C, H, W)."""
+        x = x.to(at_least_float32(x.dtype))
         if isinstance(self.layer, nn.Linear):
             return x.reshape(-1, x.shape[-1], 1, 1)
         return x[:, :, None, None] if x.dim() == 2 else x.unsqueeze(2) if x.dim() == 3 else x
 
     def lower(self, y: Tensor, x: Tensor) -> Tensor:
         """Lifted outputs (N, C, H, W) in the form that the layer gives them for unlifted inputs `x`."""
+        y = y.to(x.dtype)
         if isinstance(self.layer, nn.Linear):
             return y.reshape(*x.shape[:-1], -1)
         return y.squeeze(2) if x.dim() == 3 else y
@@ -104,7 +112,7 @@ class Affine:
         return self.rows(weight, bias)
 
     def predict(self, rows: Tensor, x: Tensor) -> Tensor:
-        """The layer's output (N, out, H, W) float32 on padded inputs."""
+        """The layer's output (N, out, H, W) on padded inputs."""
         weight, bias = self.split(rows)
         bias = None if bias is None else bias.to(x)
         return F.conv2d(x, weight.to(x), bias, self.stride, 0, self.dilation, self.groups)
@@ -184,19 +192,26 @@ def write(site: Site, affine: Affine, rows: Tensor, gram: Tensor) -> None:
     norm.running_mean.copy_(mean)
 
 
-def solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float) -> Tensor:
-    """(G + R)⁻¹ (cross − R·pull) with R = ridge · mean diag(G) · I, by Cholesky; R grows tenfold until it exists.
+def solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float, bias: bool) -> Tensor:
+    """(G + R)⁻¹ (cross − R·pull) by Cholesky; R grows tenfold until it exists.
+
+    R = ridge · mean diag(G) · I over the weights; the last row, where that is a `bias`, is not pulled. So inputs times
+    k make weights divided by k, and leave the bias.
 
     Raises:
         InputError: G or the right side is not finite, or R no longer is.
     """
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise InputError("correction 'least_squares' meets activations that are not finite; accepted: networks without")
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None].clamp(min=torch.finfo(gram.dtype).tiny)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    while torch.isfinite(ridge * mean).all():
-        factor, failed = torch.linalg.cholesky_ex(gram + ridge * mean * identity)
+    unit = gram.diagonal(dim1=-2, dim2=-1).clone()
+    weights = unit[:, :-1] if bias else unit
+    weights[:] = weights.mean(dim=-1, keepdim=True)
+    unit[unit <= 0] = 1  # inputs that are always zero: any pull leaves their weights as they are
+    if bias:
+        unit[:, -1] = 0
+    while torch.isfinite(ridge * unit).all():
+        factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge * unit))
         if not failed.any():
-            return torch.cholesky_solve(cross - ridge * mean * pull, factor)
+            return torch.cholesky_solve(cross - ridge * unit[:, :, None] * pull, factor)
         ridge = max(10 * ridge, 1e-12)
     raise InputError("correction 'least_squares' has no solution with a finite ridge; accepted: ridge ≤ 1")

@@ -35,7 +35,7 @@ class Aligned:
             raise InputError(
                 f"{len(networks)} networks and {len(maps)} maps; accepted: one map a network, as match gives"
             )
-        names = names or [f"network {number}" for number in range(1, len(networks) + 1)]
+        names = read_names(len(networks), names)
         self.groups, self.maps = groups, list(maps)
         self.matcher = next((m.matcher for m in maps if getattr(m, "matcher", "none") != "none"), "none")
         self.match_seconds = sum(getattr(m, "seconds", 0.0) for m in maps)
@@ -66,19 +66,31 @@ class Aligned:
         Raises:
             InputError: they are anything else.
         """
-        count = len(self)
-        if shares is None:
-            return (1 / count,) * count
-        if isinstance(shares, int | float):
-            if not 0 <= shares <= 1:
-                raise InputError(f"alpha {shares} is not within [0, 1]")
-            if count != 2:
-                raise InputError(f"alpha {shares} is the share of the second of two networks; accepted: {count} shares")
-            return 1 - float(shares), float(shares)
-        shares = tuple(float(share) for share in shares)
-        if len(shares) != count or not all(0 <= share <= 1 for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
-            raise InputError(f"shares {list(shares)} are not accepted; accepted: {count} numbers ≥ 0 that sum to 1")
-        return shares
+        return read_shares(len(self), shares)
+
+
+def read_shares(count: int, shares: float | Iterable[float] | None) -> tuple[float, ...]:
+    """`Aligned.shares` of `count` networks."""
+    if shares is None:
+        return (1 / count,) * count
+    if isinstance(shares, int | float):
+        if not 0 <= shares <= 1:
+            raise InputError(f"alpha {shares} is not within [0, 1]")
+        if count != 2:
+            raise InputError(f"alpha {shares} is the share of the second of two networks; accepted: {count} shares")
+        return 1 - float(shares), float(shares)
+    shares = tuple(float(share) for share in shares)
+    if len(shares) != count or not all(0 <= share <= 1 for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
+        raise InputError(f"shares {list(shares)} are not accepted; accepted: {count} numbers ≥ 0 that sum to 1")
+    return shares
+
+
+def read_names(count: int, names: Sequence[str] | None) -> list[str]:
+    """One name a network, by default by number; InputError where there are more or fewer."""
+    names = [f"network {number}" for number in range(1, count + 1)] if names is None else list(names)
+    if len(names) != count:
+        raise InputError(f"{count} networks and {len(names)} names; accepted: one name a network")
+    return names
 
 
 def align(
@@ -109,8 +121,8 @@ def checked(aligned: object, what: str) -> Aligned:
 
 
 def interpolate(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tensor]:
-    """The share-weighted mean of every floating parameter and buffer, running statistics included; integer buffers
-    come from the first network.
+    """The share-weighted mean of every floating parameter and buffer, running statistics included; integer buffers,
+    extra states (`get_extra_state`) and the modules' versions (`_metadata`) come from the first network.
 
     Args:
         states: aligned state dicts of one architecture.
@@ -119,10 +131,10 @@ def interpolate(states: Sequence[State], shares: Sequence[float]) -> dict[str, T
     Raises:
         InputError: a network does not have a parameter of the first, or has it in another shape.
     """
-    fused = {}
+    fused = copy.copy(states[0]) if hasattr(states[0], "_metadata") else dict(states[0])
     for name, first in states[0].items():
-        if not first.is_floating_point():
-            fused[name] = first.clone()
+        if models.is_extra(name, first) or not first.is_floating_point():
+            fused[name] = copy.deepcopy(first)
             continue
         if any(name not in state or state[name].shape != first.shape for state in states):
             raise InputError(f"{name} {tuple(first.shape)} has no counterpart in a network; accepted: one architecture")

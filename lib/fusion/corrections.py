@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import loaders
+from .. import loaders, models
 from ..checks import InputError, read_method, spell_method
 from . import least_squares
 from .aligned import Aligned, checked
@@ -98,6 +98,13 @@ def check_network(correction: str, model: nn.Module) -> None:
         raise InputError(f"correction '{name}' needs BatchNorm, {type(model).__name__} has none; accepted: {accepted}")
 
 
+def check_images(correction: str, images: object) -> None:
+    """Raises InputError, in one line, when the correction looks at images and there are none."""
+    name, _ = read_correction(correction)
+    if CORRECTIONS[name].images and images is None:
+        raise InputError(f"correction '{name}' looks at images; give it images")
+
+
 def correct(
     aligned: Aligned,
     shares: float | Iterable[float] | None,
@@ -126,15 +133,15 @@ def correct(
     """
     name, options = read_correction(correction, options)
     shares = checked(aligned, "correct").shares(shares)
-    if CORRECTIONS[name].images and images is None:
-        raise InputError(f"correction '{name}' looks at images; give it images")
+    check_images(name, images)
     check_network(name, aligned.model)
     start = time.perf_counter()
     batches = None if images is None else loaders.batched(images)
     task = Task(aligned, shares, batches, torch.device(device), progress, moments)
     state, info = CORRECTIONS[name].run(task, **options)
-    order = aligned.model.state_dict()  # keeps the versions of the modules, which loading asks for
-    for key in order:
-        order[key] = state[key].detach().cpu().clone()
+    order = models.state_of(aligned.model)  # extra states and the modules' versions stay the first network's
+    for key, value in order.items():
+        if not models.is_extra(key, value):
+            order[key] = state[key].detach().cpu().clone()
     seconds = time.perf_counter() - start
     return Fused(aligned, shares, spell_method(name, options, CORRECTIONS), order, info, seconds)

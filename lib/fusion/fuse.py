@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .. import loaders, matching, symmetry
 from ..checks import InputError
-from .aligned import Aligned, align
-from .corrections import correct, read_correction
+from .aligned import Aligned, align, read_names, read_shares
+from .corrections import check_images, check_network, correct, read_correction
 from .fused import Fused
 
 
@@ -55,6 +55,12 @@ def fuse(
                 raise InputError("fuse needs inputs to trace with; accepted: images, or example (N, …) with N ≥ 2")
             first = next(iter(images))
             example = (first if isinstance(first, Tensor) else first[0])[:2]
+        # What the correction and the report ask for, now: matching may take minutes.
+        if not matching.looks_at_images(matcher):  # else match says so, before it begins
+            check_images(correction, images)
+        check_network(correction, networks[0])
+        read_shares(len(networks), shares)
+        read_names(len(networks), names)
         groups = symmetry.trace(networks[0], example)
         symmetry.prove(networks[0], groups, example)
         maps = matching.match(networks, groups, matcher, images=images, device=device, seed=seed, progress=progress)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..symmetry import Groups, Values
 from ..symmetry.walker import Lockstep
 from . import selection
-from .affine import Affine, Site, solve, write
+from .affine import Affine, Site, at_least_float32, solve, write
 from .sites import reader_of, solvable
 
 GIB = 2**30
@@ -98,7 +98,7 @@ class Fit:
                 error = error + missing.square().sum(dim=(0, 2, 3), dtype=torch.float64)
                 power = power + goal.square().sum(dim=(0, 2, 3), dtype=torch.float64)
             self.complete = True
-            step = solve(self.gram, cross, rows - start, self.ridge)
+            step = solve(self.gram, cross, rows - start, self.ridge, affine.bias)
             rows = rows + step
             error = error + (step * (self.gram @ step - 2 * cross)).sum(dim=1).reshape(-1)
         return rows, error, power
@@ -114,7 +114,7 @@ class Fit:
                 value = value.unflatten(-1, (size, block)).movedim(-2, -1)
             else:
                 value = value.movedim(1, -1)
-            return value.reshape(-1, size)
+            return value.reshape(-1, size).to(at_least_float32(value.dtype))
 
         width = (len(shares) + len(fits)) * size + 1
         moments = torch.zeros(width, width).to(fits[0])
@@ -153,11 +153,12 @@ def fit(
     """Solves for the weights of `fused`, in place, layer by layer on its own inputs.
 
     For each layer with inputs h (im2col with a column of ones, if it has a bias or a BatchNorm), Gram matrix G = Σ h·hᵀ
-    and interpolated weights W₀ (BatchNorm folded in): (G + R)·W = Σ h·tᵀ + R·W₀, R = ridge · mean diag(G) · I, in
-    float64, t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the max-pooling behind it, the target is
-    t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there min(prediction, 0) takes its place (behind a
-    pool: only the largest of each window has to reach t⁺) and the layer is solved again, `rounds` times. A layer that
-    completes a residual sum is fitted to the parents' sums less what the fused network already carries.
+    and interpolated weights W₀ (BatchNorm folded in): (G + R)·W = Σ h·tᵀ + R·W₀, R = ridge · mean diag(G) · I (0 for
+    the ones, which have another scale), in float64, t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the
+    max-pooling behind it, the target is t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there
+    min(prediction, 0) takes its place (behind a pool: only the largest of each window has to reach t⁺) and the layer is
+    solved again, `rounds` times. A layer that completes a residual sum is fitted to the parents' sums less what the
+    fused network already carries.
 
     With `select` each layer is fitted to each parent and to their mean, and each of its units stands for one of one
     parent or for the mean, whichever serves the next layer (`selection`), in the parents' shares. This is done where
@@ -168,7 +169,7 @@ def fit(
 
     Args:
         parents, fused: the n parents and the interpolated network, in evaluation mode, on one device.
-        images: float32 (N, …) on that device.
+        images: (N, …) on that device, of the networks' type.
         shares: n numbers that sum to 1.
         ridge: pull towards the interpolated weights.
         memory: bytes of activations to keep; less means more recomputation and the same result.

@@ -55,7 +55,8 @@ def choose(covariance: Tensor, readers: Tensor, shares: Sequence[float]) -> tupl
     basis = vectors * values.clamp(min=0).sqrt()
     targets = covariance[:, : p * n] @ basis
     total = float((basis * targets[: p * n]).sum()) or 1.0
-    ridge = max(1e-4 * float(covariance.diagonal()[p * n :].mean()), 1e-12)
+    variance = float(covariance.diagonal()[p * n :].mean())
+    ridge = 1e-4 * variance if variance > 0 else 1.0  # units that never vary explain nothing, whatever it is
     units = torch.arange(n)
     parents = range(1, p + 1)
     first = {MEAN: 2 * p * n} | {parent: (p + parent - 1) * n for parent in parents}

@@ -15,20 +15,29 @@ from ..symmetry import Groups, Layer
 from ..symmetry.walker import Lockstep
 from .affine import Site
 
+# Weights are set through modules; what only reads a module's tensors may do more with them than the layer does.
+FUNCTION = "worked out by a function, not by a module of its own"
+
+
+def _operation(node: fx.Node) -> object:
+    """What a node does, told by its name for an operator such as torch.ops.aten.relu.default."""
+    overload = isinstance(node.target, torch._ops.OpOverload)
+    return node.target.overloadpacket.__name__ if overload else node.target
+
 
 def activated(model: nn.Module, groups: Groups) -> tuple[list[Layer], dict[str, str]]:
     """The layers whose statistics can be set, and {layer: why it keeps its interpolated weights}.
 
     Those with a non-linearity between them and the output or the next layer, on any path. A final classifier, or a
     linear layer that only feeds another, is none; nor is a layer that is used more than once, or whose BatchNorm is:
-    one set of weights cannot serve several goals.
+    one set of weights cannot serve several goals. Nor is one that is worked out by a function, or whose BatchNorm is.
     """
     modules = dict(model.named_modules())
     nodes = {node.name: node for node in groups.graph.nodes}
     layers = {nodes[layer.node] for layer in groups.layers}
 
     def activates(node: fx.Node) -> bool:
-        kinds = type(modules[node.target]).__mro__ if node.op == "call_module" else (node.target,)
+        kinds = type(modules[node.target]).__mro__ if node.op == "call_module" else (_operation(node),)
         return any(map(symmetry.is_activation, kinds))
 
     reached = []
@@ -43,7 +52,13 @@ def activated(model: nn.Module, groups: Groups) -> tuple[list[Layer], dict[str, 
                 seen.add(node)
                 todo += node.users
     uses = Counter(node.target for node in groups.graph.nodes if node.op == "call_module")
-    left = {layer.name: "used more than once" for layer in reached if max(uses[layer.name], uses[layer.norm]) > 1}
+    weights = Counter(layer.weight for layer in groups.layers)
+    left = {}
+    for layer in reached:
+        if nodes[layer.node].op != "call_module" or layer.norm and not uses[layer.norm]:
+            left[layer.name] = FUNCTION
+        elif max(weights[layer.weight], uses[layer.norm]) > 1:
+            left[layer.name] = "used more than once"
     return [layer for layer in reached if layer.name not in left], left
 
 
@@ -65,7 +80,7 @@ def _only_user(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
 def _is_relu(node: fx.Node | None, modules: dict[str, nn.Module]) -> bool:
     if node is None:
         return False
-    return isinstance(modules[node.target], nn.ReLU) if node.op == "call_module" else node.target in RELU
+    return isinstance(modules[node.target], nn.ReLU) if node.op == "call_module" else _operation(node) in RELU
 
 
 def _pool(relu: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, int] | None:
@@ -100,21 +115,27 @@ def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, st
     index = {node: i for i, node in enumerate(groups.graph.nodes)}
     targets = [node.target for node in groups.graph.nodes if node.op == "call_module"]
     layers = {nodes[layer.node]: layer for layer in groups.layers}
+    weights = Counter(layer.weight for layer in groups.layers)
     sites, left = [], {}
     folded: set[str] = set()
     for node in groups.graph.nodes:
+        layer = layers.get(node)
+        if layer and layer.norm and layer.norm not in targets:
+            left[layer.norm] = FUNCTION
         if node.op != "call_module":
+            if layer:
+                left[layer.name] = FUNCTION
             continue
         module, norm, end = modules[node.target], None, node
-        if node in layers:
+        if layer:
             if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
                 left[node.target] = f"{type(module).__name__} is not solved for"
-            elif targets.count(node.target) > 1:
+            elif weights[layer.weight] > 1:
                 left[node.target] = "used more than once"
             if node.target in left:
                 continue
-            name = layers[node].norm
-            if name and _foldable(modules[name]) and targets.count(name) == 1:
+            name = layer.norm
+            if name and targets.count(name) == 1 and _foldable(modules[name]):
                 norm, (end,) = modules[name], node.users
                 folded.add(name)
         elif isinstance(module, _BatchNorm) and node.target not in folded:
@@ -124,7 +145,7 @@ def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, st
         else:
             continue
         other, user = None, _only_user(end, modules)
-        if user is not None and user.target in ADD and user.op != "call_module":
+        if user is not None and user.op != "call_module" and _operation(user) in ADD:
             parts = [a for a in user.args if isinstance(a, fx.Node)]
             others = [a for a in parts if _origin(a, modules) is not _origin(end, modules)]
             shapes = {tuple(n.meta["tensor_meta"].shape) for n in (*parts, user)}

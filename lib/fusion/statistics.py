@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import loaders, symmetry
 from ..checks import InputError
 from ..symmetry import Groups
+from .affine import at_least_float32
 from .aligned import Aligned, checked, interpolate
 from .sites import activated
 from .task import Result, Task
@@ -124,7 +125,9 @@ def _moments(task: Task) -> Moments:
                 size = values[0].shape[axes[node.name]]
                 dims = [d for d in range(values[0].dim()) if d != axes[node.name] % values[0].dim()]
                 counts[node.name] += values[0].numel() // size
-                new = [x.sum(dims, dtype=exact) for x in (*values, *(values[i] * values[j] for i, j in pairs))]
+                # Products, too: rounded to float32 they would make a unit that never varies vary.
+                values = [value.to(exact) for value in values]
+                new = [x.sum(dims) for x in (*values, *(values[i] * values[j] for i, j in pairs))]
                 sums[node.name] = [old + x.cpu().double() for old, x in zip(sums[node.name], new, strict=True)]
     if not images:
         raise InputError("statistics cannot be measured without images; accepted: correct_images ≥ 2")
@@ -139,22 +142,33 @@ def _moments(task: Task) -> Moments:
     return Moments(images, nodes)
 
 
+EPSILON = 1e-6  # as a share of a unit's mean square, so that the scale of a layer does not count
+
+
+def _scale(mean: Tensor, std: Tensor, variance: Tensor) -> Tensor:
+    """What multiplies units (units,) of this variance so that they get the deviation `std` around `mean`. A unit that
+    neither varies nor should keeps its scale."""
+    least = EPSILON * (mean.square() + std.square())
+    # else a constant unit would lose the value that it always has
+    still = (std.square() <= least) & (variance <= least)
+    return torch.where(still, 1.0, std / torch.sqrt(variance + least))
+
+
 class Tracked(nn.Module):
     """A layer (and its BatchNorm) that gives its units new statistics, as BatchNorm does: in training mode by those of
     the batch, which it averages, in evaluation mode by the average.
 
-    With `shift` outputs have mean `goal_mean` and deviation `goal_std` (float32 (units,)); without, they are only
-    multiplied by goal_std / deviation. A unit that neither varies nor should keeps its scale. Values have their units
-    on axis `axis`.
+    With `shift` outputs have mean `goal_mean` and deviation `goal_std` (units,); without, they are only multiplied by
+    goal_std / deviation. A unit that neither varies nor should keeps its scale. Values have their units on axis `axis`;
+    they keep their dtype. Statistics are float64 where the module's weight is, else float32: half precision is too
+    coarse for them.
     """
-
-    EPSILON = 1e-5  # added to a variance, as BatchNorm does
 
     def __init__(self, module: nn.Module, goal_mean: Tensor, goal_std: Tensor, axis: int, shift: bool) -> None:
         super().__init__()
         self.module, self.axis, self.shift = module, axis, shift
         for name, value in (("goal_mean", goal_mean), ("goal_std", goal_std)):
-            self.register_buffer(name, value.float())
+            self.register_buffer(name, value.to(at_least_float32(module.weight.dtype)))
         self.register_buffer("mean", torch.zeros_like(self.goal_mean))
         self.register_buffer("variance", torch.ones_like(self.goal_std))
         self.seen = 0
@@ -164,16 +178,14 @@ class Tracked(nn.Module):
         return self._affine(self.mean, self.variance)
 
     def _affine(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.goal_std / torch.sqrt(variance + self.EPSILON)
-        # else a constant unit would lose the value that it always has
-        scale[(self.goal_std**2 < self.EPSILON) & (variance < self.EPSILON)] = 1
+        scale = _scale(self.goal_mean, self.goal_std, variance)
         return scale, self.goal_mean - scale * mean if self.shift else torch.zeros_like(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         value = self.module(x)
         mean, variance = self.mean, self.variance
         if self.training:
-            units = value.movedim(self.axis, 0).flatten(1)
+            units = value.movedim(self.axis, 0).flatten(1).to(self.mean.dtype)
             variance, mean = torch.var_mean(units, dim=1)
             self.seen += len(x)
             self.mean.lerp_(mean, len(x) / self.seen)
@@ -181,13 +193,12 @@ class Tracked(nn.Module):
         shape = [1] * value.dim()
         shape[self.axis] = -1
         scale, shift = self._affine(mean, variance)
-        return value * scale.view(shape) + shift.view(shape)
+        return (value * scale.view(shape) + shift.view(shape)).to(value.dtype)
 
 
 def tracked(model: nn.Module, groups: Groups, goals: Moments, shares: Sequence[float], *, shift: bool) -> nn.Module:
     """A copy of `model` in which the `activated` layers are wrapped (`Tracked`), with the parents' mean statistics as
-    goals;
-    `reset` it before use.
+    goals; `reset` it before use.
 
     Behind a layer that has neither bias nor BatchNorm only the deviation is set (as with shift=False): the
     architecture has no place for a shift.
@@ -259,8 +270,9 @@ def closed_form(task: Task) -> Result:
                 norm.running_var.copy_(variance)
             continue
         inner = modules[layer.name]
-        scale = torch.where(variance > 0, std / variance.sqrt(), 1.0).to(inner.weight)
+        exact = {"device": inner.weight.device, "dtype": at_least_float32(inner.weight.dtype)}
+        scale, mean = _scale(mean, std, variance).to(**exact), mean.to(**exact)
         inner.weight.mul_(scale.view(-1, *(1,) * (inner.weight.dim() - 1)))
         if inner.bias is not None:
-            inner.bias.mul_(scale).add_((1 - scale) * mean.to(scale))
+            inner.bias.mul_(scale).add_((1 - scale) * mean)
     return model.state_dict(), {"images": stats.images, "left": left}

@@ -5,6 +5,7 @@ from .checkpoints import (
     Checkpoint,
     find_checkpoint,
     fitting,
+    is_extra,
     load_state,
     read_checkpoint,
     read_sidecar,

@@ -1,5 +1,6 @@
 """Checkpoints in and out: safe, checked, told by content."""
 
+import copy
 import hashlib
 import io
 import json
@@ -20,12 +21,21 @@ from .. import paths
 from ..checks import InputError, first_line
 
 
+def is_extra(name: str, value: object) -> bool:
+    """Whether an entry of a state dict is no weight or statistic but what a module's `get_extra_state` gave, which may
+    be anything."""
+    return name.rpartition(".")[2] == "_extra_state" or not isinstance(value, torch.Tensor)
+
+
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A contiguous CPU copy of a model's state dict, detached from the model."""
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
+    """A contiguous CPU copy of a model's state dict, detached from the model; extra states are copied as they are."""
+    state = model.state_dict()  # keeps the versions of the modules, which loading asks for
+    for name, value in state.items():
+        if is_extra(name, value):
+            state[name] = copy.deepcopy(value)
+        else:
+            state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return state
 
 
 def find_checkpoint(name: str) -> Path:
@@ -119,9 +129,14 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of the names, types, shapes and values of a state dict, in hexadecimal: the same for the same weights,
-    whatever file they came from."""
-    return hashlib.sha256(safetensors.torch.save({name: t.contiguous() for name, t in state.items()})).hexdigest()
+    """SHA-256 of the names, types, shapes and values of a state dict, extra states left out, in hexadecimal: the same
+    for the same weights, whatever file they came from."""
+    return hashlib.sha256(_content(state)).hexdigest()
+
+
+def _content(state: Mapping[str, torch.Tensor]) -> bytes:
+    """A state dict as safetensors, which hold tensors only: extra states are left out."""
+    return safetensors.torch.save({name: t.contiguous() for name, t in state.items() if not is_extra(name, t)})
 
 
 def _load_torch(content: bytes) -> Any:
@@ -135,7 +150,8 @@ def _load_torch(content: bytes) -> Any:
 
 def _refuse_not_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
     """Raises InputError, naming the tensors of `state` that hold NaN or Inf (as float32)."""
-    bad = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
+    floats = {name: t for name, t in state.items() if not is_extra(name, t) and t.is_floating_point()}
+    bad = [name for name, t in floats.items() if not torch.isfinite(t.float()).all()]
     if bad:
         raise InputError(f"{what} is refused: NaN or Inf in {_few(bad, ', ')}; accepted: finite numbers")
 
@@ -148,7 +164,7 @@ def _few(items: list[str], separator: str) -> str:
 
 def fitting(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "state dict") -> dict[str, torch.Tensor]:
     """`state`, complete and in the order of the model's own, after checking that every name, shape and kind of number
-    fits. A missing num_batches_tracked is no misfit: it is the model's.
+    fits. A missing num_batches_tracked or extra state is no misfit: it is the model's.
 
     Args:
         origin: what the error calls the state.
@@ -157,10 +173,13 @@ def fitting(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "
         InputError: naming what is missing, unexpected or different.
     """
     own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    needed = (name for name in own if not name.endswith("num_batches_tracked") and not is_extra(name, own[name]))
+    problems = [f"{name} is missing" for name in needed if name not in state]
     for name, tensor in state.items():
         if name not in own:
             problems.append(f"{name} is unexpected")
+        elif is_extra(name, own[name]):
+            continue
         elif tensor.shape != own[name].shape:
             problems.append(f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
         elif tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
@@ -181,8 +200,8 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str 
 
 
 def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapping[str, Any]) -> Checkpoint:
-    """Writes `state` as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it, each atomically; returns
-    both.
+    """Writes `state` (without extra states) as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it,
+    each atomically; returns both.
 
     Raises:
         InputError: the name does not end in .safetensors, a tensor holds NaN or Inf, or the disk refuses; nothing is
@@ -190,7 +209,7 @@ def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapp
     """
     _check_suffix(path)
     _refuse_not_finite(state, f"saving {path}")
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
+    content = _content(state)
     sidecar = {**sidecar, "sha256": hashlib.sha256(content).hexdigest()}
     with paths.atomic(path) as temporary:
         temporary.write_bytes(content)
