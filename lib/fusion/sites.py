@@ -172,7 +172,7 @@ def reader_of(site: Site, sites: Sequence[Site], groups: Groups, lockstep: Locks
     for name, member in symmetry.by_tensor(groups).get(weights[site.name], ()):
         of_layers = [m for m in groups[name].members if m.tensor in weights.values()]
         written, read = ([m for m in of_layers if m.axis == axis] for axis in (0, 1))
-        if written != [member] or len(read) != 1 or read[0].rows or read[0].offset:
+        if written != [member] or len(read) != 1 or read[0].rows or read[0].offset or read[0].starts:
             continue
         reader = next((other for other in sites if weights.get(other.name) == read[0].tensor), None)
         size = groups[name].size

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from ..checks import InputError
@@ -56,6 +57,8 @@ class Lockstep:
     def _overwrites(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return getattr(self.modules[node.target], "inplace", False)
+        if isinstance(node.target, OpOverload):
+            return node.target._schema.is_mutable
         by_name = isinstance(node.target, str) and node.op == "call_method" and node.target.endswith("_")
         return by_name or node.target in IN_PLACE or node.kwargs.get("inplace", False)
 

@@ -753,7 +753,8 @@ def test_squeezenet_against_itself_permuted_is_matched_but_for_units_that_never_
     missed, info = wrong("weight")
     assert sum(missed.values()) == 0
     assert info["start"] == "forward"  # the descent from the identity sticks near where it begins
-    missed, info = wrong("activation", images=[images])
+    # without the constant that discounts faint units, as published
+    missed, info = wrong("activation", images=[images], epsilon=1e-12)
     assert sum(missed.values()) > 0
     assert all(count <= info["constant"].get(name, [0])[0] for name, count in missed.items())
     assert sum(wrong("activation", images=[images], tap="pre_norm")[0].values()) == 0
