@@ -109,9 +109,9 @@ class Run:
     def _check_distinct(self) -> None:
         """Raises InputError where both networks are there and are the same: no pair, whatever the barrier says."""
         if len(self.checkpoints) == 2:
-            a, b = (self.checkpoints[side] for side in SIDES)
-            if all(torch.equal(tensor, b.state.get(name, torch.empty(0))) for name, tensor in a.state.items()):
-                files = f"{a.path.name} and {b.path.name}"
+            a, b = (self._network(side).state_dict() for side in SIDES)
+            if all(torch.equal(tensor, b[name]) for name, tensor in a.items()):
+                files = " and ".join(self.checkpoints[side].path.name for side in SIDES)
                 raise InputError(f"A and B are the same network ({files}); accepted: two networks")
 
     # Images -----------------------------------------------------------------------------------------------------------
