@@ -58,7 +58,7 @@ def check_injected(namespace: Mapping[str, Any]) -> None:
     """
     declared: list[str] = []
     for cell in namespace.get("In") or ():
-        if cell.startswith("# Parameters\n"):
+        if declared and cell.startswith("# Parameters\n"):  # the first of them may be a parameters cell so headed
             for name in _assigned(cell):
                 check_known(name, declared)
         else:
@@ -87,7 +87,7 @@ def unwrapped(model: "nn.Module") -> "nn.Module":
     from torch.optim.swa_utils import AveragedModel
 
     if not isinstance(model, nn.Module):
-        raise InputError(f"a network is a {type(model).__name__}; accepted: a torch.nn.Module")
+        raise InputError(f"a network is given as {type(model).__name__}; accepted: a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("TorchScript modules cannot be traced or copied apart; accepted: the nn.Module it was made of")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):

@@ -54,10 +54,9 @@ def fuse(
         if example is None:
             if images is None:
                 raise InputError("fuse needs inputs to trace with; accepted: images, or example (N, …) with N ≥ 2")
-            first = next(iter(images), None)
+            first = next((loaders.read_batch(batch)[0] for batch in images), None)
             if first is None:
                 raise InputError("fuse needs inputs to trace with; images holds no batch")
-            first, _ = loaders.read_batch(first)
             example = tuple(part[:2] for part in first) if isinstance(first, tuple) else first[:2]
         groups = symmetry.trace(networks[0], example)
         symmetry.prove(networks[0], groups, example)

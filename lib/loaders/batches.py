@@ -39,12 +39,12 @@ def batched(images: torch.Tensor | np.ndarray | Iterable, size: int = BATCH) -> 
     single = isinstance(images, torch.utils.data.Dataset) and not isinstance(images, torch.utils.data.IterableDataset)
     if single or isinstance(images, str | Mapping) or not isinstance(images, Iterable):
         hint = "; DataLoader(dataset, batch_size) makes batches of it" if single else ""
-        raise InputError(f"images cannot be a {type(images).__name__}; accepted: {BATCHES}{hint}")
+        raise InputError(f"images are given as {type(images).__name__}; accepted: {BATCHES}{hint}")
     return list(images) if isinstance(images, Iterator) else images
 
 
 def _is_pair(images: Any) -> bool:
-    """Whether it is (images, labels) and not a list of two batches: as a batch the labels would be whole numbers (N,)."""
+    """Whether it is (images, labels), not two batches of images, of which one would be whole numbers (N,)."""
     if not isinstance(images, tuple | list) or [isinstance(x, torch.Tensor | np.ndarray) for x in images] != [True] * 2:
         return False
     first, second = map(_tensor, images)
@@ -75,7 +75,7 @@ def read_batch(batch: Any) -> tuple[Images, Any]:
     several = isinstance(images, tuple | list)
     parts = tuple(images) if several else (images,)
     if not parts or not all(isinstance(part, torch.Tensor | np.ndarray) for part in parts):
-        raise InputError(f"a batch is a {type(batch).__name__} without a tensor of images; accepted: {BATCHES}")
+        raise InputError(f"a batch is given as {type(batch).__name__} without a tensor of images; accepted: {BATCHES}")
     tensors = tuple(map(_tensor, parts))
     single = any(t.dim() < 1 + t.is_floating_point() for t in tensors)  # words may be whole numbers (N,)
     if single or isinstance(labels, int | float) or getattr(labels, "shape", None) == ():
@@ -118,7 +118,9 @@ def classes(labels: Any, images: int, outputs: int) -> torch.Tensor:
     try:
         labels = torch.as_tensor(np.array(labels) if isinstance(labels, np.ndarray) else labels)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"labels are a {type(labels).__name__}; accepted: whole numbers (N,), or one-hot") from None
+        raise InputError(
+            f"labels are given as {type(labels).__name__}; accepted: whole numbers (N,), or one-hot"
+        ) from None
     shape, whole = tuple(labels.shape), not labels.is_floating_point() and not labels.is_complex()
     if shape[:1] != (images,):
         raise InputError(f"a batch has {images} images and labels {shape}; accepted: one label an image")
@@ -128,10 +130,9 @@ def classes(labels: Any, images: int, outputs: int) -> torch.Tensor:
     elif shape[1:] == (outputs,) and outputs > 1:
         labels = labels.argmax(dim=1)
     else:
-        kind = str(labels.dtype).removeprefix("torch.")  # the network has `outputs` outputs
-        raise InputError(
-            f"labels are {kind} {shape}; accepted: whole numbers (N,) or (N, 1), or one-hot (N, {outputs})"
-        )
+        kind = str(labels.dtype).removeprefix("torch.")
+        accepted = f"whole numbers (N,) or (N, 1), or one-hot (N, {outputs}), the network's outputs"
+        raise InputError(f"labels are {kind} {shape}; accepted: {accepted}")
     if len(bad := labels[(labels < 0) | (labels >= outputs)]):
         raise InputError(f"a label is {int(bad[0])}; accepted: 0 … {outputs - 1}, the network's classes")
     return labels

@@ -48,7 +48,7 @@ def _differences(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]
     """How `other` differs from `first`, called `name`: in its modules, then in what they do."""
     ours, theirs = (dict(network.named_modules(remove_duplicate=False)) for network in (first, other))
     for place in dict.fromkeys([*ours, *theirs]):
-        one, two = (f"a {type(m[place]).__name__}" if place in m else "missing" for m in (ours, theirs))
+        one, two = (type(m[place]).__name__ if place in m else "missing" for m in (ours, theirs))
         if place not in ours or place not in theirs or _kind(ours[place]) != _kind(theirs[place]):
             yield f"{_called(place)} is {two}, in {name} {one}"
     read = set().union(*(_read(kind) for kind in {type(module) for module in ours.values()}))

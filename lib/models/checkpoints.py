@@ -41,11 +41,10 @@ def find_checkpoint(name: str) -> Path:
             return path
         if len(indices := sorted(path.glob("*.index.json")) if os.path.isdir(path) else []) == 1:
             return indices[0]
-    what = "is a folder" if os.path.isdir(paths.resolve(name, paths.CHECKPOINTS)) else "does not exist"
+    folder = os.path.isdir(paths.resolve(name, paths.CHECKPOINTS))
+    what = "is a folder without one *.index.json" if folder else "does not exist"
     shipped = ", ".join(sorted(p.stem for p in paths.CHECKPOINTS.glob("*.safetensors"))) or "none"
-    raise InputError(
-        f"checkpoint {name!r} {what}; accepted: a path, a folder with one *.index.json, or a shipped one ({shipped})"
-    )
+    raise InputError(f"checkpoint {name!r} {what}; accepted: a path, or a shipped one ({shipped})")
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ _COUNTERS = ("total_ops", "total_params", "n_averaged")
 
 
 def read_checkpoint(path: Path, sidecar: dict[str, Any] | None = None) -> Checkpoint:
-    """A checkpoint, known by content and not by suffix: safetensors, a torch file of tensors, or the index of a checkpoint
-    in several such files (`*.index.json`), which are read from its folder. Code in a pickle is never executed.
+    """A checkpoint, known by content and not by suffix: safetensors, a torch file of tensors, or the `*.index.json` of
+    a checkpoint in several such files, which lie beside it. Code in a pickle is never executed.
 
     Of a torch file that holds a state dict among other things, as "state_dict", "model", "net" or otherwise, that entry
     is taken. Numbers and words beside tensors are left out.
@@ -217,7 +216,7 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor], origin: str = "state 
     """`state`, complete and in the order of the model's own, after checking that every name, shape and kind of number
     fits. A missing num_batches_tracked is no misfit: it is the model's.
 
-    A prefix that all names have, such as the "module." of DataParallel, the "_orig_mod." of torch.compile or Lightning's
+    A prefix that all names have, such as DataParallel's "module.", torch.compile's "_orig_mod." or Lightning's
     "model.", is dropped where more names are the model's without it, and profilers' counters are left out; a printed
     line says so.
 
