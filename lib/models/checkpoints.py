@@ -162,11 +162,12 @@ def _state(path: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def _is_state(held: Any) -> bool:
-    """Whether it maps names to tensors, and to no more than numbers and words beside them."""
+    """Whether it maps names to tensors, and to fewer numbers and words beside them."""
     if not isinstance(held, Mapping) or not all(isinstance(name, str) for name in held):
         return False
     plain = (Tensor, int, float, str, bytes, type(None), np.generic)
-    return any(isinstance(x, Tensor) for x in held.values()) and all(isinstance(x, plain) for x in held.values())
+    tensors = sum(isinstance(x, Tensor) for x in held.values())
+    return 2 * tensors > len(held) and all(isinstance(x, plain) for x in held.values())
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
