@@ -1,11 +1,16 @@
 """What a user may type: bad input is an InputError, told in one line."""
 
+import ast
+import difflib
 import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class InputError(ValueError):
@@ -32,6 +37,63 @@ def check_whole(name: str, value: object, least: int) -> None:
     """Raises InputError unless `value` is a whole number ≥ `least` that 64 bits hold (PyTorch's seeds and counts)."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise InputError(f"{name} {value!r} is not accepted; accepted: a whole number of at least {least}")
+
+
+def check_known(name: str, known: Iterable[str], what: str = "the parameters cell") -> None:
+    """Raises InputError, with the nearest name, where `known`, the parameters of a notebook, lacks `name`."""
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError(f"{what} has no parameter {name}{hint}; it has: {', '.join(known)}")
+
+
+def check_injected(namespace: Mapping[str, Any]) -> None:
+    """Raises InputError where papermill has set a name that the notebook does not declare: alone it would only warn,
+    and the notebook would run with its defaults.
+
+    Args:
+        namespace: a notebook's globals(). Its `In`, the cells that have run, holds papermill's cell of assignments,
+            headed "# Parameters", behind the parameters cell. Without one there is nothing to check.
+    """
+    declared: list[str] = []
+    for cell in namespace.get("In") or ():
+        if declared and cell.startswith("# Parameters\n"):  # the first of them may be a parameters cell so headed
+            for name in _assigned(cell):
+                check_known(name, declared)
+        else:
+            declared += [name for name in _assigned(cell) if name not in declared]
+
+
+def _assigned(cell: str) -> list[str]:
+    """The names that a cell's own statements assign, in order; none where it is more than Python."""
+    names = []
+    with suppress(SyntaxError, ValueError):
+        for statement in ast.parse(cell).body:
+            targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def unwrapped(model: "nn.Module") -> "nn.Module":
+    """The network itself, whose tensors have the names that its class gives them: what nn.DataParallel,
+    DistributedDataParallel, AveragedModel and torch.compile wrap, however often; any other module as it is.
+
+    Raises:
+        InputError: it is a TorchScript module, or no module at all.
+    """
+    import torch
+    from torch import nn
+    from torch.optim.swa_utils import AveragedModel
+
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a network is given as {type(model).__name__}; accepted: a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("TorchScript modules cannot be traced or copied apart; accepted: the nn.Module it was made of")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+        return unwrapped(model.module)
+    inner = model._modules.get("_orig_mod")  # torch._dynamo's OptimizedModule, whose import takes a second
+    return model if inner is None else unwrapped(inner)
 
 
 def read_method(

@@ -257,6 +257,29 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_papermill_alone_refuses_a_misspelt_parameter_and_ends_in_that_line(tmp_path):
+    """It would only warn, and run the defaults."""
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(paths.NOTEBOOKS / "simplenet_mnist.ipynb")]
+    command += [str(tmp_path / "out.ipynb"), "-p", "dataset", "mnist-5k", "-y", "{matcher: [weight]}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    told = "InputError: the parameters cell has no parameter matcher (did you mean matchers?); it has: preset, dataset"
+    assert run.stderr.strip().splitlines()[-1].startswith(told)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out.ipynb"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_every_notebook_refuses_a_name_that_it_does_not_declare(notebook):
+    source = "".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
+    checking = (
+        "study.begin(",
+        "board.open_pairs(globals())",
+        "Explorer(globals())",
+        "checks.check_injected(globals())",
+    )
+    assert any(call in source for call in checking)
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_tracked_notebooks_are_clean_and_their_parameters_documented(notebook):
     node = nbformat.read(notebook, as_version=4)

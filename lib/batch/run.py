@@ -7,7 +7,6 @@ when the notebook ended well.
 
 import argparse
 import ast
-import difflib
 import json
 import logging
 import re
@@ -28,7 +27,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from ..checks import InputError, first_line
+from ..checks import InputError, check_known, first_line
 from ..paths import LOCAL, NOTEBOOKS, atomic, resolve
 
 # It prints what a NotebookError says in one line.
@@ -148,10 +147,7 @@ def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, obje
     known = parameters_of(notebook)
     checked = {}
     for name, value in given.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{notebook.name} has no parameter {name}{hint}; it has: {', '.join(known)}")
+        check_known(name, known, notebook.name)
         try:
             default = ast.literal_eval(known[name]["default"])
         except (ValueError, SyntaxError):  # an expression: only the annotation tells

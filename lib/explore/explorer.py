@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .. import fusion, matching, models, symmetry
-from ..checks import InputError, check_choice, check_whole
+from ..checks import InputError, check_choice, check_injected, check_whole
 from ..matching import Matching
 from ..paper import figures, pool
 from ..paper.names import CORRECTIONS, MATCHERS, look, model_label
@@ -105,6 +105,7 @@ class Explorer:
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         names = ("pair", "matcher", "correction", "alpha", "alphas", "dataset", "device", "images")
         names += ("match_images", "correct_images", "plane_images", "plane_size", "match_seed")
+        check_injected(parameters)
         self.given = {name: parameters[name] for name in names}
         self._kept: dict[tuple, Any] = {}
         self._unreachable: dict[str, str] = {}

@@ -36,6 +36,7 @@ class Aligned:
                 f"{len(networks)} networks and {len(maps)} maps; accepted: one map a network, as match gives"
             )
         names = read_names(len(networks), names)
+        networks = models.alike(networks, names)
         self.groups, self.maps = groups, list(maps)
         self.matcher = next((m.matcher for m in maps if getattr(m, "matcher", "none") != "none"), "none")
         self.match_seconds = sum(getattr(m, "seconds", 0.0) for m in maps)
@@ -99,14 +100,14 @@ def align(
     """The networks with their units in one order, each proved to compute what it did.
 
     Args:
-        networks: of one architecture; they are not changed.
+        networks: of one architecture, wrapped (DataParallel, torch.compile) or not; they are not changed.
         groups: their permutation groups (`symmetry.trace`).
         maps: {group: LongTensor (size,)} a network, as `matching.match` gives: unit perm[i] takes place i.
         names: what to call the networks in reports; by default by number.
 
     Raises:
         SymmetryError: a map changes what its network computes.
-        InputError: the networks differ in their tensors, or there is not one map a network.
+        InputError: the networks differ in more than their weights (`models.alike`), or there is not one map a network.
     """
     return Aligned(networks, groups, maps, names)
 

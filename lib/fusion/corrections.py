@@ -37,6 +37,8 @@ def _least_squares(
     batches = list(task.images("images"))
     if not batches:
         raise InputError("correction 'least_squares' cannot work without images; accepted: correct_images ≥ 1")
+    if isinstance(batches[0], tuple):
+        raise InputError(f"correction 'least_squares' takes networks with one input; this one has {len(batches[0])}")
     info = least_squares.fit(
         task.parents(), fused, task.groups, torch.cat(batches), task.shares,
         ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, memory=memory, progress=task.progress,
@@ -122,8 +124,9 @@ def correct(
         aligned: from `align`.
         shares: one a network, in [0, 1], that sum to 1; or, of two networks, the second's share alpha; None: all alike.
         correction: of `CORRECTIONS`, options in brackets if any: "least_squares(select=false)".
-        images: a tensor (N, …), or batches of (images (B, …), labels) or of images, for corrections that look at data
-            (`CORRECTIONS[name].images`). Labels are never read. The statistics corrections go over them twice.
+        images: a tensor (N, …), or batches of images with or without labels (`loaders.read_batch`), for corrections
+            that look at data (`CORRECTIONS[name].images`). Labels are never read. The statistics corrections go over
+            them twice.
         moments: the parents' (`moments(...)`), gathered once for all shares; gathered here if absent.
         options: the correction's own, such as ridge=1e-3.
 

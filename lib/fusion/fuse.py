@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import loaders, matching, symmetry
+from .. import loaders, matching, models, symmetry
 from ..checks import InputError
 from .aligned import Aligned, align, read_names, read_shares
 from .corrections import check_images, check_network, correct, read_correction
@@ -30,7 +30,7 @@ def fuse(
     Args:
         networks: two or more networks, which are traced, proved, matched and aligned; or `Aligned` ones, which are only
             averaged and corrected. Their weights stay as they are; they are put on `device` and in evaluation mode.
-        images: inputs as the networks take them, a tensor (N, …) or batches of (images, labels) or of images; may be
+        images: inputs as the networks take them, a tensor (N, …) or batches of images with or without labels; may be
             left out where neither matcher nor correction looks at any. Labels are never read.
         matcher: of `matching.MATCHERS`, such as "activation", "weight", "graph(restarts=3)".
         correction: of `CORRECTIONS`, such as "none", "bn_reset", "least_squares".
@@ -49,12 +49,15 @@ def fuse(
         matching.read_matcher(matcher)
         if not isinstance(networks, list | tuple) or len(networks) < 2:
             raise InputError("fuse takes a list of at least two networks: fuse([a, b], images=images)")
+        networks = models.alike(networks, names)
         images = None if images is None else loaders.batched(images)
         if example is None:
             if images is None:
                 raise InputError("fuse needs inputs to trace with; accepted: images, or example (N, …) with N ≥ 2")
-            first = next(iter(images))
-            example = (first if isinstance(first, Tensor) else first[0])[:2]
+            first = next((loaders.read_batch(batch)[0] for batch in images), None)
+            if first is None:
+                raise InputError("fuse needs inputs to trace with; images holds no batch")
+            example = tuple(part[:2] for part in first) if isinstance(first, tuple) else first[:2]
         # What the correction and the report ask for, now: matching may take minutes.
         if not matching.looks_at_images(matcher):  # else match says so, before it begins
             check_images(correction, images)

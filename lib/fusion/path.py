@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import models
+from .. import loaders, models
 from ..checks import spell_method
 from .aligned import Aligned, checked
 from .corrections import CORRECTIONS, correct, read_correction
@@ -58,7 +58,10 @@ def measure(
 
     Args:
         model: the architecture; its weights are replaced.
-        test, train: batches of (images (B, C, H, W), labels (B,)), normalised.
+        test, train: batches of (images (B, …), labels (B,)), normalised, in any form that `models.evaluate` reads.
+
+    Raises:
+        InputError: as in `models.load_state` and `models.evaluate`.
     """
     models.load_state(model, state)
     measures: dict[str, float | None] = {"train_accuracy": None, "train_loss": None}
@@ -137,7 +140,7 @@ def curve(
     Args:
         aligned: from `align`.
         alphas: places in [0, 1] on the line.
-        test, train: batches of (images (B, C, H, W), labels (B,)), normalised; train may be left out.
+        test, train: as in `measure`; train may be left out.
         correction, images, options: as in `correct`.
         line: the shares at alpha 0 and 1. By default the first of two networks and the second; of more, the first alone
             and all alike.
@@ -150,6 +153,7 @@ def curve(
     """
     name, options = read_correction(correction, options)
     count = len(checked(aligned, "curve"))
+    test, train, images = (x if x is None else loaders.batched(x) for x in (test, train, images))
     network = copy.deepcopy(aligned.model)
     if line is None:
         line = ((1.0, *(0.0,) * (count - 1)), (0.0, 1.0) if count == 2 else aligned.shares())

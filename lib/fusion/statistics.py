@@ -27,7 +27,7 @@ def none(task: Task) -> Result:
 
 
 @torch.inference_mode()
-def reset(model: nn.Module, batches: Iterable[Tensor]) -> int:
+def reset(model: nn.Module, batches: Iterable[loaders.Images]) -> int:
     """Re-estimates the statistics of every BatchNorm and `Tracked` in place, weighting each batch by its images.
 
     Each layer's statistics are measured behind layers already normalised by those of the batch. Returns how many
@@ -42,12 +42,14 @@ def reset(model: nn.Module, batches: Iterable[Tensor]) -> int:
             module.training, module.seen = True, 0
     seen = 0
     for images in batches:
-        if len(images) < 2:
+        count = loaders.count(images)
+        if count < 2:
             continue
-        seen += len(images)
+        seen += count
         for norm in tracking:
-            norm.momentum = len(images) / seen
-        model(images.clone())  # a network may change its input in place
+            norm.momentum = count / seen
+        # a network may change its input in place
+        model(*(part.clone() for part in (images if isinstance(images, tuple) else (images,))))
     if not seen:
         raise InputError("statistics cannot be estimated without images; accepted: correct_images ≥ 2")
     model.eval()
@@ -117,7 +119,7 @@ def _moments(task: Task) -> Moments:
     sums: dict[str, list] = {name: [0.0] * (len(parents) + len(pairs)) for name in axes}
     counts, images = dict.fromkeys(axes, 0), 0
     for batch in task.images("statistics"):
-        images += len(batch)
+        images += loaders.count(batch)
         walks = (symmetry.walk(parent, task.groups, batch) for parent in parents)
         for steps in zip(*walks, strict=True):
             node, values = steps[0][0], [value for _, value in steps]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from .. import models
+from .. import loaders, models
 from ..symmetry import Groups
 from .aligned import Aligned, State, interpolate
 
@@ -44,7 +44,7 @@ class Task:
         """Their share-weighted mean."""
         return self.network(interpolate(self.aligned.states, self.shares))
 
-    def images(self, what: str) -> Iterator[Tensor]:
+    def images(self, what: str) -> Iterator[loaders.Images]:
         """Batches of images (N, …) on the device."""
         for batch in tqdm(self.batches, desc=what, unit="batch", disable=not self.progress, leave=False, mininterval=2):
-            yield (batch if isinstance(batch, Tensor) else batch[0]).to(self.device)
+            yield loaders.placed(loaders.read_batch(batch)[0], self.device)

@@ -4,6 +4,6 @@
 into batches of normalised float images and int64 labels on a device: from memory (`MemoryLoader`) or through FFCV.
 """
 
-from .batches import BATCH, MemoryLoader, batched, make_loader
+from .batches import BATCH, Images, MemoryLoader, batched, classes, count, make_loader, placed, read_batch
 from .data import CIFAR, UNIT, Dataset, Normalisation, Split, checksum, pick_device
 from .sources import SOURCES, Source, load

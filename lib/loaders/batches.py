@@ -1,9 +1,10 @@
 """Batches of a data set: from memory (`MemoryLoader`) or through FFCV (`ffcv`, imported only when asked for)."""
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..checks import InputError
@@ -14,11 +15,127 @@ from .data import TRANSLATE, Dataset, Normalisation, Split
 BATCH = 250
 
 
-def batched(images: torch.Tensor | Iterable, size: int = BATCH) -> Iterable:
-    """Batches that can be gone over more than once: a tensor (N, …) in pieces of `size`, an iterator as a list."""
-    if isinstance(images, torch.Tensor):
-        return list(images.split(size))
+# What a network takes at once: a tensor (N, …), or a tuple of them where it has several inputs.
+Images = torch.Tensor | tuple[torch.Tensor, ...]
+
+# Under which a batch that is a mapping holds images and labels.
+IMAGES = ("image", "images", "x", "input", "inputs", "pixel_values", "data")
+LABELS = ("label", "labels", "target", "targets", "y")
+
+BATCHES = "a tensor (N, …), or a list or loader of batches: images (B, …), (images, labels), {'image': …, 'label': …}"
+
+
+def batched(images: torch.Tensor | np.ndarray | Iterable, size: int = BATCH) -> Iterable:
+    """Batches that can be gone over more than once: a tensor (N, …) or a pair of all images and their labels (N,) in
+    pieces of `size`, an iterator as a list, any other iterable as it is.
+
+    Raises:
+        InputError: `images` is none of them, or a Dataset of single images.
+    """
+    if isinstance(images, torch.Tensor | np.ndarray):
+        return list(_tensor(images).split(size))
+    if _is_pair(images):
+        return list(zip(*(_tensor(part).split(size) for part in images), strict=True))
+    single = isinstance(images, torch.utils.data.Dataset) and not isinstance(images, torch.utils.data.IterableDataset)
+    if single or isinstance(images, str | Mapping) or not isinstance(images, Iterable):
+        hint = "; DataLoader(dataset, batch_size) makes batches of it" if single else ""
+        raise InputError(f"images are given as {type(images).__name__}; accepted: {BATCHES}{hint}")
     return list(images) if isinstance(images, Iterator) else images
+
+
+def _is_pair(images: Any) -> bool:
+    """Whether it is (images, labels), not two batches of images, of which one would be whole numbers (N,)."""
+    if not isinstance(images, tuple | list) or [isinstance(x, torch.Tensor | np.ndarray) for x in images] != [True] * 2:
+        return False
+    first, second = map(_tensor, images)
+    whole = not second.is_floating_point() and not second.is_complex()
+    return whole and second.dim() == 1 < first.dim() and len(first) == len(second)
+
+
+def read_batch(batch: Any) -> tuple[Images, Any]:
+    """(images, labels) of a batch: a tensor or array (N, …) of images alone (labels None), a tuple or list (images,
+    labels, …) of which no more is read, or a mapping that holds them under one of the names `IMAGES` and `LABELS`.
+
+    Images are a tensor, or a tuple of tensors where a tuple or list stands in their place (a network of several
+    inputs). Labels are left as they are: `classes` reads them.
+
+    Raises:
+        InputError: it is none of these, or a single image.
+    """
+    images, labels = batch, None
+    if isinstance(batch, Mapping):
+        images, labels = (next((batch[n] for n in names if n in batch), None) for names in (IMAGES, LABELS))
+        if images is None:
+            raise InputError(
+                f"a batch has no images but {', '.join(map(str, batch)) or 'nothing'}; accepted: under one of "
+                f"{', '.join(IMAGES)}"
+            )
+    elif isinstance(batch, tuple | list) and batch:
+        images, labels = batch[0], batch[1] if len(batch) > 1 else None
+    several = isinstance(images, tuple | list)
+    parts = tuple(images) if several else (images,)
+    if not parts or not all(isinstance(part, torch.Tensor | np.ndarray) for part in parts):
+        raise InputError(f"a batch is given as {type(batch).__name__} without a tensor of images; accepted: {BATCHES}")
+    tensors = tuple(map(_tensor, parts))
+    single = any(t.dim() < 1 + t.is_floating_point() for t in tensors)  # words may be whole numbers (N,)
+    if single or isinstance(labels, int | float) or getattr(labels, "shape", None) == ():
+        raise InputError(f"images {tuple(tensors[0].shape)} are no batch but a single one; accepted: {BATCHES}")
+    return tensors if several else tensors[0], labels
+
+
+def _tensor(array: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """A tensor of it; NumPy's float64 becomes what networks are made of (float32)."""
+    if isinstance(array, torch.Tensor):
+        return array
+    tensor = torch.as_tensor(np.array(array))  # a copy: it may be read-only
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+
+
+def count(images: Images) -> int:
+    """How many there are."""
+    return len(images[0] if isinstance(images, tuple) else images)
+
+
+def placed(images: Images, device: torch.device | str, **options: Any) -> Images:
+    """The images on `device`; the options are those of Tensor.to."""
+    if isinstance(images, tuple):
+        return tuple(part.to(device, **options) for part in images)
+    return images.to(device, **options)
+
+
+def classes(labels: Any, images: int, outputs: int) -> torch.Tensor:
+    """Labels as int64 (N,): from whole numbers of any type, (N,) or (N, 1), or one-hot (N, outputs).
+
+    Args:
+        images: N.
+        outputs: of the network, classes 0 … outputs − 1.
+
+    Raises:
+        InputError: there are none, not one an image, or one that is no class of the network.
+    """
+    if labels is None:
+        raise InputError("these batches hold no labels to measure by; accepted: batches of (images, labels)")
+    try:
+        labels = torch.as_tensor(np.array(labels) if isinstance(labels, np.ndarray) else labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"labels are given as {type(labels).__name__}; accepted: whole numbers (N,), or one-hot"
+        ) from None
+    shape, whole = tuple(labels.shape), not labels.is_floating_point() and not labels.is_complex()
+    if shape[:1] != (images,):
+        raise InputError(f"a batch has {images} images and labels {shape}; accepted: one label an image")
+    labels = labels.to(torch.int64) if whole else labels  # torch knows little of uint16 and the like
+    if whole and shape[1:] in ((), (1,)):
+        labels = labels.reshape(-1)
+    elif shape[1:] == (outputs,) and outputs > 1:
+        labels = labels.argmax(dim=1)
+    else:
+        kind = str(labels.dtype).removeprefix("torch.")
+        accepted = f"whole numbers (N,) or (N, 1), or one-hot (N, {outputs}), the network's outputs"
+        raise InputError(f"labels are {kind} {shape}; accepted: {accepted}")
+    if len(bad := labels[(labels < 0) | (labels >= outputs)]):
+        raise InputError(f"a label is {int(bad[0])}; accepted: 0 … {outputs - 1}, the network's classes")
+    return labels
 
 
 class MemoryLoader:

@@ -11,6 +11,7 @@ import os
 import pickle
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -108,32 +109,25 @@ def _shaped(dataset: Dataset, shape: tuple | None) -> Dataset:
 
 
 def _mnist(folders: _Folders) -> tuple[Split, Split]:
-    """MNIST in torchvision's layout, MNIST/raw/*-ubyte, or the .gz files the mirrors serve."""
-
-    def packed() -> dict[str, str]:
-        """The md5 sum of each file's .gz."""
-        from torchvision.datasets import MNIST
-
-        return {name.removesuffix(".gz"): md5 for name, md5 in MNIST.resources}
+    """MNIST in torchvision's layout, MNIST/raw/*-ubyte, also as train-images.idx3-ubyte, packed (.gz) or not. What is
+    in the files counts: an archive packed anew has another checksum than the published one."""
 
     def local(folder: Path) -> _Files | None:
         files = {}
         for name, md5 in MNIST_RAW.items():
-            raw, archive = folder / "MNIST/raw" / name, folder / "MNIST/raw" / f"{name}.gz"
-            if raw.is_file():
-                files[name] = _verified(raw, md5)
-            elif archive.is_file():
-                files[name] = gzip.decompress(_verified(archive, packed()[name]))
-            else:
+            spelled = (f"{each}{end}" for end in ("", ".gz") for each in (name, name.replace("-idx", ".idx")))
+            path = next((path for each in spelled if (path := folder / "MNIST/raw" / each).is_file()), None)
+            if path is None:
                 return None
+            files[name] = _verified(path, md5, unpack=path.suffix == ".gz")
         return files
 
     def fetch() -> _Files:
         from torchvision.datasets import MNIST
 
         return {
-            name: gzip.decompress(_download([f"{mirror}{name}.gz" for mirror in MNIST.mirrors], md5))
-            for name, md5 in packed().items()
+            name.removesuffix(".gz"): gzip.decompress(_download([f"{mirror}{name}" for mirror in MNIST.mirrors], md5))
+            for name, md5 in MNIST.resources
         }
 
     files = _find("MNIST", folders, "MNIST/raw", local, fetch)
@@ -325,12 +319,15 @@ def _writable(folder: Path) -> bool:
     return bool(existing.stat().st_mode & 0o222) and os.access(existing, os.W_OK)
 
 
-def _verified(path: Path, md5: str) -> bytes:
-    """The content of a file, if that is what was published."""
+def _verified(path: Path, md5: str, unpack: bool = False) -> bytes:
+    """The content of a file (with `unpack`, of the .gz that it is), if that is what was published."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if unpack:
+        with contextlib.suppress(OSError, EOFError, zlib.error):  # else its md5 is another, too
+            content = gzip.decompress(content)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise InputError(f"{path} is corrupted (its md5 is not {md5}); delete it to download it again")
     return content

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import symmetry
+from .. import loaders, symmetry
 from ..checks import InputError, check_choice
 from ..symmetry import Group, Groups, Tap
 from .assignment import check_finite
@@ -113,7 +113,7 @@ def activation_similarity(
     several taps of the kind (a residual stage) averages over them.
 
     Args:
-        batches: of (images (N, …), labels), or of images alone.
+        batches: of images (N, …), with or without labels (`loaders.read_batch`).
         similarity: "correlation", "covariance" or "uncentred".
         epsilon: added to the product of standard deviations; 1e-4 as published, where it also discounts faint units.
         tap: "post_relu", "post_norm" or "pre_norm"; a group without such a tap uses the nearest it has.
@@ -141,8 +141,8 @@ def activation_similarity(
         model.to(device).eval()
     seen = 0
     for batch in tqdm(batches, desc="activations", unit="batch", disable=not progress, leave=False, mininterval=2):
-        images = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
-        seen += len(images)
+        images = loaders.placed(loaders.read_batch(batch)[0], device)
+        seen += loaders.count(images)
         steps = zip(symmetry.walk(model_a, groups, images), symmetry.walk(model_b, groups, images), strict=True)
         for (node, a), (_, b) in steps:
             for name, place in places.get(node.name, []):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import loaders
+from .. import loaders, models
 from ..checks import InputError, read_method, spell_method
 from ..symmetry import Groups
 from . import solvers
@@ -237,11 +237,12 @@ def match(
     """One map a network that brings its units into the order of the first network's.
 
     Args:
-        networks: of one architecture; put on `device` and in evaluation mode, weights unchanged.
+        networks: of one architecture, wrapped (DataParallel, torch.compile) or not; put on `device` and in evaluation
+            mode, weights unchanged.
         groups: their permutation groups (`symmetry.trace`).
         name, matcher: of `MATCHERS`, by place or by name, options in brackets if any: "activation(tap=pre_norm)".
-        images: a tensor (N, …), or batches of (images (B, …), labels) or of images, for matchers that look at data
-            (`looks_at_images`). Labels are never read.
+        images: a tensor (N, …), or batches of images with or without labels (`loaders.read_batch`), for matchers that
+            look at data (`looks_at_images`). Labels are never read.
         seed: of random restarts and orders, where a matcher has them.
         options: the matcher's own, such as similarity="covariance" or solver="pygmtools".
 
@@ -250,7 +251,8 @@ def match(
         (`fusion.align` does).
 
     Raises:
-        InputError: unknown matcher or option, images needed and not given, or networks it cannot take.
+        InputError: unknown matcher or option, images needed and not given, networks that differ in more than their
+            weights, or that the matcher cannot take.
     """
     if len(name) > 1 or not isinstance(networks, list | tuple) or len(networks) < 2:  # or match(a, b, groups), as once
         raise InputError("match takes a list of at least two networks: match([a, b], groups, matcher)")
@@ -258,6 +260,7 @@ def match(
     if MATCHERS[name].images and images is None:
         raise InputError(f"matcher '{name}' looks at images; give it images")
     batches = None if images is None else loaders.batched(images)
+    networks = models.alike(networks)
     for network in networks:
         network.eval()
     maps = [_matching(groups.identity(), name, options)]

@@ -1,5 +1,6 @@
 """The architectures, their training, and checkpoints in and out."""
 
+from .alike import alike
 from .architectures import ARCHITECTURES, VGG_CHANNELS, Architecture, build, example
 from .checkpoints import (
     Checkpoint,

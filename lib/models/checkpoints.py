@@ -13,23 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import paths
-from ..checks import InputError, first_line
+from ..checks import InputError, first_line, unwrapped
 
 
 def is_extra(name: str, value: object) -> bool:
     """Whether an entry of a state dict is no weight or statistic but what a module's `get_extra_state` gave, which may
     be anything."""
-    return name.rpartition(".")[2] == "_extra_state" or not isinstance(value, torch.Tensor)
+    return name.rpartition(".")[2] == "_extra_state" or not isinstance(value, Tensor)
 
 
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A contiguous CPU copy of a model's state dict, detached from the model; extra states are copied as they are."""
-    state = model.state_dict()  # keeps the versions of the modules, which loading asks for
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A contiguous CPU copy of a model's state dict, detached from the model; of what it wraps, if it is a wrapper.
+    Extra states are copied as they are."""
+    state = unwrapped(model).state_dict()  # keeps the versions of the modules, which loading asks for
     for name, value in state.items():
         if is_extra(name, value):
             state[name] = copy.deepcopy(value)
@@ -39,7 +41,7 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The file behind a path or the name of a shipped checkpoint.
+    """The file behind a path or the name of a shipped checkpoint; of a folder the index of the shards that lie in it.
 
     Raises:
         InputError: there is none; the line lists the shipped ones.
@@ -48,7 +50,10 @@ def find_checkpoint(name: str) -> Path:
         path = paths.resolve(candidate, paths.CHECKPOINTS)
         if os.path.isfile(path):
             return path
-    what = "is a folder" if os.path.isdir(paths.resolve(name, paths.CHECKPOINTS)) else "does not exist"
+        if len(indices := sorted(path.glob("*.index.json")) if os.path.isdir(path) else []) == 1:
+            return indices[0]
+    folder = os.path.isdir(paths.resolve(name, paths.CHECKPOINTS))
+    what = "is a folder without one *.index.json" if folder else "does not exist"
     shipped = ", ".join(sorted(p.stem for p in paths.CHECKPOINTS.glob("*.safetensors"))) or "none"
     raise InputError(f"checkpoint {name!r} {what}; accepted: a path, or a shipped one ({shipped})")
 
@@ -59,7 +64,7 @@ class Checkpoint:
     file from elsewhere has none)."""
 
     path: Path
-    state: dict[str, torch.Tensor]
+    state: dict[str, Tensor]
     sha256: str
     sidecar: dict[str, Any]
 
@@ -69,12 +74,18 @@ class Checkpoint:
         return self.sidecar.get("spec", {})
 
 
-def read_checkpoint(path: Path, sidecar: dict[str, Any] | None = None) -> Checkpoint:
-    """A checkpoint, known by content and not by suffix: safetensors, or a torch file of tensors only. Code in a pickle
-    is never executed.
+ACCEPTED = "accepted: safetensors, a torch file of tensors, or the *.index.json of such files"
 
-    Of a torch file with an entry "state_dict" that entry is taken. Where all names begin with "module.", as
-    `nn.DataParallel` saves them, the prefix is dropped.
+# What profilers (thop) and averages of weights leave among the weights.
+_COUNTERS = ("total_ops", "total_params", "n_averaged")
+
+
+def read_checkpoint(path: Path, sidecar: dict[str, Any] | None = None) -> Checkpoint:
+    """A checkpoint, known by content and not by suffix: safetensors, a torch file of tensors, or the `*.index.json` of
+    a checkpoint in several such files, which lie beside it. Code in a pickle is never executed.
+
+    Of a torch file that holds a state dict among other things, as "state_dict", "model", "net" or otherwise, that entry
+    is taken. Numbers and words beside tensors are left out.
 
     What can be checked is: the SHA-256 where a sidecar tells it, the CRC-32 that torch files carry, and that every
     value is a finite number. Damage to a safetensors file without a sidecar can be seen only where it breaks one of
@@ -84,13 +95,9 @@ def read_checkpoint(path: Path, sidecar: dict[str, Any] | None = None) -> Checkp
         sidecar: what `read_sidecar` gave, where it has been read already.
 
     Raises:
-        InputError: the file is neither, holds more than tensors, or is damaged.
+        InputError: the file is none of these, holds code, no state dict or several, or is damaged.
     """
-    accepted = "accepted: safetensors or a torch file of tensors only"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"checkpoint {path} cannot be read: {error.strerror}; {accepted}") from None
+    content = _content(path)
     sidecar = read_sidecar(path) if sidecar is None else sidecar
     sha256 = hashlib.sha256(content).hexdigest()
     if sidecar.get("sha256") not in (None, sha256):
@@ -98,45 +105,105 @@ def read_checkpoint(path: Path, sidecar: dict[str, Any] | None = None) -> Checkp
             f"checkpoint {path} is refused: its SHA-256 is not the one in {path.with_suffix('.json').name}, so it was "
             "damaged or replaced; accepted: the file as it was saved, or one without a sidecar"
         )
+    if path.name.endswith(".index.json"):
+        shards = [(shard, _content(shard)) for shard in _shards(path, content)]
+        sha256 = hashlib.sha256(content + b"".join(hashlib.sha256(part).digest() for _, part in shards)).hexdigest()
+        state = {name: tensor for shard, part in shards for name, tensor in _state(shard, part).items()}
+        if absent := [name for name in json.loads(content)["weight_map"] if name not in state]:
+            raise InputError(f"checkpoint {path} is refused: none of its files holds {_few(absent, ', ')}; {ACCEPTED}")
+    else:
+        state = _state(path, content)
+    return Checkpoint(path, state, sha256, sidecar)
+
+
+def _content(path: Path) -> bytes:
     try:
-        state = safetensors.torch.load(content) if content[8:9] == b"{" else _load_torch(content)
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"checkpoint {path} cannot be read: {error.strerror}; {ACCEPTED}") from None
+
+
+def _shards(index: Path, content: bytes) -> list[Path]:
+    """The files that an index names, which have to lie beside it."""
+    try:
+        names = list(dict.fromkeys(json.loads(content)["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(
+            f"checkpoint {index} is refused: it is no index; accepted: JSON whose weight_map says which file beside it "
+            "holds each tensor"
+        ) from None
+    return [index.with_name(name) for name in names]
+
+
+def _state(path: Path, content: bytes) -> dict[str, Tensor]:
+    """The state dict in the content of a file; raises as `read_checkpoint`."""
+    try:
+        held = safetensors.torch.load(content) if content[8:9] == b"{" else _load_torch(content)
     except Exception as error:  # a damaged file can make the libraries raise anything
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds code ({culprit[1]}), which is never executed" if culprit else "it cannot be read"
-        why = "" if culprit else f" ({first_line(error)})"
-        raise InputError(f"checkpoint {path} is refused: {reason}{why}; {accepted}") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
-    ):
+        # torch begins with how to run the code all the same
+        told = re.search(r"WeightsUnpickler error: (.+)", str(error))
+        why = "" if culprit else f" ({told[1].strip() if told else first_line(error)})"
+        raise InputError(f"checkpoint {path} is refused: {reason}{why}; {ACCEPTED}") from None
+    entries = {"": held} if _is_state(held) else held if isinstance(held, Mapping) else {}
+    found = {name: entry for name, entry in entries.items() if _is_state(entry)}
+    if len(found) > 1:  # numbers that were measured are no weights
+        found = {name: entry for name, entry in found.items() if any(getattr(x, "ndim", 0) for x in entry.values())}
+    if len(found) > 1:
+        names = ", ".join(map(repr, found))
+        raise InputError(
+            f"checkpoint {path} is refused: it holds several state dicts ({names}); accepted: a file of one, as "
+            f"torch.save(torch.load(path)[{next(iter(found))!r}], other_path) writes it"
+        )
+    if not found:
         raise InputError(
             f"checkpoint {path} is refused: it is no state dict; accepted: a mapping from names to tensors, or one "
-            "that holds it as 'state_dict'"
+            "that holds one, as 'state_dict', say"
         )
-    prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    state = {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
+    (entry,) = found.values()
+    state = {name: tensor.detach() for name, tensor in entry.items() if isinstance(tensor, Tensor)}
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise InputError(f"checkpoint {path} is refused: {name} is sparse or quantised; accepted: dense tensors")
     _refuse_not_finite(state, f"checkpoint {path}")
-    return Checkpoint(path, state, sha256, sidecar)
+    return state
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
+def _is_state(held: Any) -> bool:
+    """Whether it maps names to tensors, and to fewer numbers and words beside them."""
+    if not isinstance(held, Mapping) or not all(isinstance(name, str) for name in held):
+        return False
+    plain = (Tensor, int, float, str, bytes, type(None), np.generic)
+    tensors = sum(isinstance(x, Tensor) for x in held.values())
+    return 2 * tensors > len(held) and all(isinstance(x, plain) for x in held.values())
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint (`read_checkpoint`)."""
     return read_checkpoint(path).state
 
 
-def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
+def state_sha256(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of the names, types, shapes and values of a state dict, extra states left out, in hexadecimal: the same
     for the same weights, whatever file they came from."""
     return hashlib.sha256(_content(state)).hexdigest()
 
 
-def _content(state: Mapping[str, torch.Tensor]) -> bytes:
+def _content(state: Mapping[str, Tensor]) -> bytes:
     """A state dict as safetensors, which hold tensors only: extra states are left out."""
     return safetensors.torch.save({name: t.contiguous() for name, t in state.items() if not is_extra(name, t)})
+
+
+# What a number of NumPy's, an accuracy beside the weights, say, is made of in a pickle: data, no code.
+_NUMBERS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in np.typecodes["All"] if issubclass(np.dtype(kind).type, np.number | np.bool_)},
+]
 
 
 def _load_torch(content: bytes) -> Any:
@@ -145,10 +212,11 @@ def _load_torch(content: bytes) -> Any:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} in it does not have its checksum")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(_NUMBERS):
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _refuse_not_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
+def _refuse_not_finite(state: Mapping[str, Tensor], what: str) -> None:
     """Raises InputError, naming the tensors of `state` that hold NaN or Inf (as float32)."""
     floats = {name: t for name, t in state.items() if not is_extra(name, t) and t.is_floating_point()}
     bad = [name for name, t in floats.items() if not torch.isfinite(t.float()).all()]
@@ -162,44 +230,68 @@ def _few(items: list[str], separator: str) -> str:
     return separator.join(items[:3] + more)
 
 
-def fitting(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "state dict") -> dict[str, torch.Tensor]:
+def fitting(model: nn.Module, state: Mapping[str, Tensor], origin: str = "state dict") -> dict[str, Tensor]:
     """`state`, complete and in the order of the model's own, after checking that every name, shape and kind of number
     fits. A missing num_batches_tracked or extra state is no misfit: it is the model's.
 
+    A prefix that all names have, such as DataParallel's "module.", torch.compile's "_orig_mod." or Lightning's
+    "model.", is dropped where more names are the model's without it, and profilers' counters are left out; a printed
+    line says so.
+
     Args:
+        model: the network, or what wraps it (`checks.unwrapped`).
         origin: what the error calls the state.
 
     Raises:
         InputError: naming what is missing, unexpected or different.
     """
+    model = unwrapped(model)
     own = model.state_dict()
-    needed = (name for name in own if not name.endswith("num_batches_tracked") and not is_extra(name, own[name]))
-    problems = [f"{name} is missing" for name in needed if name not in state]
-    for name, tensor in state.items():
-        if name not in own:
-            problems.append(f"{name} is unexpected")
-        elif is_extra(name, own[name]):
+    left = [name for name in state if name not in own and name.rpartition(".")[2] in _COUNTERS]
+    kept = {name: tensor for name, tensor in state.items() if name not in left}
+    prefix = _prefix(kept, own)
+    kept = {name.removeprefix(prefix): tensor for name, tensor in kept.items()}
+    needed = [name for name in own if not name.endswith("num_batches_tracked") and not is_extra(name, own[name])]
+    missing = [f"{name} is missing" for name in needed if name not in kept]
+    unexpected = [f"{name} is unexpected" for name in kept if name not in own]
+    different = []
+    for name, like in own.items():
+        tensor = kept.get(name, like)
+        if is_extra(name, like):
             continue
-        elif tensor.shape != own[name].shape:
-            problems.append(f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
-        elif tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
-            problems.append(f"{name} is {tensor.dtype}, not {own[name].dtype}".replace("torch.", ""))
+        if tensor.shape != like.shape:
+            different.append(f"{name} is {tuple(tensor.shape)}, not {tuple(like.shape)}")
+        elif tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex():
+            different.append(f"{name} is {tensor.dtype}, not {like.dtype}".replace("torch.", ""))
+    problems = [_few(some, "; ") for some in (missing, unexpected, different) if some]
     if problems:
-        raise InputError(f"{origin} does not fit {type(model).__name__}: {_few(problems, '; ')}")
-    own.update(state)  # keeps the versions of the modules, which loading asks for
+        raise InputError(f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}")
+    if prefix:
+        print(f"{origin}: '{prefix}' before all names is dropped", flush=True)
+    if left:
+        print(f"{origin}: {_few(left, ', ')} left out, which are no weights", flush=True)
+    own.update(kept)  # keeps the versions of the modules, which loading asks for
     return own
 
 
-def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str = "state dict") -> nn.Module:
+def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What stands before all names of `state` and leaves the most names of `own` without it: "" or "a.b."."""
+    parts = next(iter(state), "").split(".")
+    prefixes = [".".join(parts[:i]) + "." for i in range(1, len(parts))]
+    common = ["", *(prefix for prefix in prefixes if all(name.startswith(prefix) for name in state))]
+    return max(common, key=lambda prefix: sum(name.removeprefix(prefix) in own for name in state))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], origin: str = "state dict") -> nn.Module:
     """Loads `state` into `model` (floating types are converted to the model's) if it fits.
 
     Args, Raises: as in `fitting`.
     """
-    model.load_state_dict(fitting(model, state, origin))
+    unwrapped(model).load_state_dict(fitting(model, state, origin))
     return model
 
 
-def save_checkpoint(path: Path, state: Mapping[str, torch.Tensor], sidecar: Mapping[str, Any]) -> Checkpoint:
+def save_checkpoint(path: Path, state: Mapping[str, Tensor], sidecar: Mapping[str, Any]) -> Checkpoint:
     """Writes `state` (without extra states) as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it,
     each atomically; returns both.
 

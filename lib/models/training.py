@@ -320,23 +320,28 @@ def _check_finite(losses: torch.Tensor, before: int, epoch: int, recipe: Recipe)
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str = "cpu") -> tuple[float, float]:
-    """Accuracy (a fraction) and mean cross-entropy (nats) over batches of (images (B, C, H, W), labels (B,)).
+    """Accuracy (a fraction) and mean cross-entropy (nats) over batches of images (B, …) and labels (B,), as
+    `loaders.read_batch` and `loaders.classes` read them.
 
     `model` is put and left in evaluation mode. An image with an output that is not a number counts as wrong. Pass a
     list of batches to have images read and normalised once for many networks.
 
     Raises:
-        InputError: there are no images, or a label is none of the network's classes.
+        InputError: there are no images; a batch is none, or its labels are missing, not one an image or none of the
+            network's classes; the network puts out no logits (B, classes).
     """
     model.to(device).eval()
     correct = seen = 0
     loss = torch.zeros((), dtype=torch.float64, device="cpu")
-    for images, labels in batches:
-        # FFCV delivers float16 on CUDA; a copy, for a network may change its input in place
-        logits = model(images.to(device, torch.float32, copy=True)).float()
-        labels = labels.to(device)
-        if len(bad := labels[(labels < 0) | (labels >= logits.shape[1])]):
-            raise InputError(f"a label is {int(bad[0])}; accepted: 0 … {logits.shape[1] - 1}, the network's classes")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    for batch in loaders.batched(batches):
+        images, labels = loaders.read_batch(batch)
+        logits = model(*_inputs(images, device, dtype))
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+            what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise InputError(f"the network puts out {what}, which cannot be measured; accepted: logits (N, classes)")
+        logits = logits.float()
+        labels = loaders.classes(labels, loaders.count(images), logits.shape[1]).to(device)
         loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
         # argmax takes NaN for the largest: a network that has diverged would be right on one class
         correct += int(((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)).sum())
@@ -344,6 +349,14 @@ def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str 
     if not seen:
         raise InputError("there are no images to evaluate on")
     return correct / seen, float(loss) / seen
+
+
+def _inputs(images: loaders.Images, device: torch.device | str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """What the network is called with: copies, for it may change its input in place; real numbers and bytes in `dtype`
+    (FFCV delivers float16 on CUDA), other whole numbers as they are: they stand for words."""
+    parts = images if isinstance(images, tuple) else (images,)
+    kinds = (dtype if x.is_floating_point() or x.dtype == torch.uint8 else x.dtype for x in parts)
+    return tuple(x.to(device, kind, copy=True) for x, kind in zip(parts, kinds, strict=True))
 
 
 def skewed_indices(labels: torch.Tensor, classes: Iterable[int], share: float, seed: int) -> torch.Tensor:

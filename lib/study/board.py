@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models, paths
-from ..checks import InputError
+from ..checks import InputError, check_injected
 from ..fusion import CORRECTIONS
 from ..matching import MATCHERS
 from ..records import matching_arrays, read_record, recorded, write_record
@@ -49,6 +49,7 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     Raises:
         InputError: in one line, before anything is measured.
     """
+    check_injected(parameters)
     runs: dict[str, Run] = {}
     place = paths.target(parameters["results_dir"], paths.LOCAL)
     shipped = pairs()
@@ -75,7 +76,7 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
                 "leaderboard", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True,
                 extra=("held_out_images",),
             )  # fmt: skip
-            run.check_held_out(run.settings.held_out_images)
+            run.check_held_out("held_out_images", 1)
             names.append(name)
             run.leave_out_inapplicable()
             if run.settings.matchers and run.settings.corrections:
@@ -102,7 +103,7 @@ def measured(stem: str, run: Run) -> dict[str, Any]:
             return old
     print(f"{stem}", flush=True)
     networks = run.open_pair()
-    parents, held_out = run.parents(networks), run.held_out(run.settings.held_out_images)
+    parents, held_out = run.parents(networks), run.held_out("held_out_images")
     aligned = run.align(networks, run.match(networks))
     curves = run.curves(aligned, parents, held_out)
     record = run.record(parents, curves, references=run.references(networks, parents, held_out))

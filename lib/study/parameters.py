@@ -15,7 +15,7 @@ PARAMETERS = (
 )  # fmt: skip
 
 
-def _refuse(name: str, value: object, accepted: str) -> InputError:
+def refusal(name: str, value: object, accepted: str) -> InputError:
     return InputError(f"{name} {value!r} is not accepted; accepted: {accepted}")
 
 
@@ -26,10 +26,10 @@ def methods(name: str, texts: object, kind: str, table: Mapping[str, Any]) -> li
         InputError: `texts` is no list of them, one of them is not accepted, or two are the same.
     """
     if not isinstance(texts, list | tuple) or not texts:
-        raise _refuse(name, texts, f"a list without repeats of {', '.join(table)}")
+        raise refusal(name, texts, f"a list without repeats of {', '.join(table)}")
     spelled = [spell_method(*read_method(kind, text, table), table) for text in texts]
     if len(set(spelled)) < len(spelled):
-        raise _refuse(name, texts, f"a list without repeats of {', '.join(table)}")
+        raise refusal(name, texts, f"a list without repeats of {', '.join(table)}")
     return spelled
 
 
@@ -40,22 +40,28 @@ def _is_share(value: object) -> bool:
 def check_share(name: str, value: object) -> None:
     """Raises InputError unless `value` is a number within [0, 1]."""
     if not _is_share(value):
-        raise _refuse(name, value, "a number within [0, 1]")
+        raise refusal(name, value, "a number within [0, 1]")
 
 
-def check(p: Mapping[str, Any]) -> None:
-    """Raises InputError, in one line, for the first parameter whose value is not accepted; None is a preset's."""
+def check(p: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters, matchers and corrections as they are recorded (`methods`); None is a preset's.
+
+    Raises:
+        InputError: in one line, for the first parameter whose value is not accepted.
+    """
     check_choice("preset", p["preset"], ("quick", "paper", "auto"))
-    methods("matchers", p["matchers"], "matcher", matching.MATCHERS)
-    methods("corrections", p["corrections"], "correction", fusion.CORRECTIONS)
+    spelled = {
+        "matchers": methods("matchers", p["matchers"], "matcher", matching.MATCHERS),
+        "corrections": methods("corrections", p["corrections"], "correction", fusion.CORRECTIONS),
+    }
     if not isinstance(p["alphas"], list | tuple) or not p["alphas"]:
-        raise _refuse("alphas", p["alphas"], "a list of numbers within [0, 1]")
+        raise refusal("alphas", p["alphas"], "a list of numbers within [0, 1]")
     for alpha in p["alphas"]:
         check_share("alpha", alpha)
     if len(set(p["alphas"])) < len(p["alphas"]):
-        raise _refuse("alphas", p["alphas"], "no repeats")
+        raise refusal("alphas", p["alphas"], "no repeats")
     if not any(0 < alpha < 1 for alpha in p["alphas"]):
-        raise _refuse("alphas", p["alphas"], "at least one strictly between the parents, 0 and 1")
+        raise refusal("alphas", p["alphas"], "at least one strictly between the parents, 0 and 1")
     for name in ("seed_a", "seed_b", "match_seed", "held_out", "limit_train", "limit_test"):
         check_whole(name, p[name], 0)
     for name, least in {"epochs": 1, "match_images": 2, "correct_images": 2}.items():  # one image has no variance
@@ -64,12 +70,13 @@ def check(p: Mapping[str, Any]) -> None:
     width = p["width"]
     number = isinstance(width, int | float) and not isinstance(width, bool)
     if width is not None and not (number and math.isfinite(width) and width > 0):
-        raise _refuse("width", width, "any multiplier > 0, such as 0.25, 1, 2")
+        raise refusal("width", width, "any multiplier > 0, such as 0.25, 1, 2")
     check_choice("loader", p["loader"], ("memory", "ffcv", "auto"))
     if not isinstance(p["evaluate_train"], bool):
-        raise _refuse("evaluate_train", p["evaluate_train"], "true, false")
+        raise refusal("evaluate_train", p["evaluate_train"], "true, false")
     if p["results_path"] and not str(p["results_path"]).endswith(".json"):
-        raise _refuse("results_path", p["results_path"], "a path that ends in .json")
+        raise refusal("results_path", p["results_path"], "a path that ends in .json")
     if p.get("save_aligned") and not str(p["save_aligned"]).endswith(".safetensors"):
-        raise _refuse("save_aligned", p["save_aligned"], "a path that ends in .safetensors")
+        raise refusal("save_aligned", p["save_aligned"], "a path that ends in .safetensors")
     loaders.pick_device(p["device"])
+    return {**p, **spelled}

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import fusion, loaders, matching, models, paths, symmetry
-from ..checks import InputError, check_whole
+from ..checks import InputError, check_injected, check_whole
 from ..fusion import Aligned
 from ..matching import Matching
 from ..models import Checkpoint
 from ..records import curve_entry, origin, portable, run_record
 from ..symmetry import Groups
-from .parameters import PARAMETERS, _refuse, check, methods
+from .parameters import PARAMETERS, check, refusal
 
 SIDES = ("a", "b")
 
@@ -109,9 +109,9 @@ class Run:
     def _check_distinct(self) -> None:
         """Raises InputError where both networks are there and are the same: no pair, whatever the barrier says."""
         if len(self.checkpoints) == 2:
-            a, b = (self.checkpoints[side] for side in SIDES)
-            if all(torch.equal(tensor, b.state.get(name, torch.empty(0))) for name, tensor in a.state.items()):
-                files = f"{a.path.name} and {b.path.name}"
+            a, b = (self._network(side).state_dict() for side in SIDES)
+            if all(torch.equal(tensor, b[name]) for name, tensor in a.items()):
+                files = " and ".join(self.checkpoints[side].path.name for side in SIDES)
                 raise InputError(f"A and B are the same network ({files}); accepted: two networks")
 
     # Images -----------------------------------------------------------------------------------------------------------
@@ -153,22 +153,23 @@ class Run:
             self._images[key] = batches
         return batches
 
-    def held_out(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """The last `count` training images, for choices that must not see the test set."""
-        self.check_held_out(count)
-        split = self.dataset.train
+    def held_out(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """The last training images, of the count in parameter `name`, for choices that must not see the test set."""
+        count, split = self.check_held_out(name, 1), self.dataset.train
         return list(self._batches(split.subset(range(len(split) - count, len(split)))))
 
     # Checks -----------------------------------------------------------------------------------------------------------
 
-    def check_held_out(self, count: int) -> None:
-        """Raises InputError when matching or correcting uses some of the last `count` training images, too."""
-        check_whole("held_out_images", count, 1)
+    def check_held_out(self, name: str, least: int) -> int:
+        """The parameter `name`, a count of the last training images. Raises InputError when it is below `least`, or
+        matching or correcting uses some of these images, too."""
+        count = getattr(self.settings, name)
+        check_whole(name, count, least)
         images, used = len(self.dataset.train), max(self.settings.match_images, self.settings.correct_images)
-        if count + used > images:
-            raise InputError(
-                f"held_out_images {count} of {images} training images overlap those used to match or correct"
-            )
+        if count and count + used > images:
+            left = f"at most what match_images and correct_images leave of {images} training images"
+            raise refusal(name, count, left)
+        return count
 
     def check_matcher(self, name: str) -> None:
         """Raises InputError when the architecture cannot take the matcher."""
@@ -337,7 +338,7 @@ class Run:
 def check_counts(name: str, numbers: object) -> None:
     """Raises InputError unless `numbers` is a list of whole numbers ≥ 2: counts of images."""
     if not isinstance(numbers, list | tuple):
-        raise _refuse(name, numbers, "a list of whole numbers")
+        raise refusal(name, numbers, "a list of whole numbers")
     for number in numbers:
         check_whole(name, number, 2)
 
@@ -381,8 +382,9 @@ def begin(
         InputError: in one line, before anything is trained or written.
     """
     started = datetime.now(UTC)
+    check_injected(parameters)
     given = {name: parameters[name] for name in (*PARAMETERS, *extra)}
-    check(given)
+    settings = check(given)
     device = loaders.pick_device(given["device"])
     preset = given["preset"]
     if preset == "auto":
@@ -392,9 +394,6 @@ def begin(
     names = {side: given[f"checkpoint_{side}"] for side in SIDES}
     files = {side: models.find_checkpoint(name) for side, name in names.items() if name}
     dataset = models.open_dataset(given["dataset"], model)
-    settings = dict(given)
-    settings["matchers"] = methods("matchers", given["matchers"], "matcher", matching.MATCHERS)
-    settings["corrections"] = methods("corrections", given["corrections"], "correction", fusion.CORRECTIONS)
     for name, value in presets[preset].items():
         if settings.get(name) is None:
             if isinstance(value, Mapping) and dataset.name not in value:
@@ -410,19 +409,13 @@ def begin(
     dataset = dataclasses.replace(
         dataset, train=dataset.train.head(given["limit_train"]), test=dataset.test.head(given["limit_test"])
     )
-    if given["held_out"] and given["held_out"] + max(given["match_images"], given["correct_images"]) > len(
-        dataset.train
-    ):
-        raise _refuse(
-            "held_out", given["held_out"],
-            f"at most what match_images and correct_images leave of {len(dataset.train)} training images",
-        )  # fmt: skip
     run = Run(
         experiment, model, norm, given, SimpleNamespace(**settings), preset, dataset, device, started,
         paths.target(given["results_path"], paths.LOCAL / f"{experiment}.json"),
         paths.target(given["figures_dir"], paths.FIGURES / "local"),
         checkpoints,
     )  # fmt: skip
+    run.check_held_out("held_out", 0)
     if writes:
         paths.check_writable("results_path", run.results_path)
         paths.check_writable("figures_dir", run.figures_dir, folder=True)
@@ -430,7 +423,7 @@ def begin(
         aligned = paths.target(given["save_aligned"], "")
         paths.check_writable("save_aligned", aligned)
         if aligned.with_suffix(".json") == run.results_path:
-            raise _refuse("save_aligned", given["save_aligned"], "another name than that of the record")
+            raise refusal("save_aligned", given["save_aligned"], "another name than that of the record")
     for side in checkpoints:
         _check_sidecar(run, side)
         run._network(side)

@@ -294,6 +294,24 @@ def test_mnist_is_read_from_its_gz_files(empty, tiny_mnist):
     assert torch.equal(loaders.load("mnist").train.labels, torch.arange(7))
 
 
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_mnist_is_known_by_what_is_in_its_files(end, empty, tiny_mnist):
+    """Packed anew, and under the names that other mirrors give."""
+    data, _ = empty
+    pack = (lambda content: gzip.compress(content, 1, mtime=1)) if end else bytes
+    put(data / "MNIST/raw", {f"{name.replace('-idx', '.idx')}{end}": pack(c) for name, c in tiny_mnist.items()})
+    assert torch.equal(loaders.load("mnist").train.labels, torch.arange(7))
+
+
+@pytest.mark.parametrize("content", [b"<html>", gzip.compress(b"other"), gzip.compress(b"cut short" * 99)[:-20]])
+def test_an_archive_of_anything_else_is_corrupted(content, empty, tiny_mnist):
+    data, _ = empty
+    files = {f"{name}.gz": gzip.compress(c) for name, c in tiny_mnist.items()}
+    put(data / "MNIST/raw", files | {"train-labels-idx1-ubyte.gz": content})
+    with pytest.raises(InputError, match="train-labels-idx1-ubyte.gz is corrupted"):
+        loaders.load("mnist")
+
+
 def test_corrupted_mnist_is_refused_even_under_auto(empty, tiny_mnist):
     data, _ = empty
     name = "train-labels-idx1-ubyte"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import loaders, models, paths
+from lib import checks, loaders, models, paths
 from lib.checks import InputError
+from lib.explore import Explorer
 from lib.loaders import sources as data_sources
 from lib.study import board, parameters
 from lib.study import run as experiment
@@ -154,6 +155,33 @@ def test_a_network_on_other_data_than_its_own_is_said(tmp_path, capsys, learnt, 
     assert capsys.readouterr().out == (f"network A (net.safetensors) {said}" if said else "")
 
 
+def test_a_name_that_the_notebook_does_not_declare_is_refused():
+    """Papermill's cell of assignments stands behind the parameters cell; everything else is the notebook's business."""
+    cell = "\n".join(f"{name} = {value!r}" for name, value in DEFAULTS.items())
+    before = ["", cell, "width: float = None  # annotated\n%time x = 3", "import torch\nx = 3\ny, z = 1, 2"]
+
+    def under(*injected):
+        namespace = DEFAULTS | {"In": [*before, *injected, "run = study.begin(globals())"]}
+        return experiment.begin("test", "simplenet", namespace, presets=PRESETS)
+
+    assert under().settings.width == under("# Parameters\nwidth = 1.0\nepochs = 3\n", "seen = 0").settings.width == 1.0
+    told = r"the parameters cell has no parameter matcher \(did you mean matchers\?\); it has: preset, .*$"
+    with pytest.raises(InputError, match=told):
+        under('# Parameters\nmatcher = ["weight"]\nalphas = [0.5]\n')
+    for use in (board.open_pairs, Explorer):
+        with pytest.raises(InputError, match="has no parameter alpa"):
+            use({"In": ["", "alpha = 0.5", "# Parameters\nalpa = 0.1\n"]})
+    # A notebook of one's own, whose parameters cell is headed so.
+    checks.check_injected({"In": ["", "import torch", "# Parameters\nrate = 0.1", "# Parameters\nrate = 0.2\n"]})
+
+
+def test_matchers_and_corrections_are_read_once(monkeypatch):
+    read, original = [], parameters.read_method
+    monkeypatch.setattr(parameters, "read_method", lambda kind, text, *a: read.append(text) or original(kind, text, *a))
+    begin(matchers=["weight(restarts=1)"])
+    assert read == ["weight(restarts=1)", "none"]
+
+
 # The leaderboard's pairs
 
 
@@ -168,6 +196,8 @@ BOARD = {
     ("given", "said"),
     [
         ({"alphas": [0.25, 0.75]}, "accepted: a list with 0.5"),
+        ({"held_out_images": 0}, "held_out_images 0 is not accepted; accepted: a whole number of at least 1"),
+        ({"held_out_images": 3990}, "held_out_images 3990 is not accepted; accepted: at most what match_images and"),
         ({"seeds": [1]}, r"seeds \[1\]: simplenet has no such pair; accepted: 0, 2, 4"),
         ({"pairs": ["simple"]}, "no shipped pair 'simple'; accepted: .*simplenet"),
         ({"figures_dir": __file__}, "is a file"),
