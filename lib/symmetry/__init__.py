@@ -16,8 +16,8 @@ from .groups import (
     entries,
     inverse,
     permute,
-    prove,
 )
+from .prove import Proof, prove
 from .rules import is_activation
 from .tracer import RULES, UnsupportedError, rule, trace
 from .walker import Values, walk
