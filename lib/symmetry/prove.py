@@ -15,6 +15,7 @@ ROWS = 16  # of a random (N, F) batch: with two, a unit could well be off for bo
 WEAK = 1e-6  # members whose first-order change is smaller are forgotten in earnest
 MUTANTS = 256  # networks that are run in earnest at most, to see which members can be forgotten unseen
 NAMED = 8  # culprits that are looked for and named
+CALM = (1.0, 3.0, 9.0)  # how far from chaos a twin is kept, tried in turn
 ENTRIES = 2**20  # of a tensor that the first-order change of a member is summed over; of larger ones a slice
 
 
@@ -81,10 +82,12 @@ def prove(
     twin = _Twin(copy.deepcopy(model).cpu().double().eval(), inputs, tolerance)
     if perms is None:
         chosen = {name: _cycle(group.size, generator) for name, group in groups.items()}
-        twin.enliven(groups, generator)
+        for calm in CALM:
+            if twin.enliven(groups, generator, calm) <= tolerance:
+                break
     else:
         chosen = dict(perms)
-        twin.settle(twin.outputs())
+        twin.settle(twin.outputs(), generator)
     twin.load(groups, chosen)
     grads = None
     if perms is None:
@@ -94,6 +97,9 @@ def prove(
     largest = twin.change(outputs)
     if not largest <= tolerance:
         twin.unload(groups, chosen)
+        if largest <= 100 * (noise := twin.noise(generator)):
+            kind = type(model).__name__
+            raise SymmetryError(f"{kind} amplifies rounding to {noise:.1e} of its outputs, so nothing can be proved")
         named = ", ".join(_culprits(twin, groups, chosen)) or "the groups together"
         raise SymmetryError(f"permuting {named} changes the outputs by {largest:.1e} of their size")
     if perms is not None:
@@ -107,7 +113,7 @@ class _Twin:
     """A copy of a network in float64, the inputs it is run on, and what it puts out before anything is permuted."""
 
     def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], tolerance: float) -> None:
-        self.network, self.inputs, self.tolerance = network, inputs, tolerance
+        self.network, self.given, self.inputs, self.tolerance = network, inputs, inputs, tolerance
         self.tensors = {k: t for k, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
         first: dict[int, str] = {}
         self.tied = {name: first.setdefault(id(tensor), name) for name, tensor in self.tensors.items()}
@@ -116,23 +122,42 @@ class _Twin:
         # Copies, since a network may write into its input.
         return [t for t in _tensors(self.network(*(x.clone() for x in self.inputs))) if t.numel()]
 
-    def settle(self, first: list[Tensor]) -> None:
-        """Takes what the network puts out as what is expected, if it puts out the same (as `first`) again."""
+    def settle(self, first: list[Tensor], generator: torch.Generator) -> float:
+        """Takes what the network puts out as what is expected, if it puts out the same again.
+
+        Returns:
+            How far rounding alone moves the outputs, at most: by their difference from `first`, if that is small.
+        """
         kind = type(self.network).__name__
         if not first:
             raise SymmetryError(f"{kind} puts out no tensor, so nothing can be proved")
-        for _ in range(2):  # `first` may come from a network that was calibrated on the way, hence a second chance
-            self.expected = [out.double() for out in self.outputs()]
-            if not all(bool(out.isfinite().all()) for out in self.expected):
-                raise SymmetryError(f"{kind} overflows: it puts out numbers that are not finite; nothing can be proved")
-            self.scale = max(float(out.abs().max()) for out in self.expected) or 1.0
-            if self.change(first) <= self.tolerance:
-                return
-            first = self.expected
+        self.expect()
+        if (noise := self.change(first)) <= self.tolerance:
+            return noise
+        if self.change(self.outputs()) <= self.tolerance:
+            return self.noise(generator)  # `first` came from a network that was calibrated on the way
         raise SymmetryError(
             f"{kind} is random in evaluation mode: it puts out different numbers for the same input, so nothing can be "
             "proved; the usual cause is F.dropout without training=self.training"
         )
+
+    def expect(self) -> None:
+        self.expected = [out.double() for out in self.outputs()]
+        if not all(bool(out.isfinite().all()) for out in self.expected):
+            raise SymmetryError(
+                f"{type(self.network).__name__} overflows: it puts out numbers that are not finite, so nothing can be "
+                "proved"
+            )
+        self.scale = max((float(out.abs().max()) for out in self.expected), default=0.0) or 1.0
+
+    def noise(self, generator: torch.Generator) -> float:
+        """How far the outputs move when each parameter moves by rounding; they stay moved."""
+        for parameter in self.network.parameters():
+            if parameter.is_floating_point():
+                parameter.mul_(1 + 1e-15 * _normal(parameter.shape, generator).double())
+        before = self.expected
+        self.expect()
+        return self.change(before)
 
     def change(self, outputs: list[Tensor]) -> float:
         """How far outputs are from the expected ones, as a share of the largest; inf where they are no numbers."""
@@ -154,10 +179,10 @@ class _Twin:
         back = {name: Group(group.size, group.members[::-1]) for name, group in groups.items()}
         self.load(back, dict(reversed(inverse(perms).items())))
 
-    def enliven(self, groups: Mapping[str, Group], generator: torch.Generator) -> None:
-        """Random weights and inputs under which every unit varies and matters."""
+    def enliven(self, groups: Mapping[str, Group], generator: torch.Generator, calm: float) -> float:
+        """Random weights and inputs under which every unit varies and matters; how far rounding moves the outputs."""
         _randomise(self, {m.tensor for group in groups.values() for m in group.members}, generator)
-        given, trials = self.inputs, []
+        given, trials = self.given, []
         if all(x.is_floating_point() and x.dim() == 2 for x in given) and len({len(x) for x in given}) == 1:
             trials.append([(max(ROWS, len(x)), x.shape[1]) for x in given])
         trials.append([tuple(x.shape) for x in given])
@@ -167,16 +192,16 @@ class _Twin:
                 for x, shape in zip(given, shapes, strict=True)
             )
             try:
-                with _Calibration(self.network, generator):
+                with _Calibration(self.network, generator, calm):
                     first = self.outputs()
             except Exception:  # a network may take just so many rows, or just some numbers
                 continue
             if all(bool(out.isfinite().all()) for out in first):
-                return self.settle(first)
+                return self.settle(first, generator)
         self.inputs = given
-        with _Calibration(self.network, generator):
+        with _Calibration(self.network, generator, calm):
             first = self.outputs()
-        return self.settle(first)
+        return self.settle(first, generator)
 
     def differentiate(
         self, names: Iterable[str], generator: torch.Generator
@@ -237,12 +262,6 @@ def _signed(shape: Sequence[int], low: float, high: float, generator: torch.Gene
     return _uniform(shape, low, high, generator) * (torch.rand(shape, generator=generator) - 0.5).sign()
 
 
-def _means(size: int, generator: torch.Generator) -> Tensor:
-    """Where units' means lie (size,), in their standard deviations. Not at zero: there, deep ReLU networks amplify
-    rounding by 1.2 a layer."""
-    return _signed((size,), 0.5, 2.0, generator)
-
-
 def _normal(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Standard normal numbers in float32; of a large tensor the same ones over again, which a prime period keeps from
     making two rows or columns alike."""
@@ -282,9 +301,9 @@ class _Calibration(TorchFunctionMode):
     """While a network runs: sets each layer's scale, bias and statistics in place when it is first met, and goes on
     with what it then puts out. It looks at calls, not at the traced graph, which the proof does not trust."""
 
-    def __init__(self, network: nn.Module, generator: torch.Generator) -> None:
+    def __init__(self, network: nn.Module, generator: torch.Generator, calm: float) -> None:
         super().__init__()
-        self.generator = generator
+        self.generator, self.calm = generator, calm
         self.fresh = {id(t) for t in (*network.parameters(), *network.buffers())}
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
@@ -302,6 +321,11 @@ class _Calibration(TorchFunctionMode):
             return False
         self.fresh.discard(id(tensor))
         return True
+
+    def means(self, size: int) -> Tensor:
+        """Where units' means lie (size,), in their standard deviations. Not at zero, where deep networks are chaotic:
+        ones of ReLU amplify rounding by 1.2 a layer."""
+        return _signed((size,), 0.5, 2.0, self.generator) * self.calm**0.5
 
     def layer(self, func: Callable, given: dict, rest: tuple) -> Tensor:
         given = {"bias": None} | given
@@ -321,12 +345,12 @@ class _Calibration(TorchFunctionMode):
         if not 0 < spread < math.inf:
             return out if bias is None else out + bias.view(-1, *[1] * (weight.dim() - 2))
         if own:
-            weight.div_(spread)
-            out.div_(spread)
-            mean = mean / spread
-            spread = 1.0
+            scale = 1 / (spread * self.calm)  # what is curved is straight for small numbers
+            weight.mul_(scale)
+            out.mul_(scale)
+            mean, spread = mean * scale, spread * scale
         if offset:
-            bias.copy_(_means(len(bias), self.generator).double() * spread - mean)
+            bias.copy_(self.means(len(bias)).double() * spread - mean)
         return out if bias is None else out.add_(bias.view(-1, *[1] * (weight.dim() - 2)))
 
     def norm(self, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
@@ -346,7 +370,7 @@ class _Calibration(TorchFunctionMode):
         if self.take(weight):
             weight.copy_(_signed((size,), 0.5, 1.5, self.generator))
         if self.take(bias):
-            bias.copy_(_means(size, self.generator))
+            bias.copy_(self.means(size) * weight.abs() if weight is not None else self.means(size))
 
 
 # Which members the outputs see ------------------------------------------------------------------------------------
