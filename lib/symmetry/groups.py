@@ -141,16 +141,19 @@ def permute(
             tensor, axis = moved[member.tensor], member.axis
             order = perm.to(tensor.device)
             units = (group.size, member.block)
-            if member.rows is None and tensor.shape[axis] == group.size * member.block:
-                part = tensor.unflatten(axis, units).index_select(axis, order)
-                moved[member.tensor] = part.flatten(axis, axis + 1)
-            else:
-                if member.tensor not in own:
-                    tensor = moved[member.tensor] = tensor.clone()
-                part = tensor[slice(*member.rows)] if member.rows else tensor
-                part = part.narrow(axis, member.offset, group.size * member.block).unflatten(axis, units)
-                part.copy_(part.index_select(axis, order))
-            own.add(member.tensor)
+            if member.tensor not in own:
+                own.add(member.tensor)
+                if member.rows is None and tensor.shape[axis] == group.size * member.block:
+                    part = tensor.unflatten(axis, units).index_select(axis, order)
+                    moved[member.tensor] = part.flatten(axis, axis + 1)
+                    continue
+                tensor = moved[member.tensor] = tensor.clone()
+            part = tensor[slice(*member.rows)] if member.rows else tensor
+            part = part.narrow(axis, member.offset, group.size * member.block).unflatten(axis, units)
+            # In pieces along another axis: new memory for all of a large tensor costs more than the move itself.
+            other = max((a for a in range(part.dim()) if a != axis), key=lambda a: part.shape[a])
+            for piece in part.split(max(1, 2**20 * part.shape[other] // max(1, part.numel())), other):
+                piece.copy_(piece.index_select(axis, order))
     return moved
 
 

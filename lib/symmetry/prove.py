@@ -79,7 +79,7 @@ def prove(
         x.cpu().double() if x.is_floating_point() else x.cpu()
         for x in (example if isinstance(example, (tuple, list)) else (example,))
     )
-    twin = _Twin(copy.deepcopy(model).cpu().double().eval(), inputs, tolerance)
+    twin = _Twin(_copy(model, perms is not None), inputs, tolerance)
     if perms is None:
         chosen = {name: _cycle(group.size, generator) for name, group in groups.items()}
         for calm in CALM:
@@ -154,7 +154,7 @@ class _Twin:
         """How far the outputs move when each parameter moves by rounding; they stay moved."""
         for parameter in self.network.parameters():
             if parameter.is_floating_point():
-                parameter.mul_(1 + 1e-15 * _normal(parameter.shape, generator).double())
+                parameter.mul_(1 + 1e-15 * torch.randn(parameter.shape[-1:], generator=generator).double())
         before = self.expected
         self.expect()
         return self.change(before)
@@ -233,7 +233,23 @@ class _Twin:
         by_id |= norms.gradients(found[len(asked) :])
         share = 1 / (self.scale * math.sqrt(entries))
         grads = {name: by_id.get(id(tensor)) for name, tensor in wanted.items()}
-        return [out.detach() for out in outputs], {name: grad.mul_(share) for name, grad in grads.items() if grad is not None}
+        return [out.detach() for out in outputs], {
+            name: grad.mul_(share) for name, grad in grads.items() if grad is not None
+        }
+
+
+def _copy(model: nn.Module, values: bool) -> nn.Module:
+    """A float64 copy on the CPU, in evaluation mode; without `values`, floating parameters may hold anything."""
+    memo: dict[int, object] = {}  # a tensor is copied once, not once to copy it and once to convert it
+    for tensor in (*model.parameters(), *model.buffers()):
+        kind, source = type(tensor), tensor.detach()
+        if kind not in (nn.Parameter, Tensor) or not source.is_floating_point():
+            continue
+        twin = torch.empty_like(source, dtype=torch.float64, device="cpu")
+        if values or kind is Tensor:
+            twin.copy_(source)
+        memo[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if kind is nn.Parameter else twin
+    return copy.deepcopy(model, memo).cpu().double().eval()
 
 
 def _tensors(output: object) -> list[Tensor]:
@@ -262,14 +278,16 @@ def _signed(shape: Sequence[int], low: float, high: float, generator: torch.Gene
     return _uniform(shape, low, high, generator) * (torch.rand(shape, generator=generator) - 0.5).sign()
 
 
-def _normal(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers in float32; of a large tensor the same ones over again, which a prime period keeps from
-    making two rows or columns alike."""
+def _fill(tensor: Tensor, deviation: float, generator: torch.Generator) -> None:
+    """Puts in normal numbers; in a large tensor the same ones over again, which a prime period keeps from making two
+    rows or columns alike."""
     period = 1_048_583
-    if shape.numel() <= 4 * period:
-        return torch.randn(shape, generator=generator)
-    few = torch.randn(period, generator=generator)
-    return few.repeat(shape.numel() // period + 1)[: shape.numel()].view(shape)
+    if tensor.numel() <= 4 * period or not tensor.is_contiguous():
+        tensor.copy_(deviation * torch.randn(tensor.shape, generator=generator))
+        return
+    few = deviation * torch.randn(period, generator=generator)
+    for piece in tensor.view(-1).split(period):
+        piece.copy_(few[: len(piece)])
 
 
 def _randomise(twin: _Twin, members: set[str], generator: torch.Generator) -> None:
@@ -282,7 +300,7 @@ def _randomise(twin: _Twin, members: set[str], generator: torch.Generator) -> No
             if tensor.numel() == max(shape, default=1):  # along one axis: gains, biases, layer scales
                 tensor.copy_(_signed(shape, 0.5, 1.5, generator))
             else:
-                tensor.copy_(_normal(shape, generator)).mul_(shape[1:].numel() ** -0.5)
+                _fill(tensor, shape[1:].numel() ** -0.5, generator)
         elif name.endswith("running_mean"):
             tensor.copy_(_signed(shape, 0.2, 0.5, generator))
         elif name.endswith("running_var"):
@@ -337,18 +355,20 @@ class _Calibration(TorchFunctionMode):
         out = func(source, weight, None, *rest, **given)
         unit = out.dim() - weight.dim() + 1
         others = [axis for axis in range(out.dim()) if axis != unit]
-        variance, mean = torch.var_mean(out, others, correction=0) if others else (torch.zeros_like(out), out)
-        size = float((variance + mean**2).mean().sqrt())
         # One scalar a layer: with few inputs a unit's own deviation may be next to nothing. Nothing sets the means of
         # a layer without a bias, so it is their size that must not grow.
-        spread = max(float(variance.mean().sqrt()), 0.03 * size) if offset else size
+        spread = size = float(torch.linalg.vector_norm(out)) / math.sqrt(out.numel())
+        if offset:
+            variance, mean = torch.var_mean(out, others, correction=0) if others else (torch.zeros_like(out), out)
+            spread = max(float(variance.mean().sqrt()), 0.03 * size)
         if not 0 < spread < math.inf:
             return out if bias is None else out + bias.view(-1, *[1] * (weight.dim() - 2))
         if own:
             scale = 1 / (spread * self.calm)  # what is curved is straight for small numbers
             weight.mul_(scale)
             out.mul_(scale)
-            mean, spread = mean * scale, spread * scale
+            spread *= scale
+            mean = mean * scale if offset else None
         if offset:
             bias.copy_(self.means(len(bias)).double() * spread - mean)
         return out if bias is None else out.add_(bias.view(-1, *[1] * (weight.dim() - 2)))
