@@ -63,7 +63,7 @@ def prove(
         perms: the permutations to prove on the model's own weights and the example; None proves the groups: a
             permutation that moves every unit, on a copy with random weights and inputs at a scale where every member
             of a group matters, since a fresh BatchNorm (all ones) or a dead unit would hide one that is forgotten.
-            Integer inputs and buffers that are no member and no statistic stay as they are.
+            Integer inputs stay as they are, and so do buffers that are no statistics and hold different entries.
         generator: draws permutations, weights and inputs on the CPU; None: one of seed 0.
         tolerance: largest accepted change of an output, as a share of the largest output.
 
@@ -83,7 +83,7 @@ def prove(
     if perms is None:
         chosen = {name: _cycle(group.size, generator) for name, group in groups.items()}
         for calm in CALM:
-            if twin.enliven(groups, generator, calm) <= tolerance:
+            if twin.enliven(generator, calm) <= tolerance:
                 break
     else:
         chosen = dict(perms)
@@ -179,9 +179,9 @@ class _Twin:
         back = {name: Group(group.size, group.members[::-1]) for name, group in groups.items()}
         self.load(back, dict(reversed(inverse(perms).items())))
 
-    def enliven(self, groups: Mapping[str, Group], generator: torch.Generator, calm: float) -> float:
+    def enliven(self, generator: torch.Generator, calm: float) -> float:
         """Random weights and inputs under which every unit varies and matters; how far rounding moves the outputs."""
-        _randomise(self, {m.tensor for group in groups.values() for m in group.members}, generator)
+        _randomise(self.network, generator)
         given, trials = self.given, []
         if all(x.is_floating_point() and x.dim() == 2 for x in given) and len({len(x) for x in given}) == 1:
             trials.append([(max(ROWS, len(x)), x.shape[1]) for x in given])
@@ -233,9 +233,8 @@ class _Twin:
         by_id |= norms.gradients(found[len(asked) :])
         share = 1 / (self.scale * math.sqrt(entries))
         grads = {name: by_id.get(id(tensor)) for name, tensor in wanted.items()}
-        return [out.detach() for out in outputs], {
-            name: grad.mul_(share) for name, grad in grads.items() if grad is not None
-        }
+        grads = {name: grad.mul_(share) for name, grad in grads.items() if grad is not None}
+        return [out.detach() for out in outputs], grads
 
 
 def _copy(model: nn.Module, values: bool) -> nn.Module:
@@ -290,23 +289,26 @@ def _fill(tensor: Tensor, deviation: float, generator: torch.Generator) -> None:
         piece.copy_(few[: len(piece)])
 
 
-def _randomise(twin: _Twin, members: set[str], generator: torch.Generator) -> None:
-    parameters = {id(p) for p in twin.network.parameters()}
-    for name, tensor in twin.tensors.items():
-        if not tensor.is_floating_point() or twin.tied[name] != name:
+def _randomise(network: nn.Module, generator: torch.Generator) -> None:
+    """Every parameter and statistic; and no other buffer (tables, masks) but those whose entries are all alike.
+    Not what the groups name: one that they forget must show."""
+    for parameter in network.parameters():
+        shape = parameter.shape
+        if not parameter.is_floating_point():
             continue
-        shape = tensor.shape
-        if id(tensor) in parameters:
-            if tensor.numel() == max(shape, default=1):  # along one axis: gains, biases, layer scales
-                tensor.copy_(_signed(shape, 0.5, 1.5, generator))
-            else:
-                _fill(tensor, shape[1:].numel() ** -0.5, generator)
-        elif name.endswith("running_mean"):
-            tensor.copy_(_signed(shape, 0.2, 0.5, generator))
-        elif name.endswith("running_var"):
-            tensor.copy_(_uniform(shape, 0.5, 2.0, generator))
-        elif name in members:  # zeros, signs and infinities of masks stay
-            tensor.mul_(_uniform(shape, 0.5, 1.5, generator))
+        if parameter.numel() == max(shape, default=1):  # along one axis: gains, biases, layer scales
+            parameter.copy_(_signed(shape, 0.5, 1.5, generator))
+        else:
+            _fill(parameter, shape[1:].numel() ** -0.5, generator)
+    for module in network.modules():
+        own = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()}
+        for name, buffer in own.items():
+            if name == "running_var":
+                buffer.copy_(_uniform(buffer.shape, 0.5, 2.0, generator))
+            elif "running_var" in own and buffer.shape == own["running_var"].shape:  # a frozen norm's gain and bias
+                buffer.copy_(_signed(buffer.shape, 0.5, 1.5, generator))
+            elif buffer.numel() > 1 and buffer.isfinite().all() and (buffer == buffer.flatten()[0]).all():
+                buffer.mul_(_uniform(buffer.shape, 0.5, 1.5, generator))
 
 
 _LAYERS = {
