@@ -1,6 +1,7 @@
 """The proof, tried on wrong groupings: one that passes whatever it is given proves nothing."""
 
 import copy
+import importlib
 import math
 import random
 import time
@@ -330,6 +331,44 @@ def test_buffers_that_a_module_reads_itself_count():
     for i in range(7):
         with pytest.raises(SymmetryError, match="permuting a changes"):
             symmetry.prove(Frozen(), forget(groups, "a", i), x)
+
+
+def normed(gain):
+    return Lines(
+        lambda m, x: m.b(torch.tanh(m.norm(gain * m.a(x)))),
+        a=nn.Linear(6, 5),
+        norm=nn.BatchNorm1d(5),
+        b=nn.Linear(5, 2),
+    ).eval()
+
+
+def test_statistics_fit_what_goes_in():
+    net = normed(1e5)  # with statistics of ones, every unit would say exactly 1 or -1
+    groups = symmetry.trace(net, torch.rand(4, 6))
+    proof = symmetry.prove(net, groups, torch.rand(4, 6))
+    assert proof.unseen == ()
+    assert proof.sensitivity > 1e-3
+    for i in range(len(groups["a"].members)):
+        with pytest.raises(SymmetryError, match="permuting a changes"):
+            symmetry.prove(net, forget(groups, "a", i), torch.rand(4, 6))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_gradients_of_statistics_are_those_of_the_arithmetic(affine):
+    prove = importlib.import_module("lib.symmetry.prove")
+    x = torch.randn(7, 5, dtype=torch.float64, generator=generator())
+    norm = nn.BatchNorm1d(5, affine=affine, eps=0.1).double().eval()
+    for tensor in (*norm.parameters(), norm.running_mean, norm.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5, generator())
+    with prove._Differentiable(norm) as norms:
+        total = torch.tanh(norm(norm(x))).sum()  # used twice
+    found = norms.gradients(torch.autograd.grad(total, [t for call in norms.calls for t in call[2:]]))
+    mean, variance = (t.clone().requires_grad_() for t in (norm.running_mean, norm.running_var))
+    gain, bias = (norm.weight, norm.bias) if affine else (1.0, 0.0)
+    once = (x - mean) / (variance + 0.1).sqrt() * gain + bias
+    twice = (once - mean) / (variance + 0.1).sqrt() * gain + bias
+    expected = torch.autograd.grad(torch.tanh(twice).sum(), [mean, variance])
+    torch.testing.assert_close([found[id(norm.running_mean)], found[id(norm.running_var)]], list(expected))
 
 
 def test_permute_moves_parts_of_axes_and_rows_one_by_one():
