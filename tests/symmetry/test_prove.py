@@ -333,22 +333,16 @@ def test_buffers_that_a_module_reads_itself_count():
             symmetry.prove(Frozen(), forget(groups, "a", i), x)
 
 
-def normed(gain):
-    return Lines(
-        lambda m, x: m.b(torch.tanh(m.norm(gain * m.a(x)))),
-        a=nn.Linear(6, 5),
-        norm=nn.BatchNorm1d(5),
-        b=nn.Linear(5, 2),
-    ).eval()
-
-
 def test_statistics_fit_what_goes_in():
-    net = normed(1e5)  # with statistics of ones, every unit would say exactly 1 or -1
-    groups = symmetry.trace(net, torch.rand(4, 6))
+    # With statistics of about one, every unit would say exactly 1 or -1.
+    net = Lines(lambda m, x: m.b(torch.tanh(m.norm(1e5 * m.a(x)))), a=nn.Linear(6, 5), b=nn.Linear(5, 2))
+    net.norm = nn.BatchNorm1d(5)
+    names = ("a.weight", "a.bias", *(f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var")))
+    groups = {"a": Group(5, (*(Member(name, 0) for name in names), Member("b.weight", 1)))}
     proof = symmetry.prove(net, groups, torch.rand(4, 6))
     assert proof.unseen == ()
     assert proof.sensitivity > 1e-3
-    for i in range(len(groups["a"].members)):
+    for i in range(7):
         with pytest.raises(SymmetryError, match="permuting a changes"):
             symmetry.prove(net, forget(groups, "a", i), torch.rand(4, 6))
 
