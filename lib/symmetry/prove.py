@@ -164,7 +164,7 @@ class _Twin:
         if [out.shape for out in outputs] != [out.shape for out in self.expected]:
             return math.inf
         pairs = zip(outputs, self.expected, strict=True)
-        changes = [float((out.double() - expected).abs().max()) / self.scale for out, expected in pairs]
+        changes = [float((out.detach().double() - expected).abs().max()) / self.scale for out, expected in pairs]
         return math.inf if any(math.isnan(c) for c in changes) else max(changes)
 
     def load(self, groups: Mapping[str, Group], perms: Mapping[str, Tensor]) -> None:
@@ -217,6 +217,8 @@ class _Twin:
                 for tensor in wanted.values():
                     tensor.requires_grad_(id(tensor) not in norms.statistics)
                 outputs = self.outputs()
+                if not self.change(outputs) <= self.tolerance:
+                    return [out.detach() for out in outputs], None
                 weighed = [out for out in outputs if out.requires_grad]
                 weights = [torch.randn(out.shape, generator=generator).double() for out in weighed]
                 total = sum((out * weight).sum() for out, weight in zip(weighed, weights, strict=True))
@@ -357,12 +359,13 @@ class _Calibration(TorchFunctionMode):
         out = func(source, weight, None, *rest, **given)
         unit = out.dim() - weight.dim() + 1
         others = [axis for axis in range(out.dim()) if axis != unit]
-        # One scalar a layer: with few inputs a unit's own deviation may be next to nothing. Nothing sets the means of
-        # a layer without a bias, so it is their size that must not grow.
+        # One scalar a layer: with few inputs a unit's own deviation may be next to nothing. Where all are, or nothing
+        # sets the means (no bias), it is the size that must neither grow nor fade.
         spread = size = float(torch.linalg.vector_norm(out)) / math.sqrt(out.numel())
         if offset:
-            variance, mean = torch.var_mean(out, others, correction=0) if others else (torch.zeros_like(out), out)
-            spread = max(float(variance.mean().sqrt()), 0.03 * size)
+            variance, mean = torch.var_mean(out, others, correction=0) if others else (out * 0, out.clone())
+            deviation = float(variance.mean().sqrt())
+            spread = deviation if deviation > 0.03 * size else size
         if not 0 < spread < math.inf:
             return out if bias is None else out + bias.view(-1, *[1] * (weight.dim() - 2))
         if own:

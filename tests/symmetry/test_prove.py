@@ -49,7 +49,7 @@ NETWORKS = {
     "relu6": (lambda: mlp(nn.ReLU6), (4, 64)),
     "gelu": (lambda: mlp(nn.GELU), (4, 64)),
     "lenet": (lenet, (2, 1, 28, 28)),
-    "resnet20": (lambda: models.build("resnet20", width=0.25, norm="batch", seed=0), (2, 3, 32, 32)),
+    "resnet20": (lambda: models.build("resnet20", width=0.25, norm="batch", seed=0), (2, 3, 16, 16)),
     "vgg11": (lambda: models.build("vgg11", width=0.0625, norm="batch", seed=0), (2, 3, 32, 32)),
     "resnet18": (torchvision.models.resnet18, (2, 3, 32, 32)),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, (2, 3, 32, 32)),
@@ -235,6 +235,14 @@ def test_entries_that_are_no_tensors_are_kept(perms):
     assert moved["_extra_state"] == {"version": 3}
     with pytest.raises(SymmetryError, match="permuting a changes"):
         symmetry.prove(net, forget(PAIR, "a", 1), torch.randn(4, 6), perms)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6)])
+def test_a_single_input_without_a_batch_proves_as_well(shape):
+    net = Lines(lambda m, x: m.b(torch.tanh(m.a(x))), a=nn.Linear(6, 5), b=nn.Linear(5, 2))
+    proof = symmetry.prove(net, PAIR, torch.zeros(shape))
+    assert proof.unseen == ()
+    assert proof.sensitivity > 1e-3
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
