@@ -62,7 +62,7 @@ class _Pair:
     def states(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         device = _exact(self.device)
         a, b = (
-            {name: tensor.to(device) for name, tensor in model.state_dict().items()}
+            {name: t.to(device) for name, t in model.state_dict().items() if not models.is_extra(name, t)}
             for model in (self.model_a, self.model_b)
         )
         return a, b

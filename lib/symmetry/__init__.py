@@ -17,8 +17,8 @@ from .groups import (
     entries,
     inverse,
     permute,
-    prove,
 )
+from .prove import Proof, prove
 from .registry import RULES, rule
 from .rules import is_activation
 from .tracer import trace

@@ -1,12 +1,11 @@
 """Permutation groups: what they act on, applied and proved."""
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 
 class SymmetryError(Exception):
@@ -147,22 +146,34 @@ def permute(
         SymmetryError: an entry of `perms` names no group or is no permutation of its units.
     """
     moved = copy.copy(state) if hasattr(state, "_metadata") else dict(state)
+    own: set[str] = set()  # tensors that are new, and may be written into
     for name, perm in perms.items():
         if name not in groups:
             raise SymmetryError(f"there is no group '{name}'; groups: {', '.join(groups)}")
         group = groups[name]
         _check_permutation(name, perm, group.size)
         for member in group.members:
-            tensor = moved[member.tensor]
-            rows = slice(*member.rows) if member.rows else slice(None)
-            part = tensor[rows]
-            index = torch.arange(part.shape[member.axis], device=tensor.device)
-            places = entries(member, torch.arange(group.size))
-            index[places.to(tensor.device)] = entries(member, perm.cpu()).to(tensor.device)
-            part = part.index_select(member.axis, index)
-            if member.rows:
-                part = torch.cat([tensor[: member.rows[0]], part, tensor[member.rows[1] :]])
-            moved[member.tensor] = part
+            tensor, axis = moved[member.tensor], member.axis
+            order = perm.to(tensor.device)
+            units = (group.size, member.block)
+            if member.tensor not in own:
+                own.add(member.tensor)
+                whole = member.starts is None and tensor.shape[axis] == group.size * member.block
+                if member.rows is None and whole:
+                    part = tensor.unflatten(axis, units).index_select(axis, order)
+                    moved[member.tensor] = part.flatten(axis, axis + 1)
+                    continue
+                tensor = moved[member.tensor] = tensor.clone()
+            part = tensor[slice(*member.rows)] if member.rows else tensor
+            if member.starts is not None:
+                places, moves = entries(member, torch.arange(group.size)), entries(member, perm.cpu())
+                part.index_copy_(axis, places.to(tensor.device), part.index_select(axis, moves.to(tensor.device)))
+                continue
+            part = part.narrow(axis, member.offset, group.size * member.block).unflatten(axis, units)
+            # In pieces along another axis: new memory for all of a large tensor costs more than the move itself.
+            other = max((a for a in range(part.dim()) if a != axis), key=lambda a: part.shape[a])
+            for piece in part.split(max(1, 2**20 * part.shape[other] // max(1, part.numel())), other):
+                piece.copy_(piece.index_select(axis, order))
     return moved
 
 
@@ -182,63 +193,3 @@ def _check_permutation(name: str, perm: torch.Tensor, size: int) -> None:
         raise SymmetryError(f"{what}: it is {got.replace('torch.', '')}; accepted: int64 of shape ({size},)")
     if not torch.equal(torch.sort(perm).values.cpu(), torch.arange(size)):
         raise SymmetryError(f"{what}: units repeat or do not exist; accepted: each of 0 … {size - 1} once")
-
-
-@torch.no_grad()
-def prove(
-    model: nn.Module,
-    groups: Groups,
-    example: torch.Tensor,
-    perms: Mapping[str, torch.Tensor] | None = None,
-    *,
-    generator: torch.Generator | None = None,
-    tolerance: float = 1e-9,
-) -> float:
-    """Shows that permuting leaves the outputs unchanged, in float64 on the CPU.
-
-    Args:
-        example: a batch of inputs (N, …); it is not changed.
-        perms: the permutations to prove on the model's own weights; None draws random ones and also randomises
-            every weight and statistic of a copy, since a fresh BatchNorm (all ones) would hide a forgotten axis.
-        tolerance: largest accepted change of an output, as a share of the largest output.
-
-    Returns:
-        The largest change found, as that share.
-
-    Raises:
-        SymmetryError: naming the groups that change the outputs; or the network puts out no tensor.
-    """
-    generator = generator or torch.Generator().manual_seed(0)
-    twin = copy.deepcopy(model).cpu().double().eval()
-    if perms is None:
-        perms = groups.random(generator)
-        for tensor in twin.state_dict().values():
-            if tensor.is_floating_point():
-                noise = torch.rand(tensor.shape, generator=generator)  # positive, so that variances stay so
-                tensor.mul_(0.5 + noise).add_(0.1 * noise)
-    example = example.cpu().double()
-    state = copy.deepcopy(twin.state_dict())
-    expected = _tensors(twin(example.clone()))  # a network may write into its input
-    if not expected:
-        raise SymmetryError(f"{type(model).__name__} puts out no tensor, so nothing can be proved")
-    scale = max(float(out.abs().max()) for out in expected) or 1.0
-
-    def change(some: Mapping[str, torch.Tensor]) -> float:
-        twin.load_state_dict(permute(state, groups, some))
-        outputs = _tensors(twin(example.clone()))
-        changes = [float((a - b).abs().max()) / scale for a, b in zip(outputs, expected, strict=True)]
-        return math.inf if any(math.isnan(c) for c in changes) else max(changes)
-
-    largest = change(perms)
-    if largest > tolerance:
-        culprits = [name for name, perm in perms.items() if change({name: perm}) > tolerance]
-        named = ", ".join(culprits) or "the groups together"
-        raise SymmetryError(f"permuting {named} changes the outputs by {largest:.1e} of their size")
-    return largest
-
-
-def _tensors(output) -> list[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        return [output]
-    values = list(output.values()) if isinstance(output, Mapping) else output
-    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (list, tuple)) else []

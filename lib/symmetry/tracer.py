@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ..checks import first_line
+from ..checks import first_line, unwrapped
 from .graph import Graph, UnsupportedError, capture
 from .groups import Group, Groups, Layer, Member, Tap
 from .registry import function_rule, kind_of_layer, module_rule, reads_numbers, spelled
@@ -410,6 +410,7 @@ def trace(model: nn.Module, example: torch.Tensor | tuple) -> Groups:
         UnsupportedError: an operation or a layout has no rule (the line names the node and its module), neither
             torch.fx nor torch.export can trace the network, or it does not take the example.
     """
+    model = unwrapped(model)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
