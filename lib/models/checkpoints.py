@@ -189,10 +189,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def state_sha256(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of the names, types, shapes and values of a state dict, extra states left out, in hexadecimal: the same
     for the same weights, whatever file they came from."""
-    return hashlib.sha256(_content(state)).hexdigest()
+    return hashlib.sha256(_as_safetensors(state)).hexdigest()
 
 
-def _content(state: Mapping[str, Tensor]) -> bytes:
+def _as_safetensors(state: Mapping[str, Tensor]) -> bytes:
     """A state dict as safetensors, which hold tensors only: extra states are left out."""
     return safetensors.torch.save({name: t.contiguous() for name, t in state.items() if not is_extra(name, t)})
 
@@ -301,7 +301,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], sidecar: Mapping[st
     """
     _check_suffix(path)
     _refuse_not_finite(state, f"saving {path}")
-    content = _content(state)
+    content = _as_safetensors(state)
     sidecar = {**sidecar, "sha256": hashlib.sha256(content).hexdigest()}
     with paths.atomic(path) as temporary:
         temporary.write_bytes(content)
