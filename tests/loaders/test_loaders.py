@@ -303,7 +303,11 @@ def test_mnist_is_known_by_what_is_in_its_files(end, empty, tiny_mnist):
     assert torch.equal(loaders.load("mnist").train.labels, torch.arange(7))
 
 
-@pytest.mark.parametrize("content", [b"<html>", gzip.compress(b"other"), gzip.compress(b"cut short" * 99)[:-20]])
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>", gzip.compress(b"other"), gzip.compress(b"cut short" * 99)[:-20]],
+    ids=["a page", "other", "cut"],
+)
 def test_an_archive_of_anything_else_is_corrupted(content, empty, tiny_mnist):
     data, _ = empty
     files = {f"{name}.gz": gzip.compress(c) for name, c in tiny_mnist.items()}
