@@ -16,13 +16,11 @@ from . import paths  # noqa: F401 (sets the environment; before torch is loaded)
 def trace(model, example):
     """The permutation groups of a network, proved with random permutations before they are returned.
 
-    See `symmetry.trace` and `symmetry.prove`.
+    See `symmetry.trace` and `symmetry.prove`; print them to see what they move and what the proof says.
     """
     from . import symmetry
 
-    groups = symmetry.trace(model, example)
-    symmetry.prove(model, groups, example)
-    return groups
+    return symmetry.proved(model, example)
 
 
 def match(models, groups, matcher="activation", **options):

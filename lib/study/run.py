@@ -78,9 +78,7 @@ class Run:
     @cached_property
     def groups(self) -> Groups:
         """The permutation groups of the architecture, traced and proved with random permutations."""
-        groups = symmetry.trace(self.template, models.example(self.model))
-        symmetry.prove(self.template, groups, groups.example)
-        return groups
+        return symmetry.proved(self.template, models.example(self.model))
 
     def open_pair(self, recipe: models.Recipe | None = None, **skew) -> list[nn.Module]:
         """Networks A and B: from checkpoints where given, else trained by `recipe` (unless they are there already).

@@ -18,7 +18,7 @@ from .groups import (
     inverse,
     permute,
 )
-from .prove import Proof, prove
+from .prove import Proof, prove, proved
 from .registry import RULES, rule
 from .rules import is_activation
 from .tracer import trace

@@ -76,6 +76,7 @@ class Groups(Mapping[str, Group]):
     example: torch.Tensor | tuple | None = field(default=None, repr=False, compare=False)  # what they were traced with
     way: str = "torch.fx"
     unreached: tuple[str, ...] = ()
+    proof: object = field(default=None, repr=False, compare=False)  # from `proved`
 
     def __getitem__(self, name: str) -> Group:
         return self.groups[name]
@@ -110,8 +111,10 @@ class Groups(Mapping[str, Group]):
             rows.append((name, str(group.size), ", ".join(places)))
         first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
         lines = [f"{name:<{first}}  {size:>{second}}  {places}" for name, size, places in rows]
+        lines += [f"graph from {self.way}"] if self.way != "torch.fx" else []
         if self.unreached:
             lines.append(f"moved by no group, no output depends on it: {', '.join(self.unreached)}")
+        lines += [str(self.proof)] if self.proof is not None else []
         return "\n".join(lines)
 
 

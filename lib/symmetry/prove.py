@@ -1,7 +1,9 @@
 """The proof that permuting a network's groups changes no output, on a twin where a wrong grouping would show."""
 
 import copy
+import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .groups import Group, Member, SymmetryError, entries, inverse, permute
+from ..checks import unwrapped
+from .groups import Group, Groups, Member, SymmetryError, entries, inverse, permute
+from .tracer import trace
 
 ROWS = 16  # of a random (N, F) batch: with two, a unit could well be off for both
 WEAK = 1e-6  # members whose first-order change is smaller are forgotten in earnest
@@ -104,9 +108,32 @@ def prove(
         raise SymmetryError(f"permuting {named} changes the outputs by {largest:.1e} of their size")
     if perms is not None:
         return Proof(largest)
+    if unreached := [name for name in getattr(groups, "unreached", ()) if twin.tensors[name].is_floating_point()]:
+        for name in unreached:
+            _fill(twin.tensors[name], 1.0, generator)
+        if not twin.change(twin.outputs()) <= tolerance:
+            few = ", ".join(unreached[:3])
+            raise SymmetryError(
+                f"no group moves {few}, which the traced graph does not read, but the outputs depend on them"
+            )
     seen = _sensitivities(twin, groups, chosen, grads, generator)
     unseen = [f"group '{name}': {m.tensor}:{m.axis}" for (name, m), by in seen.items() if not by > tolerance]
     return Proof(largest, dict.fromkeys(unseen), min((by for by in seen.values() if by > tolerance), default=math.nan))
+
+
+def proved(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
+    """The groups of a network, traced and proved: `trace`, then `prove`; the proof is their `proof`.
+
+    Warns where the outputs do not see some members: the proof says nothing of those.
+
+    Raises:
+        UnsupportedError, SymmetryError: as `trace` and `prove`.
+    """
+    groups = trace(model, example)
+    proof = prove(unwrapped(model), groups, example)
+    if proof.unseen:
+        warnings.warn(f"{type(model).__name__}: {proof}", stacklevel=2)
+    return dataclasses.replace(groups, proof=proof)
 
 
 class _Twin:

@@ -398,3 +398,46 @@ def test_permute_moves_parts_of_axes_and_rows_one_by_one():
     before = state["w"].clone()
     assert torch.equal(symmetry.permute(state, groups, perms)["w"], expected)
     assert torch.equal(state["w"], before)
+
+
+class Switched(nn.Module):
+    """Reads a layer, or not, by a flag that is set after tracing."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.on = nn.Linear(4, 5), nn.Linear(5, 2), nn.Linear(4, 2), False
+
+    def forward(self, x):
+        out = self.b(torch.relu(self.a(x)))
+        return out + self.c(x) if self.on else out
+
+
+def test_a_tensor_that_the_graph_does_not_reach_matters_to_no_output():
+    model, x = Switched().eval(), torch.randn(3, 4)
+    groups = symmetry.proved(model, x)
+    assert groups.unreached == ("c.weight", "c.bias")
+    assert "moved by no group, no output depends on it: c.weight, c.bias" in str(groups)
+    assert str(groups.proof) in str(groups)
+    model.on = True
+    with pytest.raises(
+        SymmetryError, match=r"no group moves c\.weight, c\.bias, which .* but the outputs depend on them"
+    ):
+        symmetry.prove(model, groups, x)
+
+
+class Cancelled(nn.Module):
+    """What all outputs have in common does not show behind a softmax: nor does the bias of a gate of theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.k = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 1, bias=False)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return torch.softmax(self.b(h) + self.k(h), 1)
+
+
+def test_members_that_no_output_sees_are_warned_of():
+    with pytest.warns(UserWarning, match=r"Cancelled: .*; not seen by the outputs: group 'a': k\.weight:1"):
+        groups = symmetry.proved(Cancelled().eval(), torch.randn(3, 4))
+    assert groups.proof.unseen == ("group 'a': k.weight:1",)
