@@ -77,7 +77,8 @@ def _assigned(cell: str) -> list[str]:
 
 def unwrapped(model: "nn.Module") -> "nn.Module":
     """The network itself, whose tensors have the names that its class gives them: what nn.DataParallel,
-    DistributedDataParallel, AveragedModel and torch.compile wrap, however often; any other module as it is.
+    DistributedDataParallel, AveragedModel and torch.compile wrap, however often, and the only network in a
+    LightningModule that has no forward of its own; any other module as it is.
 
     Raises:
         InputError: it is a TorchScript module, or no module at all.
@@ -93,6 +94,9 @@ def unwrapped(model: "nn.Module") -> "nn.Module":
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
         return unwrapped(model.module)
     inner = model._modules.get("_orig_mod")  # torch._dynamo's OptimizedModule, whose import takes a second
+    held = [child for child in model.children() if child.state_dict()]
+    if type(model).forward.__module__.startswith(("lightning.", "pytorch_lightning.")) and len(held) == 1:
+        inner = held[0]
     return model if inner is None else unwrapped(inner)
 
 

@@ -128,7 +128,9 @@ def table(found: Iterable[Row]) -> str:
         "refused",
     ]
     formats = {name: "{:.0f}".format for name in shown[2:6]} | {name: "{:.1f}".format for name in shown[6:8]}
-    return frame.reindex(columns=shown).to_string(index=False, na_rep="", formatters=formats, justify="left")
+    frame = frame.reindex(columns=shown).fillna({"way": "", "refused": ""})
+    frame["refused"] = frame["refused"].str.slice(0, 90)  # the record has the whole reason
+    return frame.to_string(index=False, na_rep="", formatters=formats)
 
 
 def main() -> int:

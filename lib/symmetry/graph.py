@@ -61,6 +61,8 @@ class _Symbolic(fx.Tracer):
     """torch.fx's tracer, for the first `count` arguments of `forward`: the others keep their defaults. Modules that
     have a rule are leaves."""
 
+    proxy_buffer_attributes = True  # else what is made of buffers alone becomes a constant of this one network
+
     def __init__(self, count: int, has_rule: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.count, self.has_rule = count, has_rule

@@ -147,7 +147,8 @@ class _Twin:
 
     def outputs(self) -> list[Tensor]:
         # Copies, since a network may write into its input.
-        return [t for t in _tensors(self.network(*(x.clone() for x in self.inputs))) if t.numel()]
+        with _Double():
+            return [t for t in _tensors(self.network(*(x.clone() for x in self.inputs))) if t.numel()]
 
     def settle(self, first: list[Tensor], generator: torch.Generator) -> float:
         """Takes what the network puts out as what is expected, if it puts out the same again.
@@ -293,6 +294,26 @@ def _cycle(size: int, generator: torch.Generator) -> Tensor:
     perm = torch.empty_like(order)
     perm[order] = order.roll(1)
     return perm
+
+
+class _Double(TorchFunctionMode):
+    """While a network runs: what it makes or casts to another precision is float64, too."""
+
+    SMALLER = (torch.float32, torch.float16, torch.bfloat16)
+    CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+    MAKERS = (torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.rand, torch.randn, torch.eye)
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+        kwargs = dict(kwargs or {})
+        if func in self.CASTS:
+            return args[0].double()
+        args = tuple(torch.float64 if arg in self.SMALLER else arg for arg in args) if func is Tensor.to else args
+        if func in self.MAKERS and kwargs.get("dtype") is None:
+            made = func(*args, **kwargs)
+            return made.double() if made.is_floating_point() else made
+        if kwargs.get("dtype") in self.SMALLER:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
 
 
 # A twin that is alive ---------------------------------------------------------------------------------------------

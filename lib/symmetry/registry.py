@@ -16,6 +16,13 @@ RULES: dict[object, Callable] = {}
 NUMBERS = {"getattr", "size", "dim", "ndimension", "numel", "type", "stride", "get_device", "is_floating_point"}
 NUMBERS |= {"sym_size", "sym_numel", "sym_stride", "_assert", "_assert_tensor_metadata", "len", "element_size"}
 
+# What makes a tensor of equal entries, from none.
+MAKERS = {
+    f"{prefix}{kind}{suffix}"
+    for kind in ("zeros", "ones", "full")
+    for prefix, suffix in (("", ""), ("new_", ""), ("", "_like"))
+}
+
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "truediv": "div", "concat": "cat"}
 _NATIVE = {
     function: name

@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx, nn
 
 from .groups import Layer
-from .registry import RULES, function_rule, rule, spelled
+from .registry import MAKERS, RULES, function_rule, rule, spelled
 from .tracer import PART, PARTS, UNIT, Labels, Layout, _is_tensor, _shape, _Tracer
 
 
@@ -204,7 +204,7 @@ def _first_is_places(node: fx.Node) -> bool:
 # Norms ----------------------------------------------------------------------------------------------------------------
 
 
-@rule(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+@rule(nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, nn.modules.instancenorm._InstanceNorm)
 def _channel_norm(t: _Tracer, node: fx.Node, module) -> Layout:
     source = node.args[0]
     layout = t.layout(source)
@@ -218,6 +218,12 @@ def _channel_norm(t: _Tracer, node: fx.Node, module) -> Layout:
                 t.layers[position] = Layer(layer.name, layer.kind, layer.node, layer.weight, layer.bias, node.target)
     t.kinds[node] = "post_norm"
     return layout
+
+
+@rule("local_response_norm", nn.LocalResponseNorm)
+def _neighbour_norm(t: _Tracer, node: fx.Node, module) -> Layout:
+    layout = t.layout(node.args[0])
+    return _kept(t, layout, [axis for axis in layout if axis == 1])
 
 
 @rule("batch_norm", "instance_norm")
@@ -488,8 +494,12 @@ def _reshape(t: _Tracer, node: fx.Node, module) -> Layout:
     layout: Layout = {}
     runs = _runs(before, after)
     moved = {old[0]: new[0] for old, new in runs if len(old) == len(new) == 1}
-    for key in [key for key in source if isinstance(key, tuple) and all(axis in moved for axis in key)]:
-        layout[tuple(moved[axis] for axis in key)] = source.pop(key)
+    own = {axis: position for position, (old, _) in enumerate(runs) for axis in old}
+    for key in [key for key in source if isinstance(key, tuple)]:
+        if all(axis in moved for axis in key):
+            layout[tuple(moved[axis] for axis in key)] = source.pop(key)
+        elif len({own[axis] for axis in key}) > 1:  # some of it merges with what is no part of it, as in depth to space
+            _joined(t, source, [axis for axis in key if axis not in moved])
     for old, new in runs:
         labels = _whole(t, node, source, old, before)
         if labels is None:
@@ -821,10 +831,11 @@ def _meet(t: _Tracer, node: fx.Node, operands, layouts, key: tuple[int, ...], ra
     layout |= {key[factored[0]]: factored[1]} if factored else {key: meeting[0]}
 
 
-@rule("zeros_like", "ones_like", "full_like")
+@rule(*sorted(MAKERS))
 def _constant(t: _Tracer, node: fx.Node, module) -> Layout:
-    """Equal entries: units that nothing tells apart."""
-    return {axis: t.units.new(len(labels)) for axis, labels in t.layout(node.args[0]).items()}
+    """Equal entries: units that nothing tells apart; the batch axis is left alone."""
+    shape = _shape(node)
+    return {axis: t.units.new(size) for axis, size in enumerate(shape) if size > 1 and (axis or len(shape) == 1)}
 
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "norm", "logsumexp", "prod", "linalg_vector_norm", "vector_norm")
@@ -849,6 +860,20 @@ def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
         for key, labels in layout.items()
         if key not in gone
     }
+
+
+@rule("max", "min")
+def _largest(t: _Tracer, node: fx.Node, module) -> Layout | list[Layout]:
+    """Of a whole tensor, of two, or along an axis: (values, where), of which the second counts its entries."""
+    if any(isinstance(argument, fx.Node) for argument in (*node.args[1:], *node.kwargs.values())):
+        return _elementwise(t, node, module)
+    dim, keep = _arguments(t, node, dim=None, keepdim=False)
+    if dim is None:
+        return {}
+    layout = t.layout(node.args[0])
+    dim %= len(_shape(node.args[0]))
+    layout = _kept(t, layout, [axis for axis in layout if axis == dim])
+    return [{axis - (axis > dim and not keep): labels for axis, labels in layout.items()}] * 2
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot")

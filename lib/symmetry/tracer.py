@@ -10,7 +10,7 @@ from torch import fx, nn
 from ..checks import first_line, unwrapped
 from .graph import Graph, UnsupportedError, capture
 from .groups import Group, Groups, Layer, Member, Tap
-from .registry import function_rule, kind_of_layer, module_rule, reads_numbers, spelled
+from .registry import MAKERS, function_rule, kind_of_layer, module_rule, reads_numbers, spelled
 
 # Labels (n, 3) say what stands in each of n entries of an axis: (unit, part, parts) is one of the parts of a unit,
 # so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together.
@@ -167,6 +167,14 @@ class _Tracer:
             known.append((rows, labels))
         return labels
 
+    def alike(self, constant: object) -> Layout:
+        """The layout of a tensor outside the state dict: new units along axes on which its entries are alike."""
+        if not isinstance(constant, torch.Tensor):
+            return {}
+        wide = [axis for axis, size in enumerate(constant.shape) if size > 1]
+        same = [axis for axis in wide if bool((constant == constant.narrow(axis, 0, 1)).all())]
+        return {axis: self.units.new(constant.shape[axis]) for axis in same}
+
     def tie(self, node: fx.Node, tensors: Sequence[Layout | None], axis: int, labels: Labels | None) -> None:
         """Says that `labels` lie along an axis of each of some tensors, where those exist."""
         for tensor in tensors:
@@ -196,8 +204,10 @@ class _Tracer:
         return self.collect()
 
     def visit(self, node: fx.Node) -> Layout | list[Layout]:
-        if node.op in ("placeholder", "get_attr"):
+        if node.op == "placeholder":
             return {}
+        if node.op == "get_attr":
+            return self.alike(node.meta.get("constant"))
         if node.op == "output":
             for source in node.all_input_nodes:
                 for layout in self.items(source):
@@ -206,7 +216,7 @@ class _Tracer:
             return {}
         module = self.modules[node.target] if node.op == "call_module" else None
         handler = module_rule(module) if module is not None else function_rule(node.target)
-        bare = module is None or not module.state_dict()
+        bare = spelled(node.target) not in MAKERS if module is None else not module.state_dict()
         if bare and not any(map(self._labelled, node.all_input_nodes)):
             return {}  # nothing that can be permuted goes in
         if module is None and handler is None and not _is_tensor(node):

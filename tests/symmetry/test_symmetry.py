@@ -762,3 +762,106 @@ def test_squeezenet_against_itself_permuted_is_matched_but_for_units_that_never_
     for name, perm in planted.items():
         matrix, units = maps.similarity[name], torch.arange(len(perm))
         assert float(matrix[units, maps[name]].sum()) >= float(matrix[units, perm].sum()) - 1e-6
+
+
+class UNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.middle = nn.ModuleList([conv(3, 6), conv(6, 8)]), conv(8, 10)
+        self.up = nn.ModuleList([nn.ConvTranspose2d(10, 8, 2, 2), nn.ConvTranspose2d(7, 6, 2, 2)])
+        self.join, self.out = nn.ModuleList([conv(16, 7), conv(12, 5)]), conv(5, 2)
+
+    def forward(self, x):
+        kept = []
+        for down in self.down:
+            x = F.relu(down(x))
+            kept.append(x)
+            x = F.max_pool2d(x, 2)
+        x = F.relu(self.middle(x))
+        for up, join in zip(self.up, self.join, strict=True):
+            x, skip = up(x), kept.pop()
+            dy, dx = skip.size(2) - x.size(2), skip.size(3) - x.size(3)
+            x = F.relu(join(torch.cat([skip, F.pad(x, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2])], 1)))
+        return self.out(x)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer written as a loop; `gates` 4 makes it an LSTM."""
+
+    def __init__(self, gates, start):
+        super().__init__()
+        self.i, self.h, self.o = nn.Linear(5, 6 * gates), nn.Linear(6, 6 * gates), nn.Linear(6, 2)
+        self.gates, self.start = gates, start
+
+    def forward(self, x):
+        h = torch.zeros(x.shape[0], 6) if self.start == "zeros" else None
+        c = None
+        for t in range(x.shape[1]) if self.start == "zeros" else range(4):
+            z = self.i(x[:, t]) if h is None else self.i(x[:, t]) + self.h(h)
+            if self.gates == 1:
+                h = torch.tanh(z)
+                continue
+            i, f, o, u = z.chunk(4, 1)
+            c = torch.sigmoid(i) * torch.tanh(u) + (0 if c is None else torch.sigmoid(f) * c)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return self.o(h)
+
+
+def linears(forward, **more):
+    return Forward(forward, a=nn.Linear(4, 6), o=nn.Linear(6, 2), **more)
+
+
+def convs(forward, hidden, back):
+    return Forward(forward, a=conv(3, hidden), b=conv(back, 3))
+
+
+TO_SPACE, TO_DEPTH = (0, 3, 4, 1, 5, 2), (0, 3, 5, 1, 2, 4)
+FLAT, IMAGE, SEQUENCE = (3, 4), (2, 3, 16, 16), (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        (
+            UNet(), (2, 3, 18, 14),
+            {"down.0": 6, "down.1": 8, "middle": 10, "up.0": 8, "join.0": 7, "up.1": 6, "join.1": 5},
+        ),
+        (Recurrent(1, "none"), SEQUENCE, {"i": 6}),
+        (Recurrent(1, "zeros"), SEQUENCE, {"i": 6}),
+        (Recurrent(4, "none"), SEQUENCE, {"i": 6}),
+        # depth to space and back, written as reshapes
+        (
+            convs(lambda m, x: m.b(m.a(x).view(2, 2, 2, 2, 16, 16).permute(TO_SPACE).reshape(2, 2, 32, 32)), 8, 2),
+            IMAGE, {"a": 2},
+        ),
+        (
+            convs(lambda m, x: m.b(m.a(x).view(2, 4, 8, 2, 8, 2).permute(TO_DEPTH).reshape(2, 16, 8, 8)), 4, 16),
+            IMAGE, {"a": 4},
+        ),
+        (convs(lambda m, x: m.b(m.a(x).unflatten(1, (5, 3)).amax(2)), 15, 5), IMAGE, {"a": 5}),
+        (convs(lambda m, x: m.b(m.a(x).unflatten(1, (3, 5)).softmax(1).amax(1)), 15, 5), IMAGE, {"a": 5}),
+        (
+            Forward(lambda m, x: m.o(torch.max(F.relu(m.a(x)), 2)[0]), a=nn.Conv1d(3, 8, 1), o=nn.Linear(8, 2)),
+            (2, 3, 20), {"a": 8},
+        ),
+        (nn.Sequential(conv(3, 6), torchvision.ops.FrozenBatchNorm2d(6), nn.ReLU(), conv(6, 2)), IMAGE, {"0": 6}),
+        (nn.Sequential(conv(3, 6), nn.SyncBatchNorm(6), nn.ReLU(), conv(6, 2)), IMAGE, {"0": 6}),
+        (nn.Sequential(conv(3, 6), nn.LocalResponseNorm(2), conv(6, 2)), IMAGE, {}),
+        (nn.Sequential(nn.Conv3d(1, 6, 3), nn.BatchNorm3d(6), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(162, 4)),
+         (2, 1, 8, 8, 8), {"0": 6}),
+        (linears(lambda m, x: m.o(torch.where(m.a(x) > 0, m.a(x), m.a(x) * 0.1))), FLAT, {"a": 6}),
+        (linears(lambda m, x: m.o(m.a(x).mul_(m.s).add_(m.b).relu_()), s=parameter(6), b=parameter(6)), FLAT, {"a": 6}),
+        (linears(lambda m, x: m.o(m.a(x)[:, 0:3].repeat(1, 2) + m.a(x)[:, 3:].repeat(1, 2))), FLAT, {"a": 3}),
+        # precisions of its own
+        (
+            linears(lambda m, x: m.o(m.a(x).softmax(1, dtype=torch.float32).to(x.dtype) + torch.zeros(6))),
+            FLAT, {"a": 6},
+        ),
+        (linears(lambda m, x: {"logits": m.o(torch.relu(m.a(x))), "more": [m.o(m.a(x))]}), FLAT, {"a": 6}),
+    ],
+)  # fmt: skip
+def test_networks_of_many_kinds_trace_and_prove(model, shape, expected):
+    model = model.eval()
+    groups = symmetry.proved(model, torch.randn(shape, generator=generator()))
+    assert {name: group.size for name, group in groups.items()} == expected
+    assert groups.proof.unseen == ()
