@@ -95,7 +95,8 @@ def unwrapped(model: "nn.Module") -> "nn.Module":
         return unwrapped(model.module)
     inner = model._modules.get("_orig_mod")  # torch._dynamo's OptimizedModule, whose import takes a second
     held = [child for child in model.children() if child.state_dict()]
-    if type(model).forward.__module__.startswith(("lightning.", "pytorch_lightning.")) and len(held) == 1:
+    defined = getattr(type(model).forward, "__module__", None) or ""
+    if defined.startswith(("lightning.", "pytorch_lightning.")) and len(held) == 1:
         inner = held[0]
     return model if inner is None else unwrapped(inner)
 

@@ -192,7 +192,7 @@ def test_what_is_no_checkpoint_is_refused(files, tmp_path):
         assert model is None or same(model), content[:20]
     plain = (1, "text", None, set(), {}, b"bytes", (1, 2))
     nested = ([torch.zeros(2)], torch.zeros(2), {"w": 1}, {1: torch.zeros(2)}, {"w": [torch.zeros(2)]})
-    for held in (*plain, *nested, {"model": network().state_dict()}):
+    for held in (*plain, *nested, {"a": network().state_dict(), "b": network().state_dict()}):
         torch.save(held, tmp_path / "net.pt")
         assert attempt("no checkpoint at all", held, read, tmp_path / "net.pt") is None
     for path in (tmp_path, tmp_path / "gone", Path("/dev/null"), tmp_path / "net.pt" / "below"):

@@ -1,0 +1,70 @@
+"""The list of architectures: small ones are traced and proved, what is refused says why."""
+
+import json
+import sys
+
+import pytest
+
+from lib import paths
+from lib.paper import figures
+from lib.study import architectures
+
+SMALL = ["squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "mnasnet0_5"]
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["architectures", *map(str, arguments)])
+    return architectures.main()
+
+
+def test_small_architectures_are_proved_and_attention_is_refused_by_name(tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, *SMALL, "swin_t", "--record", tmp_path / "list.json") == 0
+    record = json.loads((tmp_path / "list.json").read_text())
+    rows = {row["model"]: row for row in record["rows"]}
+    assert list(rows) == [*SMALL, "swin_t"]
+    for name in SMALL:
+        row = rows[name]
+        assert row["refused"] is None
+        assert row["change"] < 1e-9 < 1e-6 < row["sensitivity"]
+        assert (row["way"], row["unseen"]) == ("torch.fx", [])
+    assert {name: rows[name]["units"] for name in SMALL[:2]} == {"squeezenet1_1": 2944, "shufflenet_v2_x0_5": 2938}
+    assert "ShiftedWindowAttention" in rows["swin_t"]["refused"]
+    printed = capsys.readouterr().out
+    assert "4 of 5 proved" in printed
+    assert all(name in printed for name in rows)
+    (word, figure), *others = figures.record_figures(record).items()
+    assert (word, others) == ("architectures", [])
+    assert [axes.get_title("left") for axes in figure.axes] == ["torchvision: 4 of 5 proved"]
+
+
+def test_the_list_holds_every_classification_model_of_torchvision():
+    listed = architectures.known()["torchvision"]
+    assert len(listed) >= 80
+    assert {"resnet18", "convnext_tiny", "vit_b_16", "maxvit_t"} <= set(listed)
+
+
+def test_an_unknown_model_is_one_line(monkeypatch, capsys):
+    assert run(monkeypatch, "resnet19") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: unknown model torchvision/resnet19; accepted: ")
+
+
+def test_what_takes_too_long_to_build_is_left_out(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(architectures, "SECONDS", 0.0)
+    assert run(monkeypatch, "squeezenet1_1", "--record", tmp_path / "list.json") == 2
+    assert not (tmp_path / "list.json").exists()
+
+
+@pytest.mark.parametrize("name", ["convnextv2_atto", "ghostnet_050", "tf_efficientnetv2_b0", "nfnet_f0"])
+def test_timm(name):
+    pytest.importorskip("timm")
+    row = architectures.examined("timm", name)
+    assert row["refused"] is None
+    assert row["unseen"] == []
+
+
+def test_the_tracked_record_proves_all_that_hold_no_attention():
+    record = json.loads((paths.ROOT / "data/results/architectures.json").read_text())
+    refused = {row["model"]: row["refused"] for row in record["rows"] if row["refused"]}
+    assert {name.split("_")[0] for name in refused} <= {"vit", "swin", "maxvit", "levit"}
+    assert sum(row["library"] == "timm" for row in record["rows"]) >= 16
+    assert all("ttention" in reason for reason in refused.values())
