@@ -15,7 +15,7 @@ def architectures(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) 
     """Seconds to trace and prove against the parameters of each architecture, by where its graph comes from.
 
     Row: {"library", "model", "parameters", "trace_seconds", "refused"} and, unless that gives a reason,
-    {"prove_seconds", "way"}. The slowest of each way is named.
+    {"prove_seconds", "way"}. The slowest proved of each way is named.
     """
     rows = list(rows)
     libraries = grouped(rows, "library")
@@ -27,8 +27,10 @@ def architectures(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) 
             colour, marker = WAYS[way]
             points = [(row["parameters"], row["trace_seconds"] + row.get("prove_seconds", 0)) for row in alike]
             style = {"color": colour, "marker": marker, "markersize": 4, "linestyle": "none", "alpha": 0.8}
-            label = "refused: attention and the like" if way == "refused" else f"proved, graph from {way}"
+            label = "refused: attention" if way == "refused" else f"proved, graph from {way}"
             figure.key(label, *axes.plot(*zip(*points, strict=True), **style))
+            if way == "refused":
+                continue
             (x, y), row = max(zip(points, alike, strict=True), key=lambda pair: pair[0][1])
             axes.annotate(row["model"], (x, y), (-4, 3), textcoords="offset points", ha="right", fontsize=6)
         proved = sum(not row["refused"] for row in of_library)
