@@ -16,7 +16,7 @@ ifeq ($(origin PYTHON),command line)
 else
   PY := .venv/bin/python
   READY := .venv/.ready
-  TIMM = $(PY) -c 'import timm' 2>/dev/null || $(PIP) -e '.[architectures]'
+  TIMM = $(PY) -c 'import timm' 2>/dev/null || $(PIP) -e '.[architectures]' || true  # then torchvision's alone
 endif
 
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
