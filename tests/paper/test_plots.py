@@ -35,7 +35,7 @@ def sweep():
 
 
 def board_rows():
-    """Every matcher with every correction, on six kinds of pairs, as the leaderboard has them."""
+    """Every matcher with every correction, on eight kinds of pairs, as the leaderboard has them."""
     matchers, corrections = list(names.MATCHERS), list(names.CORRECTIONS)
     best = {"alpha": 0.25, "held_out_accuracy": 0.7, "test_accuracy": 0.71, "test_loss": 0.9}
     curves = [
@@ -44,6 +44,7 @@ def board_rows():
     ]
     models = [VGG | {"width": w, "norm": n} for w in (0.125, 0.25) for n in ("batch", None)]
     models += [{"name": name, "width": 0.5, "norm": None} for name in ("mlp", "simplenet")]
+    models += [VGG | {"width": 0.125, "norm": "group"}, {"name": "mlp", "width": 0.5, "norm": "layer"}]
     metrics = {"test_accuracy": 0.767, "test_loss": 0.7}
     references = {"ensemble": metrics, "one_parent": metrics}
     kind = {"dataset": "cifar10-jpeg", "references": references, "experiment": "leaderboard"}
