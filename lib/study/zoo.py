@@ -30,8 +30,9 @@ def _specs() -> dict[str, tuple[str, Spec]]:
         for width in (0.125, 0.25):
             specs[f"vgg11bn-w{width:g}-s{seed}"] = (cifar, Spec("vgg11", seed, vgg, width=width, norm="batch"))
     for seed in range(2):
-        specs[f"vgg11gn-w0.125-s{seed}"] = (cifar, Spec("vgg11", seed, vgg, width=0.125, norm="group"))
+        # without the statistics of a batch more and smaller steps: with BatchNorm's recipe GroupNorm reaches 58 %
         plain = Recipe(epochs=10, batch_size=125, lr=0.02)
+        specs[f"vgg11gn-w0.125-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.125, norm="group"))
         specs[f"vgg11-w0.25-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.25))
         specs[f"resnet20-w0.5-s{seed}"] = (cifar, Spec("resnet20", seed, residual, width=0.5, norm="batch"))
     for seed in (10, 11):  # of the study, which holds images out of training
