@@ -324,6 +324,18 @@ def test_leaderboard_prints_each_value_in_its_cell_and_the_references():
     assert "ensemble" in shown and "BN reset" in shown
 
 
+@pytest.mark.parametrize("metric", ["test_accuracy", "best_accuracy"])
+def test_a_last_row_that_is_not_full_leaves_no_gap_and_each_column_its_labels(metric):
+    figure = figures_many.leaderboard(board_rows(), metric)
+    found = sorted((box for text, box in labels(figure) if text == "least squares"), key=lambda box: -box.y1)
+    shown = [axes.get_window_extent() for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 8 and len(found) == 3
+    top, middle, bottom = shown[0], shown[3], shown[6]
+    assert top.y0 - middle.y1 == pytest.approx(middle.y0 - bottom.y1, abs=1)
+    below = [axes.y0 - box.y1 for axes, box in zip(shown[5:], found, strict=True)]
+    assert below == pytest.approx([below[-1]] * 3, abs=1) and 0 < below[-1] < 15
+
+
 def test_leaderboard_of_best_alphas_prints_each_with_its_accuracy():
     shown = words(figures_many.leaderboard(board_rows(), "best_accuracy"))
     assert "71.0 α 0.25" in shown and "held-out" in shown
