@@ -236,7 +236,7 @@ class Explorer:
         return ("_plane", name, matcher, self._resets(name, corrected)) in self._kept
 
     def _resets(self, name: str, corrected: str) -> bool:
-        return corrected == "bn_reset" and self.pair(name).run.norm is not None
+        return corrected == "bn_reset" and self.pair(name).run.norm == "batch"
 
     @_once
     def _plane(self, name: str, matcher: str, resets: bool, *, tick: Callable[[int, int], None]) -> Plane:
@@ -255,7 +255,7 @@ class Explorer:
         tick(values[0].size, values[0].size)
         test_images, train_images = (sum(len(labels) for _, labels in batches) for batches in (test, train))
         note = f"first {test_images:,} test images"
-        if run.norm:
+        if run.norm == "batch":
             how = f"reset on the first {train_images:,} training images" if resets else "mixed like the weights"
             note += f"; BatchNorm statistics {how}"
         return Plane(points, x, y, *values, note)

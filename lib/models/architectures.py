@@ -4,6 +4,7 @@ Every network takes images (N, C, H, W) float32 and returns logits (N, classes).
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ VGG_CHANNELS = {
     "vgg16": (64, 64, "pool", 128, 128, "pool", *[256] * 3, "pool", *[512] * 3, "pool", *[512] * 3, "pool"),
     "vgg19": (64, 64, "pool", 128, 128, "pool", *[256] * 4, "pool", *[512] * 4, "pool", *[512] * 4, "pool"),
 }
+
+
+# Groups of a GroupNorm. Channels may change places within a group alone, so there are few; 4 divide every layer of the
+# widths 1/16, 1/8, 1/4 …, and at 1/8 they are as large as the usual 32 groups at width 1. Elsewhere a divisor of 4.
+GROUPS = 4
 
 
 def scaled(channels: int, width: float) -> int:
@@ -52,7 +58,7 @@ class SimpleNet(nn.Module):
 class VGG(nn.Module):
     """VGG for 32×32 images (Simonyan & Zisserman 2015; the CIFAR variant with one linear layer).
 
-    Images (N, 3, 32, 32) → logits (N, 10). `norm` is None or "batch". Convolution, norm, ReLU and pool share
+    Images (N, 3, 32, 32) → logits (N, 10). `norm` is None, "batch" or "group". Convolution, norm, ReLU and pool share
     one Sequential, so keys read features.N.* and classifier.* as in the REPAIR notebooks. Without norm convolutions
     start from He et al. 2015 (fan in, normal): from PyTorch's default, whose variance is a sixth of that, the signal
     dies on its way through eight layers and training does not start.
@@ -70,6 +76,8 @@ class VGG(nn.Module):
             layers.append(nn.Conv2d(channels, out, 3, padding=1))
             if norm == "batch":
                 layers.append(nn.BatchNorm2d(out))
+            elif norm == "group":
+                layers.append(nn.GroupNorm(math.gcd(GROUPS, out), out))
             else:
                 nn.init.kaiming_normal_(layers[-1].weight, nonlinearity="relu")
             layers.append(nn.ReLU(inplace=True))
@@ -82,7 +90,10 @@ class VGG(nn.Module):
 
 
 class MLP(nn.Module):
-    """`depth` hidden layers of 512·width ReLU units. Images (N, 1, 28, 28) → logits (N, 10)."""
+    """`depth` hidden layers of 512·width ReLU units; `norm`, None, "batch" or "layer", stands behind each linear one.
+
+    Images (N, 1, 28, 28) → logits (N, 10).
+    """
 
     def __init__(self, width: float = 1.0, norm: str | None = None, depth: int = 3) -> None:
         super().__init__()
@@ -92,6 +103,8 @@ class MLP(nn.Module):
             layers.append(nn.Linear(features, hidden))
             if norm == "batch":
                 layers.append(nn.BatchNorm1d(hidden))
+            elif norm == "layer":
+                layers.append(nn.LayerNorm(hidden))
             layers.append(nn.ReLU())
             features = hidden
         self.features = nn.Sequential(*layers)
@@ -158,9 +171,9 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "simplenet": Architecture(SimpleNet, (None,), (1, 28, 28)),
-    "mlp": Architecture(MLP, (None, "batch"), (1, 28, 28)),
+    "mlp": Architecture(MLP, (None, "batch", "layer"), (1, 28, 28)),
     "resnet20": Architecture(ResNet20, ("batch",), (3, 32, 32), augment=True),
-    **{name: Architecture(VGG, (None, "batch"), (3, 32, 32), augment=True) for name in VGG_CHANNELS},
+    **{name: Architecture(VGG, (None, "batch", "group"), (3, 32, 32), augment=True) for name in VGG_CHANNELS},
 }
 
 
@@ -170,7 +183,7 @@ def build(name: str, *, width: float = 1.0, norm: str | None = None, seed: int |
     Args:
         name: one of `ARCHITECTURES`.
         width: multiplier > 0 of every hidden layer's units.
-        norm: None or "batch", as far as the architecture has it.
+        norm: None, "batch", "layer" or "group", as far as the architecture has it.
         seed: of the initialisation (PyTorch's default one); the global generator is left as it was.
         options: further arguments of the constructor, such as the MLP's `depth`.
 

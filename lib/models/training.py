@@ -145,7 +145,8 @@ def trained(
         )
     origin = json.loads(json.dumps(origin))  # as the sidecar will give it back
     key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:10]
-    stem = f"{spec.model}{'-bn' if spec.norm else ''}-w{spec.width:g}-{dataset.name}-s{spec.seed}-{key}"
+    norm = f"-{spec.norm[0]}n" if spec.norm else ""  # bn, ln, gn
+    stem = f"{spec.model}{norm}-w{spec.width:g}-{dataset.name}-s{spec.seed}-{key}"
     path = path or paths.CHECKPOINTS / "local" / f"{stem}.safetensors"
     _check_suffix(path)
     resume = paths.CHECKPOINTS / "local" / f"{stem}.resume"

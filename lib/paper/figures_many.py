@@ -39,13 +39,20 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     foot = 1.05 + 0.06 * max(0, max(map(len, names), default=0) - 13)  # they stand upright: longer ones need more
     figure = PaperFigure(columns, foot + math.ceil(len(kinds) / wide) * (0.62 + tall * len(lines)))
     grid = panels(figure, len(kinds), wide)
-    for (axes, first, last), ((architecture, dataset), alike) in zip(grid, kinds.items(), strict=True):
+    bottom = (len(kinds) - 1) // wide * wide  # the first panel of the last row
+    for index, ((axes, first, last), (kind, alike)) in enumerate(zip(grid, kinds.items(), strict=True)):
         _heat_map(axes, alike, metric, lines, across)
         n = _range_of_n(row for row in alike if "reference" not in row)
-        axes.set_title(f"{architecture} on {dataset}, n = {n}\n{_references(alike)}", fontsize=6.5)
+        axes.set_title(f"{' on '.join(kind)}\n{_references(alike)}; n = {n}", fontsize=6.5)
         labels = [look(MATCHERS, name).label if first else "" for name in lines]
         axes.set_yticks(np.arange(len(lines)) + 0.5, labels)
-        axes.set_xticks(np.arange(len(across)) + 0.5, names if last else [""] * len(names), rotation=90)
+        axes.set_xticks(np.arange(len(names)) + 0.5, names if index >= bottom else [""] * len(names), rotation=90)
+        if last and index < bottom:  # over an empty place, which has room for them: the rows need not move apart
+            for x, name in enumerate(names):
+                axes.annotate(
+                    name, (x + 0.5, 0), (0, -3.5), ("data", "axes fraction"), "offset points", rotation=90,
+                    ha="center", va="top", fontsize=6.5, in_layout=False, annotation_clip=False,
+                )  # fmt: skip
     at = sorted({row["alpha"] for row in fused})
     what = {
         "test_accuracy": "test accuracy (%)" + (f" at α = {at[0]:g}" if len(at) == 1 else ""),

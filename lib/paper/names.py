@@ -104,7 +104,8 @@ def model_label(model: Mapping[str, Any]) -> str:
     """{"name": "vgg11", "width": 0.125, "norm": "batch"} -> "VGG11-BN ×1/8"."""
     names = {"simplenet": "SimpleNet", "mlp": "MLP", "resnet20": "ResNet20"}
     name = names.get(model["name"], model["name"].upper())
-    norm = {None: "", "none": "", "batch": "-BN"}.get(model.get("norm"), f"-{model.get('norm')}")
+    norms = {None: "", "none": "", "batch": "-BN", "layer": "-LayerNorm", "group": "-GroupNorm"}
+    norm = norms.get(model.get("norm"), f"-{model.get('norm')}")
     width = width_label(model.get("width", 1.0))
     return f"{name}{norm}" + ("" if width == "1" else f" ×{width}")
 

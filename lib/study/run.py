@@ -289,7 +289,7 @@ class Run:
         """Accuracy at the midpoint after a BatchNorm reset on so many images, for each matcher; 0 is no reset.
         Empty for a network without BatchNorm, and where no count is asked for."""
         counts = sorted({min(count, len(self.dataset.train)) for count in counts})
-        if self.norm is None or not counts:
+        if self.norm != "batch" or not counts:
             return []
         rows, counts = [], [0, *counts]
         for matcher, pair in aligned.items():

@@ -118,6 +118,12 @@ def test_batchnorm_statistics_of_the_plane_are_mixed_or_reset_and_it_says_which(
     assert explorer.plane(given["pair"], "activation", "repair") is mixed
 
 
+def test_the_plane_of_a_network_with_another_norm_says_nothing_of_batchnorm():
+    explorer = explore.Explorer(GIVEN | {"pair": "mlpln-w0.5-s0", "plane_size": 2, "plane_images": 20, "images": 20})
+    plain, reset = (explorer.plane("mlpln-w0.5-s0", "activation", corrected) for corrected in ("none", "bn_reset"))
+    assert plain.note == "first 20 test images" and reset is plain
+
+
 def test_a_clone_that_cannot_be_written_can_be_explored(monkeypatch):
     monkeypatch.setattr(paths, "check_writable", lambda *_, **__: pytest.fail("nothing is to be written"))
     assert explore.Explorer(GIVEN).pair(GIVEN["pair"]).run.experiment == "explore"

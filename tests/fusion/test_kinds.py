@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from lib import fusion, models, symmetry
+from lib import fusion, matching, models, symmetry
 from lib.checks import InputError
 from lib.fusion import CORRECTIONS, selection, sites
 from lib.symmetry import Groups, Layer
@@ -318,3 +318,70 @@ def test_fuse_says_what_is_missing_before_it_matches(given, told, monkeypatch):
     with pytest.raises(InputError, match=told) as error:
         fusion.fuse([Extra().eval(), Extra().eval()], example=draw(2, 6), **given, **QUIET)
     assert "\n" not in str(error.value)
+
+
+# --- LayerNorm and GroupNorm ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[("mlp", "layer"), ("vgg11", "group")], ids=lambda kind: kind[1])
+def normed(request):
+    """A random network, the same one with its units in other places, how they were moved, and images."""
+    name, norm = request.param
+    a = randomise(models.build(name, width=0.125, norm=norm), 1)
+    for module in a.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.weight.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(2))
+            module.bias.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(3))
+    x = draw(64, *models.ARCHITECTURES[name].shape)
+    groups = symmetry.trace(a, x[:2])
+    truth = groups.random(torch.Generator().manual_seed(4))
+    b = models.load_state(copy.deepcopy(a), symmetry.permute(a.state_dict(), groups, truth))
+    return a, b, groups, truth, x
+
+
+# Not behind the ReLU, where units that are dead on all images cannot be told apart.
+TAPS = ["activation(tap=pre_norm)", "activation(tap=post_norm)"]
+
+
+@pytest.mark.parametrize("matcher", [*TAPS, "weight", "sinkhorn", "graph"])
+def test_matchers_find_units_behind_layer_norm_and_group_norm(normed, matcher):
+    a, b, groups, truth, x = normed
+    found = matching.match([a, b], groups, matcher, images=x, progress=False)[1]
+    assert all(torch.equal(found[name], perm) for name, perm in symmetry.inverse(truth).items())
+
+
+@pytest.mark.parametrize("kind", sorted(set(CORRECTIONS) - {"bn_reset"}))
+def test_corrections_leave_a_network_with_layer_norm_or_group_norm_that_is_fused_with_itself(normed, kind):
+    """Statistics that are set are, as in BatchNorm, variances over n − 1: with 64 images wrong by a hundredth."""
+    a, b, groups, truth, x = normed
+    aligned = fusion.align([a, b], groups, [groups.identity(), symmetry.inverse(truth)])
+    fused = fusion.correct(aligned, 0.5, kind, images=x, **QUIET)
+    least = 0.03 if kind in ("repair", "rescale") else 1e-3
+    torch.testing.assert_close(outputs(a, fused.state, x), outputs(a, a.state_dict(), x), atol=least, rtol=1e-3)
+
+
+def test_layer_norm_and_group_norm_are_told_that_a_reset_needs_batch_norm(normed):
+    a, _, groups, _, _ = normed
+    with pytest.raises(InputError, match="needs BatchNorm"):
+        fusion.check_network("bn_reset", a)
+    for matcher in ("graph_sm", "graph_reference"):
+        with pytest.raises(InputError, match="plain chain"):
+            matching.check_network(matcher, a, groups)
+
+
+@pytest.mark.parametrize("kind", ["repair", "rescale"])
+def test_repair_sets_the_statistics_in_front_of_layer_norm_and_group_norm(normed, kind):
+    """Measured on what the layers in front of the norms put out, in a network of two that differ."""
+    a, _, groups, _, x = normed
+    b = randomise(copy.deepcopy(a), 5)
+    fused = correct(a, a.state_dict(), b.state_dict(), 0.5, kind, groups=groups, batches=[x], **QUIET)
+    # the network that comes out is measured as a parent is
+    after = moments(a, fused, fused, groups, [x], **QUIET)
+    goals = moments(a, a.state_dict(), b.state_dict(), groups, [x], **QUIET)
+    assert len(after.nodes) == len(groups.layers)
+    for layer in sites.activated(a, groups)[0]:
+        mean, std = goals.goals(layer.node, (0.5, 0.5))
+        found_mean, found_std = after.goals(layer.node, (0.5, 0.5))
+        torch.testing.assert_close(found_std, std, rtol=0.02, atol=1e-4)
+        if kind == "repair":
+            torch.testing.assert_close(found_mean, mean, rtol=0.02, atol=1e-3)

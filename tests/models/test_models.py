@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lib import models
+from lib import models, symmetry
 from lib.checks import InputError
 
 
@@ -25,7 +25,12 @@ def test_simplenet_has_no_relu_between_its_linear_layers():
 
 
 @pytest.mark.parametrize(
-    ("norm", "first", "last"), [("batch", "features.4", "features.25"), (None, "features.3", "features.18")]
+    ("norm", "first", "last"),
+    [
+        ("batch", "features.4", "features.25"),
+        ("group", "features.4", "features.25"),
+        (None, "features.3", "features.18"),
+    ],
 )
 def test_vgg11_is_numbered_like_the_published_code(norm, first, last):
     state = models.build("vgg11", width=0.125, norm=norm).state_dict()
@@ -42,10 +47,33 @@ def test_vgg_depths_and_widths(name, convolutions):
     assert net(models.example(name)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet20"])
-def test_other_architectures_return_logits(name):
-    net = models.build(name, width=0.25, norm="batch")
+@pytest.mark.parametrize(("name", "norm"), [("mlp", "batch"), ("mlp", "layer"), ("resnet20", "batch")])
+def test_other_architectures_return_logits(name, norm):
+    net = models.build(name, width=0.25, norm=norm)
     assert net(models.example(name)).shape == (2, 10)
+
+
+def test_a_layer_norm_stands_behind_each_hidden_linear_layer():
+    features = list(models.build("mlp", width=0.25, norm="layer").features)
+    for linear, norm, relu in zip(features[1::3], features[2::3], features[3::3], strict=True):
+        assert isinstance(relu, torch.nn.ReLU) and isinstance(norm, torch.nn.LayerNorm)
+        assert norm.normalized_shape == (linear.out_features,) == (128,)
+
+
+@pytest.mark.parametrize(("width", "first"), [(2, 4), (0.125, 4), (0.1, 2), (0.05, 1)])
+def test_the_groups_of_a_group_norm_divide_every_width(width, first):
+    """0.1 makes a first layer of 6 channels, 0.05 one of 3."""
+    net = models.build("vgg11", width=width, norm="group")
+    norms = [m for m in net.features if isinstance(m, torch.nn.GroupNorm)]
+    assert len(norms) == 8 and norms[0].num_groups == first
+    assert net(models.example("vgg11")).shape == (2, 10)
+
+
+def test_channels_change_places_within_a_group_of_a_group_norm_alone():
+    net = models.build("vgg11", width=0.125, norm="group", seed=0)
+    groups = symmetry.trace(net, models.example("vgg11"))
+    symmetry.prove(net, groups, groups.example)
+    assert [group.size for group in groups.values()] == [2] * 4 + [4] * 4 + [8] * 8 + [16] * 16
 
 
 def test_resnet20_has_twenty_weighted_layers_besides_projections():
@@ -68,6 +96,8 @@ def test_seed_decides_the_weights_and_leaves_the_global_generator_alone():
         ({"name": "vgg12"}, "unknown model 'vgg12'"),
         ({"name": "vgg11", "width": 0}, "width 0"),
         ({"name": "simplenet", "norm": "batch"}, "no norm 'batch'"),
+        ({"name": "mlp", "norm": "group"}, "no norm 'group'; accepted: None, batch, layer"),
+        ({"name": "vgg11", "norm": "layer"}, "no norm 'layer'; accepted: None, batch, group"),
         ({"name": "mlp", "deep": 3}, "no option deep"),
     ],
 )

@@ -35,7 +35,7 @@ def sweep():
 
 
 def board_rows():
-    """Every matcher with every correction, on six kinds of pairs, as the leaderboard has them."""
+    """Every matcher with every correction, on eight kinds of pairs, as the leaderboard has them."""
     matchers, corrections = list(names.MATCHERS), list(names.CORRECTIONS)
     best = {"alpha": 0.25, "held_out_accuracy": 0.7, "test_accuracy": 0.71, "test_loss": 0.9}
     curves = [
@@ -44,6 +44,7 @@ def board_rows():
     ]
     models = [VGG | {"width": w, "norm": n} for w in (0.125, 0.25) for n in ("batch", None)]
     models += [{"name": name, "width": 0.5, "norm": None} for name in ("mlp", "simplenet")]
+    models += [VGG | {"width": 0.125, "norm": "group"}, {"name": "mlp", "width": 0.5, "norm": "layer"}]
     metrics = {"test_accuracy": 0.767, "test_loss": 0.7}
     references = {"ensemble": metrics, "one_parent": metrics}
     kind = {"dataset": "cifar10-jpeg", "references": references, "experiment": "leaderboard"}
@@ -321,6 +322,18 @@ def test_leaderboard_prints_each_value_in_its_cell_and_the_references():
     shown = words(figure)
     assert all(number in shown for number in ("10.0", "30.0", "60.0", "76.7", "84.0", "82.0"))
     assert "ensemble" in shown and "BN reset" in shown
+
+
+@pytest.mark.parametrize("metric", ["test_accuracy", "best_accuracy"])
+def test_a_last_row_that_is_not_full_leaves_no_gap_and_each_column_its_labels(metric):
+    figure = figures_many.leaderboard(board_rows(), metric)
+    found = sorted((box for text, box in labels(figure) if text == "least squares"), key=lambda box: -box.y1)
+    shown = [axes.get_window_extent() for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 8 and len(found) == 3
+    top, middle, bottom = shown[0], shown[3], shown[6]
+    assert top.y0 - middle.y1 == pytest.approx(middle.y0 - bottom.y1, abs=1)
+    below = [axes.y0 - box.y1 for axes, box in zip(shown[5:], found, strict=True)]
+    assert below == pytest.approx([below[-1]] * 3, abs=1) and 0 < below[-1] < 15
 
 
 def test_leaderboard_of_best_alphas_prints_each_with_its_accuracy():

@@ -517,6 +517,8 @@ def test_one_alpha_leaves_no_choice_of_the_best():
     [
         ({"name": "vgg11", "width": 0.125, "norm": "batch"}, "VGG11-BN ×1/8"),
         ({"name": "simplenet", "width": 1.0, "norm": None}, "SimpleNet"),
+        ({"name": "mlp", "width": 0.5, "norm": "layer"}, "MLP-LayerNorm ×1/2"),
+        ({"name": "vgg11", "width": 0.125, "norm": "group"}, "VGG11-GroupNorm ×1/8"),
         ({"name": "vgg11", "width": 0.3, "norm": None}, "VGG11 ×0.3"),
     ],
 )

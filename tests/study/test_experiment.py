@@ -31,6 +31,11 @@ def begin(model="simplenet", norm=None, **given):
     return experiment.begin("test", model, DEFAULTS | given, presets=PRESETS, norm=norm, extra=extra)
 
 
+@pytest.mark.parametrize(("model", "norm"), [("mlp", "layer"), ("mlp", None), ("vgg11", "group")])
+def test_without_batchnorm_there_is_no_study_of_the_reset(model, norm):
+    assert begin(model, norm).bn_study({"none": None}, [20]) == []
+
+
 def test_a_preset_fills_only_what_was_not_given():
     run = begin()
     assert (run.preset, run.settings.epochs, run.settings.width) == ("quick", 7, 1.0)
