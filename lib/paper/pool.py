@@ -17,6 +17,10 @@ Row = Mapping[str, Any]
 Records = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
 
+# Parameters of 0.1.0 at their defaults: since then they are options of matchers, and absent where nothing is chosen.
+WRITTEN_OUT = {"similarity": "correlation", "tap": "post_relu", "solver": "sweep"}
+
+
 def headline(records: Records, *more: str) -> str:
     """What stands over every table and figure: "SimpleNet on mnist, one pair (n = 1)". Records of one pair, matched
     with several seeds, count once."""
@@ -76,6 +80,7 @@ def _pair_columns(r: Row) -> dict[str, Any]:
     columns |= {"dataset_sha256": origin["dataset_sha256"], "model": model["name"]}
     columns |= {"width": model["width"], "norm": model["norm"]}
     columns |= {field: origin["parameters"].get(field) for field in evidence.SETTINGS}
+    columns |= {field: None for field, default in WRITTEN_OUT.items() if columns[field] == default}
     # The seed tells pairs apart; what no sidecar said is left out.
     sidecars = [
         f"{side}.{word}"

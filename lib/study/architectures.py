@@ -41,7 +41,8 @@ Row = dict[str, Any]
 def _torchvision(name: str) -> tuple[nn.Module, int]:
     import torchvision
 
-    sizes = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"]
+    # Weights of one model may want images of different sizes; the model as it is built takes the smallest.
+    sizes = min(weights.meta["min_size"] for weights in torchvision.models.get_model_weights(name))
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(name, **options), max(SMALL, *sizes)
 
