@@ -16,4 +16,14 @@ from .checkpoints import (
     state_sha256,
 )
 from .merging import merge_linear
-from .training import Recipe, Spec, evaluate, normalisation, open_dataset, skewed_indices, train, trained
+from .training import (
+    Recipe,
+    Spec,
+    dirichlet_parts,
+    evaluate,
+    normalisation,
+    open_dataset,
+    skewed_indices,
+    train,
+    trained,
+)

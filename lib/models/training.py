@@ -62,8 +62,9 @@ class Recipe:
 class Spec:
     """One network to train: an architecture, a seed (of initialisation, order and augmentation) and a recipe.
 
-    `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. It never
-    sees the last `held_out` training images: they are for choices that must see neither them nor the test set.
+    `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. `part`, if
+    given, (beta, seed, which): its part, 0 or 1, of a division between two networks (`dirichlet_parts`). It never sees
+    the last `held_out` training images: they are for choices that must see neither them nor the test set.
     """
 
     model: str
@@ -74,11 +75,17 @@ class Spec:
     classes: tuple[int, ...] | None = None
     share: float = 1.0
     held_out: int = 0
+    part: tuple[float, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and self.part is not None:
+            raise InputError("classes and part both say what a network sees; accepted: one of them")
 
     def as_dict(self) -> dict[str, Any]:
-        """What a sidecar says of it; a `held_out` of 0 is left out, as by those written before there was one."""
+        """What a sidecar says of it; a `held_out` or `part` of none is left out, as by those written before there was
+        one."""
         entries = dataclasses.asdict(self)
-        return entries if self.held_out else {name: value for name, value in entries.items() if name != "held_out"}
+        return {name: value for name, value in entries.items() if value or name not in ("held_out", "part")}
 
     def build(self) -> nn.Module:
         """The freshly initialised network."""
@@ -162,6 +169,9 @@ def trained(
         indices = torch.arange(len(labels))
         if spec.classes is not None:
             indices = skewed_indices(labels, spec.classes, spec.share, spec.seed)
+        if spec.part is not None:
+            beta, seed, which = spec.part
+            indices = dirichlet_parts(labels, beta, seed)[which]
         options = {"normalise": normalisation(spec.model), "device": device, "loader": loader}
         batches = loaders.make_loader(
             dataset, "train", spec.recipe.batch_size, indices=indices, shuffle=True, augment=spec.recipe.augment,
@@ -372,3 +382,26 @@ def skewed_indices(labels: torch.Tensor, classes: Iterable[int], share: float, s
         chosen = torch.randperm(len(members), generator=generator)[: round(share * len(members))]
         kept[members[chosen]] = True
     return torch.nonzero(kept).flatten()
+
+
+def dirichlet_parts(labels: torch.Tensor, beta: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training images divided between two networks, class by class, in proportions from Dir(beta, beta): the smaller
+    beta, the fewer classes a network sees (Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural
+    Networks, 2019). Drawn again until each part holds a fifth of the images.
+
+    Returns two parts, sorted indices (K,) int64 into `labels` (N,), which share none.
+    """
+    if not beta > 0:
+        raise InputError(f"beta {beta} is not accepted; accepted: a number > 0, such as 0.1")
+    generator = np.random.default_rng(seed)
+    while True:
+        parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for members in (np.flatnonzero(labels.numpy() == value) for value in np.unique(labels.numpy())):
+            share = generator.dirichlet((beta, beta))[0]
+            for part, chosen in zip(
+                parts, np.split(generator.permutation(members), [round(share * len(members))]), strict=True
+            ):
+                part.append(chosen)
+        first, second = (torch.from_numpy(np.sort(np.concatenate(part))) for part in parts)
+        if min(len(first), len(second)) >= len(labels) // 5:
+            return first, second

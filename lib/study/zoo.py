@@ -9,17 +9,16 @@ import sys
 from .. import loaders, models, paths
 from ..checks import InputError
 from ..models import Recipe, Spec
-
-FIRST_HALF, SECOND_HALF = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
+from .skew import FIRST_HALF, SECOND_HALF, SKEWS, skewed
 
 
 def _specs() -> dict[str, tuple[str, Spec]]:
     """{name: (data set, spec)} of every shipped checkpoint, the quickest first."""
     specs: dict[str, tuple[str, Spec]] = {}
-    skewed = Recipe(epochs=1, batch_size=100, lr=0.02, weight_decay=0.0, augment=False)
+    one = Recipe(epochs=1, batch_size=100, lr=0.02, weight_decay=0.0, augment=False)
     for seed in range(6):
         classes = FIRST_HALF if seed % 2 == 0 else SECOND_HALF
-        specs[f"simplenet-s{seed}"] = ("mnist", Spec("simplenet", seed, skewed, classes=classes, share=0.05))
+        specs[f"simplenet-s{seed}"] = ("mnist", Spec("simplenet", seed, one, classes=classes, share=0.05))
     for seed in range(2):
         recipe = Recipe(epochs=5, batch_size=100, lr=0.05, augment=False)
         specs[f"mlp-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5))
@@ -35,9 +34,17 @@ def _specs() -> dict[str, tuple[str, Spec]]:
         specs[f"vgg11gn-w0.125-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.125, norm="group"))
         specs[f"vgg11-w0.25-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.25))
         specs[f"resnet20-w0.5-s{seed}"] = (cifar, Spec("resnet20", seed, residual, width=0.5, norm="batch"))
-    for seed in (10, 11):  # of the study, which holds images out of training
-        spec = Spec("vgg11", seed, vgg, width=0.5, norm="batch", held_out=5000)
-        specs[f"vgg11bn-w0.5-s{seed}"] = (cifar, spec)
+    # the study's, which hold images out of training: one pair of width 1/2, five of width 1/8 and of each label skew
+    for width, seeds in ((0.125, range(10, 20)), (0.5, (10, 11))):
+        for seed in seeds:
+            spec = Spec("vgg11", seed, vgg, width=width, norm="batch", held_out=5000)
+            specs[f"vgg11bn-w{width:g}-s{seed}"] = (cifar, spec)
+    for skew in SKEWS:
+        for seed in range(10, 20):
+            which = seed % 2
+            sees = skewed(skew, which, seed - which)
+            spec = Spec("vgg11", seed, vgg, width=0.125, norm="batch", held_out=5000, **sees)
+            specs[f"vgg11bn-w0.125-{skew}-s{seed}"] = (cifar, spec)
     return specs
 
 

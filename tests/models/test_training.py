@@ -506,3 +506,33 @@ def test_held_out_images_are_never_trained_on(monkeypatch, tmp_path):
     assert "held_out" not in dataclasses.replace(spec, held_out=0).as_dict()
     with pytest.raises(InputError, match="held_out 40 of 40 training images leaves none"):
         models.trained(dataclasses.replace(spec, held_out=40), numbered, path=tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_dirichlet_parts_divide_the_images_and_skew_the_classes(beta):
+    labels = torch.arange(10).repeat_interleave(100)
+    first, second = models.dirichlet_parts(labels, beta, seed=1)
+    assert torch.equal(torch.cat([first, second]).sort().values, torch.arange(1000))  # every image once
+    assert min(len(first), len(second)) >= 200
+    share = torch.bincount(labels[first], minlength=10) / 100
+    assert (share - share.mean()).abs().max() > 0.2  # no even division
+    again, _ = models.dirichlet_parts(labels, beta, seed=1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, models.dirichlet_parts(labels, beta, seed=2)[0])
+
+
+def test_a_smaller_beta_skews_more():
+    labels = torch.arange(10).repeat_interleave(100)
+
+    def skew(beta):
+        parts = [models.dirichlet_parts(labels, beta, seed)[0] for seed in range(20)]
+        return sum((torch.bincount(labels[part], minlength=10) / 100 - 0.5).abs().mean() for part in parts)
+
+    assert skew(0.1) > skew(0.5) > skew(10.0)
+
+
+def test_dirichlet_parts_refuse_a_beta_that_is_none():
+    with pytest.raises(InputError, match="beta 0 is not accepted"):
+        models.dirichlet_parts(torch.arange(10), 0, seed=0)
+    with pytest.raises(InputError, match="accepted: one of them"):
+        models.Spec("mlp", 0, models.Recipe(epochs=1), classes=(0, 1), part=(0.1, 0, 0))
