@@ -1,0 +1,226 @@
+"""The hypotheses of the study: each as it was stated before the results, with the rule that falsifies it, and what the
+records say of it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..paths import RESULTS
+from ..records import read_records
+from . import evidence, pool
+from .evidence import Interval, grouped
+from .names import width_label
+from .style import GREEN, GREY, VERMILLION, Drawn, PaperFigure, styled
+from .tables import Table
+
+ASKED = 5  # pairs that each comparison was planned with
+FOLDERS = ("study", "study_epochs", "study_images", "study_skew")
+FUSED = "activation + least_squares"
+AVERAGED = "activation + least_squares(select=false)"
+RESET = "activation + bn_reset"
+
+Study = Mapping[str, list[pool.Row]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One number that a hypothesis speaks of, at one place: a mean over pairs with its interval, in points or, as a
+    share, in per cent. `rule` says what is asked of it, "" of a number that is shown for orientation; `holds` whether
+    it is met, None where too few pairs are there to say."""
+
+    place: str
+    what: str
+    interval: Interval
+    rule: str = ""
+    holds: bool | None = None
+    unit: str = "points"
+
+    def cells(self) -> list[str]:
+        """Where, what, mean and interval, n, rule, whether it is met."""
+        mean, low, high = (
+            None if v is None else 100 * v for v in (self.interval.mean, self.interval.low, self.interval.high)
+        )
+        value = "—" if mean is None else f"{mean:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
+        met = "" if not self.rule else {True: "met", False: "not met", None: "open"}[self.holds]
+        return [self.place, f"{self.what}, {self.unit}", value, str(self.interval.n), self.rule, met]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A statement, what falsifies it, and the comparisons that decide."""
+
+    name: str
+    statement: str
+    falsified: str
+    compare: Callable[[Study], Iterator[Comparison]]
+
+    def comparisons(self, study: Study) -> list[Comparison]:
+        """Those that the records allow."""
+        return list(self.compare(study))
+
+
+def read_study(folder: str | Path = RESULTS) -> dict[str, list[pool.Row]]:
+    """The rows (`pool.rows`) of the study's records under `folder`, by the name of their own folder."""
+    return {name: pool.rows(read_records(Path(folder) / name)) for name in FOLDERS}
+
+
+def verdict(comparisons: Iterable[Comparison]) -> str:
+    """What the comparisons come to: "falsified" where one of them is not met, "holds" where all are met, "open" where
+    there are too few pairs; with the number of pairs where it is below that asked for."""
+    asked = [c for c in comparisons if c.rule]
+    decided = [c for c in asked if c.holds is not None]
+    if not decided:
+        return "open: too few pairs for an interval"
+    n = min(c.interval.n for c in decided)
+    pairs = f"n = {n}" + (f" of {ASKED}" if n < ASKED else "")
+    broken = [c for c in decided if not c.holds]
+    if broken:
+        return f"falsified at {', '.join(dict.fromkeys(c.place for c in broken))} ({pairs})"
+    missing = list(dict.fromkeys(c.place for c in asked if c.holds is None))
+    return f"holds ({pairs})" + (f"; open at {', '.join(missing)}" if missing else "")
+
+
+def _widths(rows: Iterable[pool.Row]) -> Iterator[tuple[float, str, list[pool.Row]]]:
+    for width, alike in sorted(grouped(rows, "width").items()):
+        yield width, f"×{width_label(width)}", alike
+
+
+def _has(rows: Iterable[pool.Row], *curves: str) -> bool:
+    return set(curves) <= {row["curve"] for row in rows}
+
+
+def _decided(interval: Interval, holds: bool) -> bool | None:
+    return None if interval.low is None else holds
+
+
+def _matching(study: Study) -> Iterator[Comparison]:
+    for _, place, rows in _widths(study["study"]):
+        none = AVERAGED.replace("activation", "none")
+        if _has(rows, AVERAGED, none):
+            gain = evidence.interval(rows, curve=AVERAGED, against=none)
+            holds = _decided(gain, (gain.mean or 0) >= 0.03)
+            yield Comparison(place, "every unit averaged: activation − none", gain, "≥ 3", holds)
+        if _has(rows, FUSED, "side_by_side"):
+            gain = evidence.interval(rows, curve=FUSED, against="side_by_side")
+            holds = _decided(gain, not ((gain.mean or 0) > 0.005 and (gain.low or 0) > 0))
+            yield Comparison(place, "units selected: activation − side by side", gain, "≤ .5, or 0 within", holds)
+        for other in ("none", "random"):
+            against = FUSED.replace("activation", other)
+            if _has(rows, FUSED, against):
+                gain = evidence.interval(rows, curve=FUSED, against=against)
+                yield Comparison(place, f"units selected: activation − {other}", gain)
+
+
+def _halves(study: Study) -> Iterator[Comparison]:
+    for width, place, rows in _widths(study["study"]):
+        if _has(rows, FUSED):
+            drop = evidence.interval(rows, "drop", curve=FUSED)
+            asked = width == 0.5
+            holds = _decided(drop, 0.006 <= (drop.mean or 0) <= 0.015) if asked else None
+            yield Comparison(place, "drop of least squares", drop, ".6 to 1.5" if asked else "", holds)
+
+
+def _share(study: Study) -> Iterator[Comparison]:
+    places = [("study", "10 epochs"), ("study_epochs", "30 epochs")]
+    for folder, epochs in places:
+        for width, place, rows in _widths(study[folder]):
+            if _has(rows, FUSED, RESET):
+                share = evidence.ratio(rows, "drop", curve=FUSED, over=RESET)
+                asked = width == 0.5 or folder == "study_epochs"
+                holds = _decided(share, (share.mean or 0) <= 0.15) if asked else None
+                what = "least squares' part of the reset's drop"
+                yield Comparison(f"{place}, {epochs}", what, share, "≤ 15" if asked else "", holds, "%")
+
+
+def _skew(study: Study) -> Iterator[Comparison]:
+    for (skew, width), rows in grouped(study["study_skew"], "skew", "width").items():
+        place = f"{skew}, ×{width_label(width)}"
+        for other, rule in (("head", "> 0, interval"), ("parent", ""), ("side_by_side", ""), ("ensemble", "")):
+            if _has(rows, FUSED, other):
+                gain = evidence.interval(rows, curve=FUSED, against=other)
+                holds = _decided(gain, (gain.low or 0) > 0) if rule else None
+                yield Comparison(place, f"fused − {other.replace('_', ' ')}", gain, rule, holds)
+
+
+def _few_images(study: Study) -> Iterator[Comparison]:
+    every = [*study["study_images"], *(row for row in study["study"] if row["width"] == 0.125)]
+    for images, rows in sorted(grouped(every, "correct_images").items()):
+        if _has(rows, FUSED, "distillation"):
+            gain = evidence.interval(rows, curve=FUSED, against="distillation")
+            asked = images <= 500
+            holds = _decided(gain, (gain.low or 0) > 0) if asked else None
+            what = "least squares − distillation"
+            yield Comparison(f"×1/8, {images:,} images", what, gain, "> 0, interval" if asked else "", holds)
+
+
+HYPOTHESES = (
+    Hypothesis(
+        "H1",
+        "Matching matters only where units are averaged.",
+        "averaging every unit, activation matching is less than 3 points better than none; or with units selected it "
+        "is more than .5 points better than side by side, which matches nothing, and the interval is clear of 0",
+        _matching,
+    ),
+    Hypothesis(
+        "H2",
+        "The drop that least squares leaves halves with each doubling of the width.",
+        "the mean drop at width ½ lies outside .6 to 1.5 points",
+        _halves,
+    ),
+    Hypothesis(
+        "H3",
+        "Its part of the drop that the BatchNorm reset leaves keeps falling.",
+        "at width ½, or after 30 epochs of training, it is above 15 %",
+        _share,
+    ),
+    Hypothesis(
+        "H4",
+        "Where the parents saw different classes, fusing beats one parent's features with a new head.",
+        "the paired interval of fused − head includes 0 or lies below it",
+        _skew,
+    ),
+    Hypothesis(
+        "H5",
+        "With 500 images or fewer, least squares beats distillation whose learning rate and steps were tuned.",
+        "the paired interval of the difference includes 0 or lies below it",
+        _few_images,
+    ),
+)
+
+
+def table(study: Study) -> Table:
+    """Every comparison of every hypothesis."""
+    heads = ["", "where", "what", "mean [95 % interval]", "n", "asked", ""]
+    rows = [[h.name, *c.cells()] for h in HYPOTHESES for c in h.comparisons(study)]
+    return Table([[heads, *rows]], texts=3)
+
+
+def verdicts(study: Study) -> Table:
+    """A row a hypothesis: what it says and what became of it."""
+    rows = [[h.name, h.statement, verdict(h.comparisons(study))] for h in HYPOTHESES]
+    return Table([[["", "hypothesis", "verdict"], *rows]], texts=3)
+
+
+@styled
+def figure(hypothesis: Hypothesis, comparisons: Iterable[Comparison], columns: int = 2) -> Drawn:
+    """A line a comparison: the mean over pairs and its 95 % interval; green where what was asked is met, vermillion
+    where it is not, grey where nothing was asked or too few pairs are there (hollow)."""
+    comparisons = [c for c in comparisons if c.interval.mean is not None]
+    drawn = PaperFigure(columns, 0.9 + 0.21 * max(1, len(comparisons)))
+    axes = drawn.subplots()
+    for y, one in enumerate(comparisons):
+        colour = {True: GREEN, False: VERMILLION, None: GREY}[one.holds]
+        if one.interval.low is not None:
+            axes.plot([100 * one.interval.low, 100 * one.interval.high], [y, y], color=colour, linewidth=1.4)
+        face = {} if one.interval.low is not None else {"markerfacecolor": "white"}
+        axes.plot(100 * one.interval.mean, y, marker="o", markersize=4.5, color=colour, linestyle="none", **face)
+    asked = [f"; asked: {one.rule}" if one.rule else "" for one in comparisons]
+    labels = [
+        f"{one.place}: {one.what}{rule} (n = {one.interval.n})" for one, rule in zip(comparisons, asked, strict=True)
+    ]
+    axes.set_yticks(range(len(comparisons)), labels)
+    axes.set_ylim(len(comparisons) - 0.5, -0.5)
+    axes.axvline(0, color="#333333", linewidth=0.7)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(" / ".join(dict.fromkeys("points" if c.unit == "points" else "per cent" for c in comparisons)))
+    return drawn, f"{hypothesis.name}: {hypothesis.statement} {verdict(comparisons)}."
