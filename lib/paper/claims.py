@@ -1,0 +1,121 @@
+"""figures/CLAIMS.md: what is claimed, each claim beside the control that could have produced its number without the
+method, the record it rests on, and the command that would overturn it. The sentences hold no numbers: those come from the
+records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..paths import RESULTS
+from ..records import read_records
+from . import evidence, pool
+from .evidence import Interval
+from .tables import Table
+
+LEAST_SQUARES, AVERAGED = "activation + least_squares", "activation + least_squares(select=false)"
+RESET = "activation + bn_reset"
+STUDY = "make sweep SWEEP=study"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`curve` − `control` on the same pairs, of the records in folder or of stem `records`, those whose columns
+    (`pool.rows`) are `where`. `sign`: 1 where the claim says more, −1 less, 0 that 0 is within the interval."""
+
+    text: str
+    records: str
+    curve: str
+    control: str
+    sign: int
+    command: str
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+    def rows(self, folder: Path) -> list[pool.Row]:
+        """Its rows, of the records under `folder`."""
+        inside = folder / self.records
+        records = read_records(inside) if inside.is_dir() else read_records(folder)
+        named = {stem: r for stem, r in records.items() if inside.is_dir() or stem.startswith(self.records)}
+        rows = pool.rows({stem: r for stem, r in named.items() if "curves" in r})
+        return [row for row in rows if all(row.get(name) == value for name, value in self.where.items())]
+
+    def stands(self, difference: Interval) -> str:
+        """What the interval says of the claim."""
+        if difference.low is None:
+            return "no interval"
+        above, below = difference.low > 0, difference.high < 0
+        return "stands" if (above, below) == (self.sign > 0, self.sign < 0) else "falls"
+
+
+_SIMPLENETS = "make sweep SWEEP=simplenet_pairs"
+_GAIN, _LOSS, _LEVEL = 1, -1, 0
+CLAIMS = (
+    Claim(
+        "SimpleNet, no image looked at: two-sided graph matching beats plain averaging",
+        "simplenet_pairs", "graph", "none", _GAIN, _SIMPLENETS,
+    ),
+    Claim(
+        "… and the published spectral matching",
+        "simplenet_pairs", "graph", "graph_reference", _GAIN, _SIMPLENETS,
+    ),
+    Claim(
+        "… but is no better than plain weight matching",
+        "simplenet_pairs", "graph", "weight", _LEVEL, _SIMPLENETS,
+    ),
+    *(
+        Claim(text.format(width=label), "study", curve, control, sign, STUDY, {"width": width})
+        for width, label in ((0.125, "⅛"), (0.25, "¼"), (0.5, "½"))
+        for text, curve, control, sign in (
+            ("VGG11-BN ×{width}: least squares beats the BatchNorm reset", LEAST_SQUARES, RESET, _GAIN),
+            ("VGG11-BN ×{width}: fused, the network is behind its better parent", LEAST_SQUARES, "parent", _LOSS),
+            (
+                "VGG11-BN ×{width}: where every unit is averaged, matching by activations helps",
+                AVERAGED, AVERAGED.replace("activation", "none"), _GAIN,
+            ),
+            (
+                "VGG11-BN ×{width}: with units selected, matching adds to pruning both parents side by side",
+                LEAST_SQUARES, "side_by_side", _GAIN,
+            ),
+            (
+                "VGG11-BN ×{width}: both parents' units are used: fused beats half of one parent",
+                LEAST_SQUARES, "half_parent", _GAIN,
+            ),
+        )
+    ),
+    *(
+        Claim(text.format(skew=label), "study_skew", LEAST_SQUARES, control, sign, STUDY, {"skew": skew, "width": 0.125})
+        for skew, label in (("halves", "halves"), ("dirichlet0.1", "Dir(.1)"), ("dirichlet0.5", "Dir(.5)"))
+        for text, control, sign in (
+            ("VGG11-BN ×⅛, classes skewed by {skew}: fused beats the better parent", "parent", _GAIN),
+            ("VGG11-BN ×⅛, classes skewed by {skew}: fused beats one parent's features with a new head", "head", _GAIN),
+        )
+    ),
+    *(
+        Claim(
+            f"VGG11-BN ×⅛, {images} images: least squares beats tuned distillation",
+            "study_images", LEAST_SQUARES, "distillation", _GAIN, STUDY, {"correct_images": images},
+        )
+        for images in (250, 500)
+    ),
+)  # fmt: skip
+
+
+def table(folder: Path = RESULTS, claims: tuple[Claim, ...] = CLAIMS) -> Table:
+    """A row a claim whose records are there: text, fused and control (%), difference (points), n, whether it stands,
+    records, command."""
+    heads = ["claim", "fused, %", "control", "control, %", "difference, points", "n", "", "records", "to overturn it"]
+    body = []
+    for claim in claims:
+        rows = claim.rows(folder)
+        curves = {row["curve"] for row in rows}
+        if not {claim.curve, claim.control} <= curves:
+            continue
+        fused, control = (evidence.interval(rows, curve=name) for name in (claim.curve, claim.control))
+        difference = evidence.interval(rows, curve=claim.curve, against=claim.control)
+        spread = "" if difference.low is None else f" [{100 * difference.low:.2f}, {100 * difference.high:.2f}]"
+        body.append([
+            claim.text, f"{100 * fused.mean:.2f}", f"`{claim.control}`", f"{100 * control.mean:.2f}",
+            f"{100 * difference.mean:.2f}{spread}", str(difference.n), claim.stands(difference), f"`{claim.records}`",
+            f"`{claim.command}`",
+        ])  # fmt: skip
+    return Table([[heads, *body]], texts=1)
