@@ -1,6 +1,6 @@
 """figures/CLAIMS.md: what is claimed, each claim beside the control that could have produced its number without the
-method, the record it rests on, and the command that would overturn it. The sentences hold no numbers: those come from the
-records."""
+method, the record it rests on, and the command that would overturn it. The sentences hold no numbers: those come from
+the records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,7 +83,7 @@ CLAIMS = (
         )
     ),
     *(
-        Claim(text.format(skew=label), "study_skew", LEAST_SQUARES, control, sign, STUDY, {"skew": skew, "width": 0.125})
+        Claim(text.format(skew=label), "study_skew", LEAST_SQUARES, control, sign, STUDY, {"skew": skew})
         for skew, label in (("halves", "halves"), ("dirichlet0.1", "Dir(.1)"), ("dirichlet0.5", "Dir(.5)"))
         for text, control, sign in (
             ("VGG11-BN ×⅛, classes skewed by {skew}: fused beats the better parent", "parent", _GAIN),
