@@ -196,8 +196,8 @@ def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_co
         assert curve["images"] == {"match": 0, "correct": 50 if correction == "closed_form" else 0}
         assert curve["share"] == {"a": 0.5, "b": 0.5, "both": 1.0}
     parents = [record["parents"][side]["test_accuracy"] for side in "ab"]
-    assert record["references"]["one_parent"]["test_accuracy"] in parents
-    assert 0 < record["references"]["ensemble"]["test_accuracy"] <= 1
+    assert record["controls"]["parent"]["test_accuracy"] in parents
+    assert 0 < record["controls"]["ensemble"]["test_accuracy"] <= 1
     assert (tmp_path / "figures" / "local" / "leaderboard.tex").exists()
     written = (tmp_path / "results" / "local" / "leaderboard_simplenet-s0.json").stat().st_mtime_ns
     run("leaderboard", tmp_path, "leaderboard_simplenet-s0")  # a second time it is read, not measured

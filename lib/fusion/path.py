@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .. import loaders, models
 from ..checks import spell_method
+from ..records import barrier
 from .aligned import Aligned, checked
 from .corrections import CORRECTIONS, correct, read_correction
 from .statistics import moments
@@ -70,35 +71,6 @@ def measure(
             accuracy, loss = models.evaluate(model, batches, device=device)
             measures |= {f"{split}_accuracy": accuracy, f"{split}_loss": loss}
     return measures
-
-
-def _on_line(point: Mapping, values: Sequence[float]) -> float:
-    """The share-weighted mean of the parents' values at a point."""
-    shares = point.get("shares") or (1 - point["alpha"], point["alpha"])
-    return sum(share * value for share, value in zip(shares, values, strict=True))
-
-
-def barrier(points: Sequence[Mapping], parents: Mapping[str, Mapping]) -> dict[str, float | None]:
-    """How far the path falls below the line between the parents, for each metric; None where it was not measured or
-    is no number.
-
-    For an accuracy the maximum over the points of the share-weighted mean of the parents − curve, for a loss of curve −
-    that mean: larger is worse. The parents are uncorrected whatever the correction.
-
-    Args:
-        points: with "alpha", the share of the second of two parents, or with "shares", one a parent.
-        parents: measures by name, in the order of the networks.
-    """
-    drop: dict[str, float | None] = {}
-    for metric in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
-        ends = [measures.get(metric) for measures in parents.values()]
-        values = [*ends, *(point.get(metric) for point in points)]
-        if any(value is None or math.isnan(value) for value in values):
-            drop[metric] = None
-            continue
-        drops = [_on_line(point, ends) - point[metric] for point in points]
-        drop[metric] = max(drops) if metric.endswith("accuracy") else max(-drop for drop in drops)
-    return drop
 
 
 def ensemble(networks: Sequence[nn.Module], test: Iterable, *, device: torch.device | str = "cpu") -> dict[str, float]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-
 from ..checks import InputError, check_choice
+from ..records import CLOSENESS
 
 # What must be alike before numbers are averaged: the last ones are parameters of the run, None where it had none.
 SETTINGS = (
@@ -21,11 +20,7 @@ SETTINGS = (
     "correct_images",
 )  # fmt: skip
 KIND = ("experiment", "preset", "dataset", "dataset_sha256", "model", "width", "norm", "training", *SETTINGS)
-METHODS = ("auto", "bootstrap", "t")
-RESAMPLES = 9999
-# From so many pairs on `auto` bootstraps: of n values at most 1 - 2 ** (1 - n) of the resampled means' ranges hold the
-# true mean, 75 % at n = 3 and 87.5 % at n = 4, whatever the level asked for.
-BOOTSTRAP_FROM = 5
+LEVEL = 0.95  # of intervals; differences are told from 0 at the family-wise error that is left
 
 Rows = Any  # a pandas frame or an iterable of rows
 
@@ -34,8 +29,9 @@ Rows = Any  # a pandas frame or an iterable of rows
 class Interval:
     """A mean over `n` independent pairs and its 95 % interval [low, high], in the metric's own unit.
 
-    `std` is the sample standard deviation (None for n = 1), `method` how the interval was made: "bootstrap", "t", or
-    None where there is none (fewer than 3 pairs, or a value that was not measured: then the mean is None as well).
+    `std` is the sample standard deviation (None for n = 1). `p` is the two-sided p value of Student's t test that the
+    mean is 0: it says something of differences alone. There is no interval and no p for fewer than 3 pairs, and no
+    mean either where a value was not measured.
     """
 
     mean: float | None
@@ -43,77 +39,85 @@ class Interval:
     high: float | None
     n: int
     std: float | None
-    method: str | None
+    p: float | None = None
 
     def __str__(self) -> str:
         if self.mean is None:
             return f"not measured (n = {self.n})"
-        spread = f"no interval (n = {self.n})" if self.low is None else f"[{self.low:.4f}, {self.high:.4f}]"
-        return f"{self.mean:.4f} {spread}" + ("" if self.low is None else f" (n = {self.n}, {self.method})")
+        spread = "" if self.low is None else f"[{self.low:.4f}, {self.high:.4f}] "
+        return f"{self.mean:.4f} {spread}({told(self.n)})"
 
 
-def mean_interval(
-    values: Iterable[float | None], *, level: float = 0.95, method: str = "auto", seed: int = 0
-) -> Interval:
-    """The mean of independent values with its interval; none for fewer than 3 values.
+def told(n: int) -> str:
+    """How many pairs stand behind a number, and what that leaves open: "n = 5", "n = 1, one pair: no interval"."""
+    few = {1: ", one pair: no interval", 2: ", no interval"}
+    return f"n = {n}{few.get(n, '')}"
+
+
+def mean_interval(values: Iterable[float | None], *, level: float = LEVEL) -> Interval:
+    """The mean of independent values with its interval by Student's t; none for fewer than 3 values.
 
     Args:
         level: what share of such intervals is meant to hold the true mean.
-        method: "bootstrap": percentile bootstrap of the mean (`scipy.stats.bootstrap`, 9,999 resamples) at the
-            expanded level of Hesterberg, What Teachers Should Know About the Bootstrap, 2015, which makes up for
-            resamples of few values varying too little. "t": Student's t interval. "auto": t below 5 values, where no
-            bootstrap can reach 95 %, else bootstrap.
-        seed: of the resampling.
 
-    Measured coverage at level 0.95 (1,500 simulated samples each, standard error about 0.6 points):
+    Measured coverage at level 0.95, from `python -m lib.paper.coverage` (data/results/coverage.json): t covers as well
+    as or better than the bootstrap of pairs at each n that experiments here have, so there is no other. BCa is Efron's
+    bootstrap, "percentile" that at the expanded level of Hesterberg, What Teachers Should Know About the Bootstrap,
+    2015; of n values at most 1 - 2 ** (1 - n) of the resampled means' ranges hold the true mean, 75 % at n = 3.
 
         n                      3      4      5      6     10
         normal values
-            bootstrap        77 %   87 %   93 %   93 %   94 %
-            (BCa, not used)  74 %   79 %   85 %   87 %   90 %
             t                95 %   95 %   96 %   95 %   95 %
+            percentile       77 %   87 %   93 %   93 %   94 %
+            BCa              74 %   79 %   85 %   87 %   90 %
         exponential values (skewed)
-            bootstrap        68 %   82 %   87 %   90 %   91 %
             t                87 %   88 %   88 %   89 %   90 %
-
-    So read a bootstrap interval of five pairs as one of about 93 %, less where values are skewed.
+            percentile       68 %   82 %   87 %   90 %   91 %
     """
-    check_choice("method", method, METHODS)
     if not 0 < level < 1:
         raise InputError(f"level {level!r} is not accepted; accepted: a number between 0 and 1, such as 0.95")
     known = (None if value is None or value != value else value for value in values)  # NaN is not measured, either
-    return _mean_interval(tuple(known), level, method, seed)
+    return _mean_interval(tuple(known), level)
 
 
 @functools.lru_cache(4096)
-def _mean_interval(values: tuple[float | None, ...], level: float, method: str, seed: int) -> Interval:
-    from scipy import stats  # takes up to a second to import
+def _mean_interval(values: tuple[float | None, ...], level: float) -> Interval:
+    from scipy import special  # takes a while to import
 
     n = len(values)
     if not n or any(value is None for value in values):
-        return Interval(None, None, None, n, None, None)
+        return Interval(None, None, None, n, None)
     mean, std = fmean(values), stdev(values) if n > 1 else None
     if n < 3:
-        return Interval(mean, None, None, n, std, None)
-    quantile = stats.t.ppf((1 + level) / 2, n - 1)
-    if method == "t" or (method == "auto" and n < BOOTSTRAP_FROM):
-        half = float(quantile * std / math.sqrt(n))
-        return Interval(mean, mean - half, mean + half, n, std, "t")
-    if std == 0:
-        return Interval(mean, mean, mean, n, std, "bootstrap")
-    expanded = float(1 - 2 * stats.norm.sf(math.sqrt(n / (n - 1)) * quantile))
-    ends = stats.bootstrap(
-        (np.array(values),), np.mean, n_resamples=RESAMPLES, confidence_level=expanded, method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return Interval(mean, float(ends.low), float(ends.high), n, std, "bootstrap")
+        return Interval(mean, None, None, n, std)
+    error = std / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
+    p = 2 * float(special.stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
+    return Interval(mean, mean - half, mean + half, n, std, p)
+
+
+def holm(values: Iterable[float | None]) -> list[float | None]:
+    """p values adjusted for all comparisons of one table or figure, in their order; None stays None and counts for
+    none.
+
+    Step-down (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979): the k-th smallest of m becomes the
+    largest of (m - j + 1) times the j-th smallest, j ≤ k, at most 1. Those below 0.05 differ with a family-wise error
+    of 5 %, whatever the comparisons have to do with each other.
+    """
+    values = list(values)
+    order = sorted((p, place) for place, p in enumerate(values) if p is not None)
+    adjusted, largest = list(values), 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
 
 
 def over_pairs(rows: Iterable[Mapping[str, Any]], metric: str) -> Interval:
     """`mean_interval` of rows of one curve at one alpha; rows of one "pair" are averaged first, and a single pair is
     its own mean."""
     means = list(_pair_means(rows, metric).values())
-    return Interval(means[0], None, None, 1, None, None) if len(means) == 1 else mean_interval(means)
+    return Interval(means[0], None, None, 1, None) if len(means) == 1 else mean_interval(means)
 
 
 def _pair_means(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[Any, float | None]:
@@ -133,13 +137,13 @@ def grouped(rows: Iterable[Mapping[str, Any]], *fields: str) -> dict[Any, list[M
 def interval(
     data: Rows, metric: str = "test_accuracy", *, curve: str, against: str | None = None, alpha: float = 0.5, **options
 ) -> Interval:
-    """Mean and interval of `metric` over the independent pairs in `data`: pairs are what is resampled.
+    """Mean and interval of `metric` over the independent pairs in `data`.
 
     Args:
-        curve: which curve, by name, such as "activation + bn_reset".
-        against: a second curve: the mean of the differences curve - against on the pairs that have both.
+        curve: which curve, by name, such as "activation + bn_reset", or which control, such as "head".
+        against: a second one: the mean of the differences curve - against on the pairs that have both.
         alpha: the share of network B; plays no part for a metric of the whole curve, such as barrier_test_accuracy.
-        options: level, method, seed of `mean_interval`, which also states the coverage.
+        options: level of `mean_interval`, which also states the coverage.
 
     Raises:
         InputError: an unknown curve, metric or alpha; pairs of different kinds (`KIND`: data set, model, width …);
@@ -148,10 +152,33 @@ def interval(
     rows = _measured(data, metric, alpha, *filter(None, (curve, against)))
     means = _pair_means(rows[curve], metric)
     if against is not None:
-        base = _pair_means(rows[against], metric)
-        both = [(value, base[pair]) for pair, value in means.items() if pair in base]
+        both = _both(means, _pair_means(rows[against], metric))
         return mean_interval([None if None in pair else pair[0] - pair[1] for pair in both], **options)
     return mean_interval(means.values(), **options)
+
+
+def ratio(
+    data: Rows, metric: str = "drop", *, curve: str, over: str, over_metric: str | None = None, alpha: float = 0.5,
+    **options,
+) -> Interval:  # fmt: skip
+    """The mean over pairs of each pair's own ratio, `metric` of `curve` / `over_metric` (by default the same) of
+    `over`, such as the drop that least squares leaves of the reset's; a fraction, with its interval.
+
+    Arguments and errors are those of `interval`; InputError as well where a pair has 0 to be divided by.
+    """
+    over_metric = over_metric or metric
+    value = _pair_means(_measured(data, metric, alpha, curve)[curve], metric)
+    base = _pair_means(_measured(data, over_metric, alpha, over)[over], over_metric)
+    check_poolable([row for row in _rows(data) if row["curve"] in (curve, over)], metric)
+    if zero := [pair for pair, number in base.items() if number == 0 and pair in value]:
+        raise InputError(f"pair {zero[0]}: {over_metric} of {over} is 0; accepted: what can be divided by")
+    both = _both(value, base)
+    return mean_interval([None if None in pair else pair[0] / pair[1] for pair in both], **options)
+
+
+def _both(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """What two mappings hold of the pairs that both have."""
+    return [(value, other[pair]) for pair, value in one.items() if pair in other]
 
 
 def variance_components(
@@ -236,11 +263,13 @@ def overlapping(data: Rows) -> dict[str, str]:
 def summary(
     data: Rows, metric: str = "test_accuracy", *, alpha: float = 0.5, against: str | None = None, **options
 ) -> list[dict[str, Any]]:
-    """`interval` of every curve of every kind: a row each, kinds in order of width, curves as the records have them.
+    """`interval` of every curve and control of every kind: a row each, kinds in order of width, curves as the records
+    have them.
 
-    Row: the fields of `KIND`, curve, matcher, correction, metric, alpha, pairs (of that kind; n is how many of them
-    have this curve at this alpha), mean, low, high, std, n, method. With `against` the differences to that curve; a
-    kind that has no such curve is left out.
+    Row: the fields of `KIND`, kind ("curve" or "control"), curve, matcher, correction, control, metric, alpha, pairs
+    (of that kind; n is how many of them have this curve at this alpha), mean, low, high, std, n, p. With `against` the
+    differences to that curve or control, and p_holm: p adjusted (`holm`) for all comparisons in the answer; a kind that
+    has no such curve is left out.
     """
     answer = []
     for rows in sorted(kinds(data), key=lambda rows: (rows[0]["dataset"], rows[0]["model"], rows[0]["width"])):
@@ -248,15 +277,25 @@ def summary(
         for curve, alike in curves.items() if against is None or against in curves else ():
             if curve == against or not (whole_curve(metric) or any(at(row, alpha) for row in alike)):
                 continue
-            common = {name: alike[0].get(name) for name in ("curve", "matcher", "correction", *KIND)}
+            if alike[0].get("kind") == "control" and all(row.get(metric) is None for row in alike):
+                continue  # a control has no path, and not every measure
+            common = {name: alike[0].get(name) for name in ("kind", "curve", "matcher", "correction", "control", *KIND)}
             common |= {"metric": metric, "alpha": alpha, "pairs": len(grouped(rows, "pair"))}
             answer.append(common | vars(interval(rows, metric, curve=curve, against=against, alpha=alpha, **options)))
+    if against is not None:
+        adjusted = holm(row["p"] for row in answer)
+        answer = [row | {"p_holm": p} for row, p in zip(answer, adjusted, strict=True)]
     return answer
+
+
+def survives(row: Mapping[str, Any]) -> bool:
+    """Whether a difference of `summary` is told from 0 once all comparisons in it are counted."""
+    return row["p_holm"] is not None and row["p_holm"] < 1 - LEVEL
 
 
 def metrics(data: Rows) -> list[str]:
     """The columns that can be averaged."""
-    more = ("best_alpha", "share_b")
+    more = ("best_alpha", "share_b", "drop", "against_better", *CLOSENESS)
     return [name for name in _rows(data)[0] if name.endswith(("accuracy", "loss", "seconds")) or name in more]
 
 
@@ -276,7 +315,7 @@ def check_alpha(data: Rows, alpha: float, curve: str | None = None) -> None:
 
 def whole_curve(metric: str) -> bool:
     """Whether `metric` belongs to a curve as a whole and not to one of its points."""
-    return not metric.startswith(("test_", "train_"))
+    return not metric.startswith(("test_", "train_", "drop", "against_"))
 
 
 def _rows(data: Rows) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def curves(
     panels = list(by_correction.items()) if crowded else [("", summary["curves"])]
 
     # Metric after metric, each a block of panels; a block never shares a row with another, but for lone panels.
-    wide = min(len(panels), 3 * columns) if crowded else min(len(metrics), columns)
+    wide = min(len(panels), 4 * columns) if crowded else min(len(metrics), columns)
     block = wide * math.ceil(len(panels) / wide) if crowded else 1
     rows = len(metrics) * block // wide
     figure = PaperFigure(columns, 1.0)

@@ -11,10 +11,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
-from ..records import curve_key, curve_of
+from ..records import curve_key, curve_of, point_at
 from . import pool
-from .evidence import grouped
-from .names import CORRECTIONS, MATCHERS, curve_label, fills, look, model_label, ranked, width_label
+from .evidence import at, grouped, survives
+from .names import CONTROLS, CORRECTIONS, MATCHERS, curve_label, fills, look, model_label, ranked, width_label
 from .pool import Records
 from .style import VERMILLION, Drawn, PaperFigure, panels, percent, styled
 
@@ -26,15 +26,15 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     `rows` as `pool.leaderboard_rows` makes them; a matcher with options is a line of its own, a correction with options
     a column. The best fused network of a panel, among those measured on all of its pairs, is framed; the others say
     their n. An empty cell is a method that the network can not take or that was not measured. `metric`: test_accuracy,
-    barrier_accuracy, or best_accuracy, which also prints each cell's best alpha.
+    drop, against_better, barrier_accuracy, or best_accuracy, which also prints each cell's best alpha.
     """
     kinds = grouped(rows, "architecture", "dataset")
     kinds = {kind: alike for kind, alike in kinds.items() if any(row.get(metric) is not None for row in alike)}
-    fused = [row for alike in kinds.values() for row in alike if "reference" not in row]
+    fused = [row for alike in kinds.values() for row in alike if "control" not in row]
     lines = ranked((row["matcher"] for row in fused), MATCHERS)
     across = ranked((row["correction"] for row in fused), CORRECTIONS)
     wide = min(len(kinds), 3 if columns == 2 else 1)
-    tall = 0.27 if metric.startswith("best_") else 0.19
+    tall = 0.26 if metric.startswith("best_") else 0.19
     names = [look(CORRECTIONS, name).label for name in across]
     foot = 1.05 + 0.06 * max(0, max(map(len, names), default=0) - 13)  # they stand upright: longer ones need more
     figure = PaperFigure(columns, foot + math.ceil(len(kinds) / wide) * (0.62 + tall * len(lines)))
@@ -42,8 +42,8 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     bottom = (len(kinds) - 1) // wide * wide  # the first panel of the last row
     for index, ((axes, first, last), (kind, alike)) in enumerate(zip(grid, kinds.items(), strict=True)):
         _heat_map(axes, alike, metric, lines, across)
-        n = _range_of_n(row for row in alike if "reference" not in row)
-        axes.set_title(f"{' on '.join(kind)}\n{_references(alike)}; n = {n}", fontsize=6.5)
+        n = _range_of_n(row for row in alike if "control" not in row)
+        axes.set_title(f"{' on '.join(kind)}\n{_controls(alike)}; n = {n}", fontsize=6.5)
         labels = [look(MATCHERS, name).label if first else "" for name in lines]
         axes.set_yticks(np.arange(len(lines)) + 0.5, labels)
         axes.set_xticks(np.arange(len(names)) + 0.5, names if index >= bottom else [""] * len(names), rotation=90)
@@ -53,9 +53,11 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
                     name, (x + 0.5, 0), (0, -3.5), ("data", "axes fraction"), "offset points", rotation=90,
                     ha="center", va="top", fontsize=6.5, in_layout=False, annotation_clip=False,
                 )  # fmt: skip
-    at = sorted({row["alpha"] for row in fused})
+    alphas = sorted({row["alpha"] for row in fused})
     what = {
-        "test_accuracy": "test accuracy (%)" + (f" at α = {at[0]:g}" if len(at) == 1 else ""),
+        "test_accuracy": "test accuracy (%)" + (f" at α = {alphas[0]:g}" if len(alphas) == 1 else ""),
+        "drop": "drop below the parents' mean (points)",
+        "against_better": "drop below the better parent (points)",
         "barrier_accuracy": "accuracy barrier (points)",
         "best_accuracy": "test accuracy (%) at the best α on held-out training images (below it)",
     }.get(metric, metric)
@@ -68,21 +70,21 @@ def _range_of_n(rows: Iterable[Mapping[str, Any]]) -> str:
     return "–".join(f"{count}" for count in dict.fromkeys((min(counts), max(counts))))
 
 
-def _references(rows: list[Mapping[str, Any]]) -> str:
+def _controls(rows: list[Mapping[str, Any]]) -> str:
     """What a panel is compared with, on two lines: test accuracies in per cent, whatever the panel shows."""
-    value = {row["reference"]: f"{100 * row['test_accuracy']:.1f}" for row in rows if "reference" in row}
+    value = {row["control"]: f"{100 * row['test_accuracy']:.1f}" for row in rows if "control" in row}
     lines = [f"parents {value.get('parent_a', '—')}, {value.get('parent_b', '—')}", ""]
     lines[1] = f"ensemble {value['ensemble']}" if "ensemble" in value else ""
-    lines[0] += f"; better held out {value['one_parent']}" if "one_parent" in value else ""
+    lines[0] += f"; better held out {value['parent']}" if "parent" in value else ""
     return "\n".join(line for line in lines if line)
 
 
 def _heat_map(axes: Axes, rows: list[Mapping[str, Any]], metric: str, lines: list[str], across: list[str]) -> None:
     scale = percent(metric)
-    fused = [row for row in rows if "reference" not in row and row.get(metric) is not None]
-    lower_is_better = "barrier" in metric or "loss" in metric
+    fused = [row for row in rows if "control" not in row and row.get(metric) is not None]
+    lower_is_better = metric not in ("test_accuracy", "best_accuracy", "test_agreement")
     values = [row[metric] for row in fused]
-    values += [] if lower_is_better else [row["test_accuracy"] for row in rows if "reference" in row]
+    values += [] if lower_is_better else [row["test_accuracy"] for row in rows if "control" in row]
     low, high = min(values, default=0), max(values, default=1)
     colours = matplotlib.colormaps["cividis_r" if lower_is_better else "cividis"]
     digits = 1 if scale == 100 else 2
@@ -108,9 +110,9 @@ def _heat_map(axes: Axes, rows: list[Mapping[str, Any]], metric: str, lines: lis
 
 
 @styled
-def width_barrier(records: Records, columns: int = 2) -> Drawn:
-    """Barrier (accuracy and loss, test) against width: the mean over independent pairs with its 95 % interval, a pale
-    point per pair.
+def width_drop(records: Records, columns: int = 2) -> Drawn:
+    """The midpoint's drop below the parents' mean (accuracy and loss, test) against width: the mean over independent
+    pairs with its 95 % interval, a pale point per pair.
 
     Records of one data set, any widths; the number of pairs stands under each width. Raises InputError for records
     of several data sets, or of several kinds at one width. `columns`: 2 puts the panels side by side, 1 on each other.
@@ -121,25 +123,25 @@ def width_barrier(records: Records, columns: int = 2) -> Drawn:
     measured = grouped(pool.rows(records), "matcher", "correction")
     figure = PaperFigure(columns, 3.1 if columns == 2 else 4.9)
     grid = figure.subplots(3 - columns, columns, sharex=True)
-    for axes, metric in zip(grid, ("test_accuracy", "test_loss"), strict=True):
+    for axes, metric in zip(grid, ("drop", "drop_loss"), strict=True):
         scale = percent(metric)
         for index, (key, fill) in enumerate(fills(labels).items()):
             method = look(MATCHERS, key[0])
-            pairs = [alike[0] for alike in grouped(measured[key], "record").values()]
-            spots = [(row["width"], scale * b) for row in pairs if (b := row[f"barrier_{metric}"]) is not None]
-            over = {w: entry["barrier"] for w in widths if (entry := curve_of(means[w], *key))}
-            over = {w: barrier for w, barrier in over.items() if barrier[metric] is not None}
+            there = [row for row in measured[key] if at(row, 0.5)]
+            spots = [(row["width"], scale * row[metric]) for row in there if row[metric] is not None]
+            over = {w: point_at(entry, 0.5) for w in widths if (entry := curve_of(means[w], *key))}
+            over = {w: point for w, point in over.items() if point.get(metric) is not None}
             if not over:
                 continue
             # Curves at one width side by side, so that none hides another.
             shift = 2 ** (0.06 * (index - (len(labels) - 1) / 2))
             places, line = np.array(list(over)) * shift, look(CORRECTIONS, key[1]).line
-            middles = [scale * barrier[metric] for barrier in over.values()]
+            middles = [scale * point[metric] for point in over.values()]
             figure.key(labels[key], *axes.plot(places, middles, linestyle=line, **method.mark(fill=fill)))
             bar = {"linewidth": 1.1, "marker": "_", "markersize": 4}
-            for x, barrier in zip(places, over.values(), strict=True):
-                if barrier[f"{metric}_low"] is not None:
-                    ends = [scale * barrier[f"{metric}_{end}"] for end in ("low", "high")]
+            for x, point in zip(places, over.values(), strict=True):
+                if point[f"{metric}_low"] is not None:
+                    ends = [scale * point[f"{metric}_{end}"] for end in ("low", "high")]
                     axes.plot([x, x], ends, color=method.colour, **bar)
             pale = {"linestyle": "none", "alpha": 0.35, "markersize": 2.5, "marker": "o", "mew": 0}
             axes.plot(*(np.array(spots) * (1.03 * shift, 1)).T, color=method.colour, **pale)
@@ -148,13 +150,13 @@ def width_barrier(records: Records, columns: int = 2) -> Drawn:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(widths, [f"×{width_label(w)}\nn = {means[w]['n']}" for w in widths])
         axes.set_xlim(widths[0] / 1.5, widths[-1] * 1.5)
-        axes.set_ylabel("test accuracy barrier (points)" if scale == 100 else "test loss barrier (nats)")
+        axes.set_ylabel("drop of accuracy (points)" if scale == 100 else "rise of cross-entropy (nats)")
         if columns == 2 or scale == 1:
             axes.set_xlabel("width")
     pairs = sum(mean["n"] for mean in means.values())
-    some = any(c["barrier"]["test_accuracy_low"] is not None for mean in means.values() for c in mean["curves"])
+    some = any(mean["n"] >= 3 for mean in means.values())
     what = "means, 95 % intervals where n ≥ 3" if some else "means"
-    return figure, f"{of}, {pairs} pairs: {what}, each pair a point"
+    return figure, f"{of}, midpoint below the parents' mean, {pairs} pairs: {what}, each pair a point"
 
 
 @styled
@@ -162,7 +164,7 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     """Method against method on the same pairs: the mean difference to one curve, with its 95 % interval.
 
     `summary` as `evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
-    the n of pairs that have both. An interval that leaves out 0 is drawn solid, others and means without one hollow.
+    the n of pairs that have both. Filled: told from 0 over all comparisons of the figure (`evidence.holm`, 5 %).
     """
     kinds = grouped(summary, "model", "norm", "width", "dataset")
     labels = {row["curve"]: curve_label(row) for alike in kinds.values() for row in alike}
@@ -173,14 +175,14 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     grid = panels(figure, len(kinds), wide, sharex=True)
     for (axes, first, last), ((*_, dataset), alike) in zip(grid, kinds.items(), strict=True):
         for row in alike:
-            metric, y, method = row["metric"], curves.index(row["curve"]), look(MATCHERS, row["matcher"])
+            metric, y = row["metric"], curves.index(row["curve"])
+            method = look(MATCHERS, row["matcher"] or row["control"])
             scale = percent(metric)
             if row["mean"] is None:
                 continue
-            clear = row["low"] is not None and row["low"] * row["high"] > 0
             if row["low"] is not None:
                 axes.plot([scale * row["low"], scale * row["high"]], [y, y], color=method.colour, linewidth=1.3)
-            face = {"markeredgecolor": method.colour} | ({} if clear else {"markerfacecolor": "white"})
+            face = {"markeredgecolor": method.colour} | ({} if survives(row) else {"markerfacecolor": "white"})
             axes.plot(scale * row["mean"], y, **(method.mark() | face))
         axes.axvline(0, color="#333333", linewidth=0.7)
         kind = alike[0] | {"name": alike[0]["model"]}
@@ -190,7 +192,8 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
         axes.grid(False, axis="y")
         if last:
             axes.set_xlabel("points" if percent(metric) == 100 else "nats")
-    what = metric.replace("_", " ").replace("barrier test", "test barrier,")
+    what = metric.replace("_", " ").replace("barrier test", "test barrier,").replace("drop loss", "drop of loss")
     matcher, _, correction = against.partition(" + ")
-    other = curve_label({"matcher": matcher, "correction": correction or "none"})
-    return figure, f"{what} minus that of {other}, same pairs: mean, 95 % interval (filled: leaves out 0)"
+    control = {"control": against} if against in CONTROLS else {}
+    other = curve_label({"matcher": matcher, "correction": correction or "none"} | control)
+    return figure, f"{what} minus that of {other}, same pairs: mean, 95 % interval (filled: differs, Holm 5 %)"

@@ -27,6 +27,7 @@ class Look:
 
 MATCHERS = {
     "none": Look("no matching", GREY, "o"),
+    "random": Look("random order", "#000000", "d"),
     "activation": Look("activations", BLUE, "s"),
     "weight": Look("weights", ORANGE, "^"),
     "sinkhorn": Look("Sinkhorn", SKY, "v"),
@@ -36,6 +37,7 @@ MATCHERS = {
 }
 CORRECTIONS = {
     "none": Look("no correction"),
+    "temperature": Look("temperature", line=(0, (3, 3))),
     "bn_reset": Look("BN reset", line=(0, (5, 1.5))),
     "repair": Look("REPAIR", line=(0, (5, 1.5, 1, 1.5))),
     "rescale": Look("rescale", line=(0, (9, 1.5))),
@@ -57,12 +59,21 @@ SOLVERS = MATCHERS | {
 SPARE = ((GREY, "h"), (PINK, "*"), (BLUE, ">"), (VERMILLION, "p"), ("#000000", "d"))
 # Fills of the markers of one method with other options, in the order in which a figure has them.
 FILLS = ("full", "none", "left", "bottom", "right", "top")
-REFERENCES = {
-    "ensemble": "ensemble (two networks)",
-    "one_parent": "one parent only",
+CONTROLS = {
     "parent_a": "parent A",
     "parent_b": "parent B",
+    "parent": "better parent alone",
+    "ensemble": "ensemble (two networks)",
+    "side_by_side": "side by side, pruned: no matching",
+    "half_parent": "half of one parent",
+    "head": "one parent's features, new head",
+    "untrained_head": "untrained features, new head",
+    "self": "a network with itself, permuted",
+    "distillation": "distillation (gradient training)",
 }
+# Methods that look at training images; weights alone make the others. Records from before a curve said how many it used
+# (`images`) are read by these.
+LOOK_AT_IMAGES = ("activation", "bn_reset", "repair", "rescale", "closed_form", "least_squares", "temperature")
 
 
 def base(name: str) -> str:
@@ -116,14 +127,30 @@ def width_label(width: float) -> str:
     return str(exact) if exact == Fraction(width) else f"{width:g}"
 
 
+def images_of(curve: Mapping[str, Any], given: Mapping[str, int]) -> dict[str, int]:
+    """How many training images a record's curve looked at, {"match", "correct"}: as it says itself, else what its
+    record's runs were `given` where the method looks at any."""
+    if "images" in curve:
+        return curve["images"]
+    looks = {
+        "match": base(curve["matcher"]) in LOOK_AT_IMAGES or "activations=" in curve["matcher"],
+        "correct": base(curve["correction"]) in LOOK_AT_IMAGES,
+    }
+    return {what: given.get(what, 0) if look else 0 for what, look in looks.items()}
+
+
 def curve_name(curve: Mapping[str, Any]) -> str:
-    """The curve in the words a user types: "activation + bn_reset"."""
+    """The curve in the words a user types: "activation + bn_reset"; a control by its name."""
+    if curve.get("control"):
+        return curve["control"]
     matcher, correction = curve_key(curve)
     return matcher if correction == "none" else f"{matcher} + {correction}"
 
 
 def curve_label(curve: Mapping[str, Any]) -> str:
-    """The curve in the words of a paper: "activations + BN reset"."""
+    """The curve in the words of a paper: "activations + BN reset", "control: better parent alone"."""
+    if curve.get("control"):
+        return f"control: {CONTROLS.get(curve['control'], curve['control'])}"
     matcher, correction = curve_key(curve)
     label = look(MATCHERS, matcher).label
     return label if correction == "none" else f"{label} + {look(CORRECTIONS, correction).label}"

@@ -1,4 +1,9 @@
-"""Records of several pairs, flat and averaged."""
+"""Records of several pairs, flat and averaged.
+
+`drop` is the parents' mean test accuracy − the network's at the midpoint, `drop_loss` its loss − theirs;
+`against_better` is the test accuracy of the control `parent` (the better one on held-out images) − the network's. A
+`barrier` is that of a path (`records.barrier`), computed again from the points of every record, whatever it says.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,13 +11,14 @@ from statistics import fmean
 from typing import Any
 
 from ..checks import InputError
-from ..records import METRICS
+from ..records import CLOSENESS, METRICS, barrier, drop
 from . import evidence
 from .evidence import grouped
-from .names import curve_name, model_label
+from .names import curve_name, images_of, model_label
 from .published import REFERENCE
 
 Row = Mapping[str, Any]
+MEASURES = (*METRICS, *CLOSENESS, "drop", "drop_loss", "against_better")  # what a row says of its network
 # One record, several, or what read_records answers.
 Records = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
@@ -39,32 +45,54 @@ def reference_for(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def rows(records: Records) -> list[dict[str, Any]]:
-    """The records flat: one row per pair × curve × alpha, every row with the same columns, None where not known.
+    """The records flat: one row per pair × curve × alpha, and one per pair × control, every row with the same columns,
+    None where not known.
 
     Columns: record (file stem, else its place in the list), pair (what tells pairs apart), experiment, preset, dataset,
     dataset_sha256, model, width, norm, the run's `evidence.SETTINGS`, training (of both networks, as text), seed_a,
-    seed_b, seed_match, sha256_a, sha256_b (of the checkpoints), test_images, images (the most that its curves looked
-    at), device, threads, run_seconds; matcher, correction, curve (its name), alphas (all of the curve's, as text),
-    curve_match_images, curve_correct_images, match_seconds, correct_seconds, seconds (both), barrier_<metric>,
-    best_alpha, best_test_accuracy, best_test_loss, share_b; alpha and the four `METRICS`; parent_a_<metric>,
-    parent_b_<metric>. Accuracies are fractions, losses nats. Records of studies without curves give no rows.
+    seed_b, seed_match, sha256_a, sha256_b (of the checkpoints), test_images, device, threads, run_seconds; kind
+    ("curve" or "control"), matcher, correction, control (its name), curve (the curve's name, or the control's), alphas
+    (all of the curve's, as text), curve_match_images, curve_correct_images, images (the larger of the two),
+    match_seconds, correct_seconds, seconds (both), barrier_<metric>, best_alpha, best_test_accuracy, best_test_loss,
+    share_b; alpha (of a control 0.5, where it is compared) and `MEASURES`; parent_a_<metric>, parent_b_<metric>.
+    Accuracies, drops, agreement and calibration error are fractions, losses and KL nats. Records of studies without
+    curves give no rows.
     """
     answer = []
     for name, r in _named(records).items():
-        common = {"record": name, "pair": _pair(name, r)} | _pair_columns(r) if "curves" in r else {}
-        for curve in r.get("curves", []):
-            best, share, images = (curve.get(field) or {} for field in ("best", "share", "images"))
-            seconds = {field: curve.get(field) or 0.0 for field in ("match_seconds", "correct_seconds")}
-            columns = {"matcher": curve["matcher"], "correction": curve["correction"], "curve": curve_name(curve)}
-            columns["alphas"] = " ".join(f"{point['alpha']:g}" for point in curve["points"])
-            columns |= {f"curve_{what}_images": images.get(what) for what in ("match", "correct")}
-            columns |= seconds | {"seconds": sum(seconds.values())}
-            columns |= {f"barrier_{metric}": curve["barrier"].get(metric) for metric in METRICS}
-            columns |= {f"best_{field}": best.get(field) for field in ("alpha", "test_accuracy", "test_loss")}
-            columns["share_b"] = share.get("b")
-            for point in curve["points"]:
-                answer.append(common | columns | {field: point.get(field) for field in ("alpha", *METRICS)})
+        if "curves" not in r:
+            continue
+        common = {"record": name, "pair": _pair(name, r)} | _pair_columns(r)
+        for curve in r["curves"]:
+            columns = common | _curve_columns(curve, r)
+            answer += [columns | {"alpha": point["alpha"]} | _measures(point, r) for point in curve["points"]]
+        for control, found in r.get("controls", {}).items():
+            nothing = dict.fromkeys(_curve_columns(r["curves"][0], r))
+            columns = {"kind": "control", "control": control, "curve": control, "alphas": "", "alpha": 0.5}
+            columns |= {"seconds": found.get("seconds"), "images": found.get("images")}
+            answer.append(common | nothing | columns | _measures(found, r))
     return answer
+
+
+def _curve_columns(curve: Row, r: Row) -> dict[str, Any]:
+    best, share, images = curve.get("best") or {}, curve.get("share") or {}, images_of(curve, r["images"])
+    seconds = {field: curve.get(field) or 0.0 for field in ("match_seconds", "correct_seconds")}
+    columns = {"kind": "curve", "matcher": curve["matcher"], "correction": curve["correction"], "control": None}
+    columns |= {"curve": curve_name(curve), "alphas": " ".join(f"{point['alpha']:g}" for point in curve["points"])}
+    columns |= {f"curve_{what}_images": images.get(what) for what in ("match", "correct")}
+    columns |= {"images": max(images.values()), **seconds, "seconds": sum(seconds.values())}
+    columns |= {f"barrier_{metric}": value for metric, value in barrier(curve["points"], r["parents"]).items()}
+    columns |= {f"best_{field}": best.get(field) for field in ("alpha", "test_accuracy", "test_loss")}
+    return columns | {"share_b": share.get("b")}
+
+
+def _measures(found: Row, r: Row) -> dict[str, float | None]:
+    """`MEASURES` of a point or a control of the record `r`."""
+    values = {metric: found.get(metric) for metric in (*METRICS, *CLOSENESS)}
+    drops = drop([{"alpha": 0.5} | found], r["parents"])  # a control is compared where the midpoint is
+    better, accuracy = r.get("controls", {}).get("parent", {}).get("test_accuracy"), values["test_accuracy"]
+    values |= {"drop": drops["test_accuracy"], "drop_loss": drops["test_loss"]}
+    return values | {"against_better": None if None in (better, accuracy) else better - accuracy}
 
 
 def _pair(name: str, r: Row) -> str:
@@ -91,9 +119,10 @@ def _pair_columns(r: Row) -> dict[str, Any]:
     columns["training"] = " ".join(sidecars) or None
     columns |= {f"seed_{field}": r["seeds"].get(field) for field in ("a", "b", "match")}
     columns |= {f"sha256_{side}": checkpoints[side]["sha256"] for side in ("a", "b")}
-    columns |= {"test_images": images.get("test"), "images": max(images.get(name, 0) for name in ("match", "correct"))}
+    columns["test_images"] = images.get("test")
     columns |= {"device": origin["device"], "threads": origin["threads"], "run_seconds": origin["seconds"]}
-    return columns | {f"parent_{side}_{m}": r["parents"][side].get(m) for side in ("a", "b") for m in METRICS}
+    measures = (*METRICS, *CLOSENESS)
+    return columns | {f"parent_{side}_{m}": r["parents"][side].get(m) for side in ("a", "b") for m in measures}
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -113,12 +142,12 @@ def frame(records: Records) -> "pandas.DataFrame":  # noqa: F821
 def aggregate(records: Records) -> dict[str, Any]:
     """Means, sample standard deviations and 95 % intervals over independent pairs of one kind.
 
-    The shape of a record: "n" (pairs), "parents" and "curves" whose points and barriers hold each metric's mean under
-    its name, the deviation under "<metric>_std" and the interval of `evidence.mean_interval` under "<metric>_low"
-    and "_high" (each None where n is too small). Records of one pair with several matcher seeds are averaged first. A
-    curve has its own "n", since not every record must hold it; its points are the alphas that all of those measured;
-    its barrier is None where they did not measure the same alphas. Raises InputError when the records are not of one
-    kind or share networks, or none is given.
+    The shape of a record: "n" (pairs), "parents" and "curves" whose points (`MEASURES`) and barriers hold each metric's
+    mean under its name, the deviation under "<metric>_std" and the interval of `evidence.mean_interval` under
+    "<metric>_low" and "_high" (each None where n is too small). Records of one pair with several matcher seeds are
+    averaged first. A curve has its own "n", since not every record must hold it; its points are the alphas that all of
+    those measured; its barrier is None where they did not measure the same alphas, or no path. Raises InputError when
+    the records are not of one kind or share networks, or none is given.
     """
     records = list(_named(records).values())
     if not records:
@@ -126,15 +155,20 @@ def aggregate(records: Records) -> dict[str, Any]:
     flat = rows(records)
     evidence.check_poolable(flat)
     curves = []
-    for (matcher, correction), alike in grouped(flat, "matcher", "correction").items():
+    for (matcher, correction), alike in grouped(_curves(flat), "matcher", "correction").items():
         whole = [of_record[0] for of_record in grouped(alike, "record").values()]
         by_alpha = grouped((row | {"alpha": round(row["alpha"], 6)} for row in alike), "alpha")
-        points = [{"alpha": a} | _means(at, METRICS) for a, at in by_alpha.items() if len(at) == len(whole)]
+        points = [{"alpha": a} | _means(at, MEASURES) for a, at in by_alpha.items() if len(at) == len(whole)]
         curve = {"matcher": matcher, "correction": correction, "n": len(grouped(alike, "pair")), "points": points}
         curves.append(curve | {"barrier": _means(_comparable(whole), METRICS, "barrier_")})
     parents = {side: _means(flat, METRICS, f"parent_{side}_") for side in ("a", "b")}
     kind = {field: records[0][field] for field in ("experiment", "preset", "dataset", "model", "images")}
     return kind | {"n": len(grouped(flat, "pair")), "parents": parents, "curves": curves}
+
+
+def _curves(rows: Iterable[Row]) -> list[Row]:
+    """The rows that are no controls."""
+    return [row for row in rows if row["kind"] == "curve"]
 
 
 def _comparable(rows: list[Row]) -> list[Row]:
@@ -152,56 +186,67 @@ def _means(rows: Iterable[Row], metrics: Iterable[str], start: str = "", under: 
 
 
 def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any]]:
-    """One row per curve at `alpha`, then one per reference (the row has "reference"), means over pairs.
+    """One row per curve at `alpha`, then one per control (the row has its name as "control"), means over pairs.
 
     Pairs of one kind (model and data set) are averaged; kinds follow one another. Row: architecture, dataset,
-    experiment, matcher, correction, n, alpha, test_accuracy, test_loss, barrier_accuracy, barrier_loss, alphas (the
-    number measured), best_alpha and best_accuracy (alpha chosen on held-out training images; None where a curve does
-    not say or had no choice), parents_accuracy (the mean of both parents of the same pairs), each metric also with
-    _std, _low and _high as in `aggregate`; seconds (match and correct together), match_images, correct_images (None
-    where a curve does not say), images (the most that its record's curves looked at), share_b (the part of parent B's
-    units in the fused network).
+    experiment, matcher, correction, n, alpha, each of `MEASURES` but those on training images, barrier_accuracy,
+    barrier_loss, alphas (the number measured), best_alpha and best_accuracy (alpha chosen on held-out training images;
+    None where a curve does not say or had no choice), parents_accuracy (the mean of both parents of the same pairs),
+    each metric also with _std, _low and _high as in `aggregate`; seconds (match and correct together), match_images,
+    correct_images, images (the larger of the two), share_b (the part of parent B's units in the fused network). The
+    parents alone are the controls parent_a and parent_b.
     """
     answer, named = [], _named(records)
     flat = [row | {"architecture": model_label(row | {"name": row["model"]})} for row in rows(named)]
     for (architecture, dataset), kind in grouped(flat, "architecture", "dataset").items():
         evidence.check_poolable(kind)
         common = {"architecture": architecture, "dataset": dataset, "experiment": kind[0]["experiment"]}
-        for (matcher, correction), alike in grouped(kind, "matcher", "correction").items():
+        for (matcher, correction), alike in grouped(_curves(kind), "matcher", "correction").items():
             there = [row for row in alike if evidence.at(row, alpha)]
             if len(there) == len(grouped(alike, "record")):
                 answer.append(common | {"matcher": matcher, "correction": correction} | _board_row(there))
-        references = []
+        controls = [row for row in kind if row["kind"] == "control"]
         for row, *_ in grouped(kind, "pair").values():
-            r = named[row["record"]]
-            parents = {f"parent_{side}": r["parents"][side] for side in ("a", "b")}
-            for name, metrics in (parents | r.get("references", {})).items():
-                references.append(metrics | {"pair": row["pair"], "reference": name})
-        for name, alike in grouped(references, "reference").items():
-            means = _means(alike, ("test_accuracy", "test_loss"))
-            answer.append(common | {"reference": name, "n": len(alike)} | means)
+            r, same = named[row["record"]], {name: row[name] for name in row if name not in MEASURES}
+            nothing = {"kind": "control", "seconds": None, "images": 0, "alphas": ""}
+            for side in ("a", "b"):
+                controls.append(same | nothing | {"control": f"parent_{side}"} | _measures(r["parents"][side], r))
+        for name, alike in sorted(grouped(controls, "control").items(), key=lambda of: of[0] not in PARENTS):
+            answer.append(common | {"control": name} | _control_row(alike))
     return answer
+
+
+PARENTS = ("parent_a", "parent_b")
+_SHOWN = ("test_accuracy", "test_loss", *CLOSENESS, "drop", "drop_loss", "against_better")
 
 
 def _board_row(rows: list[Row]) -> dict[str, Any]:
     """The leaderboard's row of one curve from its rows at one alpha."""
     one, best = rows[0], [row if " " in row["alphas"] else {"pair": row["pair"]} for row in rows]
-    parents = [fmean(row[f"parent_{side}_test_accuracy"] for side in ("a", "b")) for row in rows]
-    rows = [row | {"parents_accuracy": mean} for row, mean in zip(rows, parents, strict=True)]
     return {
-        "n": len(grouped(rows, "pair")),
+        **_of_network(rows),
         "alpha": one["alpha"],
         "alphas": len(one["alphas"].split()),
-        **_means(rows, ("test_accuracy", "test_loss", "parents_accuracy")),
         **_means(_comparable(rows), ("accuracy", "loss"), "barrier_test_", "barrier_"),
         **_means(best, ("accuracy",), "best_test_", "best_"),
         "best_alpha": evidence.over_pairs(best, "best_alpha").mean,
         "seconds": fmean(row["seconds"] for row in rows),
-        "images": one["images"],
         "match_images": one["curve_match_images"],
         "correct_images": one["curve_correct_images"],
         "share_b": fmean(one["alpha"] if row["share_b"] is None else row["share_b"] for row in rows),
     }
+
+
+def _control_row(rows: list[Row]) -> dict[str, Any]:
+    seconds = [row["seconds"] for row in rows]
+    return _of_network(rows) | {"seconds": None if None in seconds else fmean(seconds)}
+
+
+def _of_network(rows: list[Row]) -> dict[str, Any]:
+    """What a row says of a network, fused or a control."""
+    parents = [fmean(row[f"parent_{side}_test_accuracy"] for side in ("a", "b")) for row in rows]
+    rows = [row | {"parents_accuracy": mean} for row, mean in zip(rows, parents, strict=True)]
+    return {"n": len(grouped(rows, "pair")), "images": rows[0]["images"], **_means(rows, (*_SHOWN, "parents_accuracy"))}
 
 
 def by_width(records: Records) -> tuple[str, dict[float, dict[str, Any]]]:

@@ -25,6 +25,7 @@ SIZES = {1: 3.4, 2: 7.0}  # inches: one and two columns of a paper
 # Okabe-Ito, so that colour-blind readers tell them apart; markers and dashes say the same without colour.
 BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY = "#767676"
+FRACTIONS = ("drop", "against_better", "test_agreement", "test_calibration", "ratio")  # beside all accuracies
 METRIC_LABELS = {
     "test_accuracy": "test accuracy (%)",
     "train_accuracy": "train accuracy (%)",
@@ -118,8 +119,8 @@ def end_points(axes: Axes, parents: Mapping[str, Any], metric: str) -> None:
 
 
 def percent(metric: str) -> int:
-    """What a metric is multiplied by to be shown: accuracies are fractions and shown in per cent."""
-    return 100 if "accuracy" in metric else 1
+    """What a metric is multiplied by to be shown: fractions are shown in per cent, their differences in points."""
+    return 100 if "accuracy" in metric or metric in FRACTIONS else 1
 
 
 def mark(marker: str, size: float = 4.5, fill: str = "full") -> dict[str, Any]:

@@ -12,18 +12,27 @@ from pathlib import Path
 
 from ..paths import atomic
 from ..records import curve_key, curve_of, point_at
-from .evidence import grouped
-from .names import REFERENCES, curve_label, curve_name, model_label, width_label
-from .pool import Records, Row, aggregate, by_width, headline, reference_for
+from .evidence import grouped, survives
+from .names import curve_label, curve_name, model_label, width_label
+from .pool import PARENTS, Records, Row, aggregate, by_width, headline, reference_for
 from .published import REFERENCE
+from .style import percent
 
-INTERVALS = "mean [95 % interval] over n independent pairs: bootstrap over pairs, Student's t for n < 5, none for n < 3"
+INTERVALS = "mean [95 % interval, Student's t] over n independent pairs, none for n < 3; n = 1 speaks of one pair alone"
 READ = (
-    "Images: what matching and correction could look at. Barrier: over the alphas that were measured; with * from the "
-    "midpoint alone. Parents: mean of both, of the same pairs."
+    "Drop: the parents' mean − the fused network. Against better: the better parent (on held-out images) − the fused "
+    "network, where known. Barrier: where a path of three or more alphas was measured. KL: from the ensemble's "
+    "probabilities to the network's. Images: the training images that the method looked at, 0 for none. Parents: mean "
+    "of both, of the same pairs."
 )
+HOLM = "* differs with a family-wise error of 5 % over all comparisons here (Holm)"
 DEVIATION = "mean ± standard deviation"
-MIDPOINT = (("test_accuracy", "accuracy, %"), ("test_loss", "loss, nats"), ("barrier_accuracy", "barrier, points"))
+MIDPOINT = (
+    ("test_accuracy", "accuracy, %"), ("test_loss", "loss, nats"), ("drop", "drop, points"),
+    ("against_better", "against better, points"), ("barrier_accuracy", "barrier, points"),
+    ("test_kl", "KL to ensemble, nats"), ("test_agreement", "agreement, %"),
+    ("test_calibration", "calibration error, %"),
+)  # fmt: skip
 Name = Callable[[Row], str]
 
 
@@ -152,30 +161,37 @@ def compare(record: Row, reference: Row | None = None) -> Table:
 
 
 def leaderboard_table(rows: Iterable[Row], name: Name = curve_name) -> Table:
-    """`leaderboard_rows` (of one or several kinds of pair), a part a kind, mean ± standard deviation over pairs."""
+    """`leaderboard_rows` (of one or several kinds of pair), a part a kind, mean ± standard deviation over pairs;
+    columns in which nothing was measured are left out."""
     cells = {head: partial(_cell, metric=metric) for metric, head in MIDPOINT}
     cells["best alpha"] = lambda row: _formatted(row.get("best_alpha"), ".2g")
     cells["there, %"] = partial(_cell, metric="best_accuracy")
     cells["share B"] = lambda row: _formatted(row.get("share_b"), ".2f")
-    looked = ("match_images", "correct_images")
-    cells["images"] = lambda row: _formatted(max((n for of in looked if (n := row.get(of)) is not None), default=None))
+    cells["images"] = lambda row: _formatted(row.get("images"))
     cells["seconds"] = lambda row: _formatted(row.get("seconds"), ".1f")
     cells["n"] = lambda row: f"{row['n']}"
     return Table(_by_kind(rows, name, cells), f"{DEVIATION} over pairs")
 
 
 def _by_kind(rows: Iterable[Row], name: Name, cells: Mapping[str, Callable[[Row], str]]) -> list[list[list[str]]]:
-    """A part for each kind of pair in `leaderboard_rows`, its references under the curves; `cells` by their heads."""
+    """A part for each kind of pair in `leaderboard_rows`, its controls under the curves; `cells` by their heads."""
+    rows = list(rows)
+    cells = _measured(rows, cells)
     parts = []
     for kind, alike in grouped(rows, "architecture", "dataset").items():
-        part, references = [[" on ".join(kind), *cells]], [row for row in alike if "reference" in row]
-        for row in (*_fused(alike), *references):
-            if references and row is references[0]:
+        part, controls = [[" on ".join(kind), *cells]], [row for row in alike if "control" in row]
+        for row in (*_fused(alike), *controls):
+            if controls and row is controls[0]:
                 part.append([""])
-            label = REFERENCES.get(row["reference"], row["reference"]) if "reference" in row else name(row)
+            label = curve_label(row) if "control" in row else name(row)
             part.append([label, *(cell(row) for cell in cells.values())])
         parts.append(part)
     return parts
+
+
+def _measured(rows: list[Row], cells: Mapping[str, Callable[[Row], str]]) -> dict[str, Callable[[Row], str]]:
+    """Those columns in which something stands."""
+    return {head: cell for head, cell in cells.items() if not rows or any(cell(row) != "—" for row in rows)}
 
 
 def leaderboard_latex(rows: Iterable[Row]) -> str:
@@ -185,57 +201,77 @@ def leaderboard_latex(rows: Iterable[Row]) -> str:
 
 
 def pooled_table(rows: Iterable[Row], name: Name = curve_name) -> Table:
-    """`leaderboard_rows` without what belongs to the leaderboard: every curve at the midpoint, with its intervals."""
-    metrics = (*MIDPOINT, ("barrier_loss", "barrier, nats"))
-    cells = {head: partial(interval_cell, metric=metric) for metric, head in metrics} | {"n": lambda row: f"{row['n']}"}
-    return Table(_by_kind(_fused(rows), name, cells), note=INTERVALS)
+    """`leaderboard_rows` without what belongs to the leaderboard: every curve at the midpoint, and every control but
+    each parent alone, with their intervals."""
+    cells = {head: partial(interval_cell, metric=metric) for metric, head in (*MIDPOINT, ("drop_loss", "drop, nats"))}
+    return Table(_by_kind(_no_parents(rows), name, cells | {"n": lambda row: f"{row['n']}"}), note=INTERVALS)
 
 
 def results_table(rows: Iterable[Row]) -> Table:
-    """`leaderboard_rows` of many kinds of pair, each row with the name of its "records", a curve a row."""
+    """`leaderboard_rows` of many kinds of pair, each row with the name of its "records": a curve or a control (but each
+    parent alone) a row; columns in which nothing was measured are left out."""
     cells: dict[str, Callable[[Row], str]] = {
         "networks": lambda row: row["architecture"],
         "data set": lambda row: row["dataset"],
-        "matching": lambda row: f"`{row['matcher']}`",
-        "correction": lambda row: f"`{row['correction']}`",
-        "images": lambda row: f"{row['images']:,}",
+        "matching": lambda row: f"control: {row['control']}" if "control" in row else f"`{row['matcher']}`",
+        "correction": lambda row: "" if "control" in row else f"`{row['correction']}`",
+        "images": lambda row: _formatted(row["images"], ",d"),
         "midpoint, %": lambda row: interval_cell(row, "test_accuracy"),
-        "barrier, points": lambda row: interval_cell(row, "barrier_accuracy") + ("*" if row["alphas"] == 1 else ""),
+        "drop, points": lambda row: interval_cell(row, "drop"),
+        "against better, points": lambda row: interval_cell(row, "against_better"),
+        "barrier, points": lambda row: interval_cell(row, "barrier_accuracy"),
+        "KL, nats": lambda row: interval_cell(row, "test_kl"),
+        "calibration error, %": lambda row: interval_cell(row, "test_calibration"),
         "parents, %": lambda row: _number(row["parents_accuracy"], "accuracy"),
         "n": lambda row: f"{row['n']}",
         "records": lambda row: f"`{row['records']}`",
     }
-    return Table([[list(cells), *([cell(row) for cell in cells.values()] for row in _fused(rows))]])
+    rows = _no_parents(rows)
+    cells = _measured(rows, cells)
+    return Table([[list(cells), *([cell(row) for cell in cells.values()] for row in rows)]])
 
 
 def summary_table(summary: Iterable[Row]) -> Table:
-    """`evidence.summary`, one metric, curves down: mean, interval, n of the pairs there are."""
+    """`evidence.summary`, one metric, curves down: mean, interval, n of the pairs there are; of differences the p value
+    and that adjusted for all comparisons in the table, starred where it is below 5 %."""
+    summary = list(summary)
+    compared = any("p_holm" in row for row in summary)
     parts = []
     for alike in grouped(summary, "model", "width", "norm", "dataset").values():
         kind = model_label(alike[0] | {"name": alike[0]["model"]})
-        part = [[f"{kind} on {alike[0]['dataset']}", "mean", "95 % interval", "method", "n"]]
+        heads = ["p", "p, Holm"] if compared else []
+        part = [[f"{kind} on {alike[0]['dataset']}", "mean", "95 % interval", *heads, "n"]]
         for row in alike:
             mean, low, high = (_number(row[of], row["metric"]) for of in ("mean", "low", "high"))
             ends = "—" if row["low"] is None else f"[{low}, {high}]"
             count = str(row["n"]) if row["n"] == row["pairs"] else f"{row['n']} of {row['pairs']}"
-            part.append([row["curve"], mean, ends, row["method"] or "—", count])
+            tests = [_formatted(row["p"], ".3f"), _formatted(row["p_holm"], ".3f")] if compared else []
+            if compared and survives(row):
+                tests[1] += "*"
+            name = f"control: {row['curve']}" if row.get("control") else row["curve"]
+            part.append([name, mean, ends, *tests, count])
         parts.append(part)
-    return Table(parts)
+    return Table(parts, note=f"Student's t, paired. {HOLM}" if compared else "")
 
 
 def widths_table(records: Records, name: Name = curve_label) -> Table:
-    """Test accuracy barrier (points), mean [95 % interval]: a row a curve, a column a width, n under each."""
+    """Drop at the midpoint (points), mean [95 % interval]: a row a curve, a column a width, n under each."""
     what, means = by_width(records)
     labels = {curve_key(curve): name(curve) for summary in means.values() for curve in summary["curves"]}
     part = [["width", *(f"×{width_label(width)}" for width in means)], ["n", *(f"{m['n']}" for m in means.values())]]
     for key, label in labels.items():
-        barriers = ((curve_of(summary, *key) or {}).get("barrier", {}) for summary in means.values())
-        part.append([label, *(interval_cell(barrier, "test_accuracy") for barrier in barriers)])
-    return Table([part], f"{what}, test accuracy barrier (points), mean [95 % interval]", INTERVALS)
+        curves = [curve_of(summary, *key) for summary in means.values()]
+        part.append([label, *(interval_cell(point_at(curve, 0.5) if curve else {}, "drop") for curve in curves)])
+    title = f"{what}, drop at the midpoint below the parents' mean (points), mean [95 % interval]"
+    return Table([part], title, INTERVALS)
+
+
+def _no_parents(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row.get("control") not in PARENTS]
 
 
 def _fused(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if "reference" not in row]
+    return [row for row in rows if "control" not in row]
 
 
 def _alphas(summary: Row) -> list[float]:
@@ -256,7 +292,7 @@ def _formatted(value: float | None, form: str = "d") -> str:
 
 
 def _number(value: float | None, metric: str, sign: str = "") -> str:
-    scaled = value is not None and "accuracy" in metric
+    scaled = value is not None and percent(metric) == 100
     return _formatted(100 * value, f"{sign}z.2f") if scaled else _formatted(value, f"{sign}z.3f")
 
 

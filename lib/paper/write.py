@@ -36,7 +36,7 @@ README_ROWS = (
     ("simplenet_mnist_published", "graph", _SIMPLENETS, "two-sided graph matching, which looks at no image; averaged"),
     ("vgg11_widths_w0.25", "activation + bn_reset", _VGGS, _RESET),
     ("vgg11_widths_w0.25", "activation + least_squares", _VGGS, "the same, layers refitted by least squares instead"),
-    ("leaderboard_vgg11bn-w0.25", "one_parent", _VGGS, "nothing fused: the better parent alone"),
+    ("leaderboard_vgg11bn-w0.25", "parent", _VGGS, "nothing fused: the better parent alone"),
 )
 # What figures/README.md shows of an experiment (matcher, correction); results.md has every curve.
 SHOWN = {
@@ -113,7 +113,7 @@ def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, A
     board = [name for name, records in kinds.items() if _on_board(records)]
     answer: dict[Any, dict[str, Any]] = {}
     for name in (*published, *(name for name in rows if name not in kinds), *board):
-        fused = {curve_key(row): row for row in rows[name] if "reference" not in row}
+        fused = {curve_key(row): row for row in rows[name] if "control" not in row}
         normed = any(correction == "bn_reset" for _, correction in fused)
         experiments = {row["experiment"] for row in fused.values()}
         for matcher, correction in SHOWN.get(*experiments, SHOWN_ELSE) if fused else ():
@@ -129,9 +129,9 @@ def readme_table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
     """README.md's table, as Markdown."""
     part = [["what was fused", "how", "accuracy of the fused network at the midpoint, %", "parents, %", "n"]]
     for records, wanted, what, how in README_ROWS:
-        alike = {row.get("reference") or curve_name(row): row for row in rows.get(records, ())}
+        alike = {curve_name(row): row for row in rows.get(records, ())}
         if row := alike.get(wanted):
-            parents = next(row["parents_accuracy"] for row in alike.values() if "reference" not in row)
+            parents = next(row["parents_accuracy"] for row in alike.values() if "control" not in row)
             part.append(
                 [what, how, *(f"{100 * value:.2f}" for value in (row["test_accuracy"], parents)), f"{row['n']}"]
             )
@@ -157,8 +157,8 @@ def write_between(path: Path, text: str) -> None:
 
 
 def _on_board(records: Records) -> bool:
-    """Whether the records belong to the leaderboard: they hold what it compares fused networks with."""
-    return all("references" in record for record in records.values())
+    """Whether the records belong to the leaderboard."""
+    return all(record["experiment"] == "leaderboard" for record in records.values())
 
 
 def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tuple[list[Path], list[str]]:
@@ -237,8 +237,8 @@ def _contents_of_sweep(sweep: str, records: Records, rows: Mapping[str, list[dic
     pairs = [record for of_kind in alike.values() for record in of_kind.values()]
     if len(alike) == len({r["model"]["width"] for r in pairs}) > 1 and len({r["dataset"] for r in pairs}) == 1:
         yield f"{sweep}_widths.tex", tables.widths_table(pairs).latex()
-        drawn[f"{sweep}_widths"] = partial(figures_many.width_barrier, pairs)
-    curves = {curve_name(row) for row in pooled if "reference" not in row}
+        drawn[f"{sweep}_widths"] = partial(figures_many.width_drop, pairs)
+    curves = {curve_name(row) for row in pooled if "control" not in row}
     against = next((name for name in BASELINES if name in curves), None)
     if against and (differences := evidence.summary(pool.rows(records), against=against)):
         drawn[f"{sweep}_differences"] = partial(figures_many.differences, differences, against)

@@ -1,8 +1,9 @@
 """Run records: what a run leaves behind, and where its numbers come from. Nothing that shows is here."""
 
+from .barriers import METRICS, barrier, drop
 from .origin import portable, provenance, recorded
 from .run_record import (
-    METRICS,
+    CLOSENESS,
     curve_entry,
     curve_key,
     curve_of,

@@ -18,10 +18,12 @@ import numpy as np
 
 from ..checks import InputError
 from ..paths import ROOT, atomic, file_sha256, locked
+from .barriers import METRICS
 from .origin import _plain, portable
 
 SCHEMA = 1
-METRICS = ("train_accuracy", "train_loss", "test_accuracy", "test_loss")
+# How close a network is to the ensemble of its parents, and how well calibrated; records need not hold them.
+CLOSENESS = ("test_kl", "test_agreement", "test_calibration")
 
 
 def curve_entry(
@@ -88,8 +90,11 @@ def record(*, provenance: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
 
     `fields`: experiment, preset and dataset (its name), then of one pair model, seeds, checkpoints, parents, images,
     curves; a study of another shape gives `rows` in their place. Beside the curves there may be "studies" {name: rows}
-    (such as "bn_images") and "references" {name: metrics} (such as "ensemble", "one_parent"). Raises ValueError naming
-    a bad field.
+    (such as "bn_images") and "controls" {name: measures}: what could have produced the same numbers without fusing,
+    such as "parent" (the better one on held-out images), "ensemble" or "head"; beside the measures each may say
+    "seconds", "images" (how many it looked at) and "info". A point, a parent and a control may hold "test_kl" (mean
+    KL(ensemble || network), nats), "test_agreement" (share of test images on which network and ensemble name the same
+    class) and "test_calibration" (expected calibration error, a fraction). Raises ValueError naming a bad field.
     """
     fields = {name: value for name, value in fields.items() if value is not None or name == "dataset"}
     built = _plain({"schema": SCHEMA} | fields | {"provenance": provenance})
@@ -152,11 +157,23 @@ def _validator(study: bool) -> Callable[[Any], Any]:
             )
         return metrics
 
+    def closeness() -> dict[str, Any]:
+        """Each of `CLOSENESS`; all may be left out."""
+        fraction = value("number null", "a fraction in [0, 1]", minimum=0, maximum=1)
+        number = value("number null", "a number", minimum=-most, maximum=most)
+        return {name: number if name == "test_kl" else fraction for name in CLOSENESS}
+
     most, anything, rows = sys.float_info.max, {}, listed(value("object", "an object"))
     name, name_or_null = (value(types, "a name", minLength=1) for types in ("string", "string null"))
     others = [metric for metric in METRICS if metric != "test_accuracy"]
-    point, barrier = measured(0, *others), fields(*METRICS, **measured(-1, *METRICS))
-    points = listed(fields(alpha=value("number", "a number in [0, 1]", minimum=0, maximum=1), **point))
+    point, barrier = measured(0, *others) | closeness(), fields(*METRICS, **measured(-1, *METRICS))
+    alpha = value("number", "a number in [0, 1]", minimum=0, maximum=1)
+    points, parent = listed(fields(*CLOSENESS, alpha=alpha, **point)), fields(*CLOSENESS, **point)
+    spent = {
+        "seconds": value("number null", "0 or more", minimum=0, maximum=most),
+        "images": value("integer null", "a whole number, 0 or more", minimum=0),
+        "info": value("object", "an object"),
+    }
     file, width = fields(file=name, sha256=anything), value("number", "above 0", exclusiveMinimum=0, maximum=most)
     origin = ("git", "dirty", "versions", "device", "threads", "started", "seconds", "dataset_sha256")
     properties = {
@@ -166,7 +183,7 @@ def _validator(study: bool) -> Callable[[Any], Any]:
         "model": fields(name=name, width=width, norm=name_or_null),
         "provenance": fields(**dict.fromkeys(origin, anything), parameters=value("object", "an object")),
         "studies": each(rows),
-        "references": each(fields(*others, **point)),
+        "controls": each(fields(*others, *CLOSENESS, *spent, **point, **spent)),
     }
     if study:
         properties |= {"rows": rows, "curves": {"not": {}, "description": "left out where there are rows"}}
@@ -175,10 +192,10 @@ def _validator(study: bool) -> Callable[[Any], Any]:
             "seeds": each(value("integer null", "a whole number, 0 or more", minimum=0)),
             "images": each(value("integer", "a whole number, 0 or more", minimum=0)),
             "checkpoints": fields(a=file, b=file),
-            "parents": fields(a=fields(**point), b=fields(**point)),
+            "parents": fields(a=parent, b=parent),
             "curves": listed(fields(matcher=name, correction=name, points=points, barrier=barrier)),
         }
-    optional = ("studies", "references", *(("dataset", "model", "curves") if study else ()))
+    optional = ("studies", "controls", *(("dataset", "model", "curves") if study else ()))
     version = fields(schema=value("integer", f"{SCHEMA}", enum=[SCHEMA]))  # before all else
     return fastjsonschema.compile(fields(*optional, **properties) | {"allOf": [version]})
 

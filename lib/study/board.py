@@ -106,7 +106,7 @@ def measured(stem: str, run: Run) -> dict[str, Any]:
     parents, held_out = run.parents(networks), run.held_out("held_out_images")
     aligned = run.align(networks, run.match(networks))
     curves = run.curves(aligned, parents, held_out)
-    record = run.record(parents, curves, references=run.references(networks, parents, held_out))
+    record = run.record(parents, curves, controls=run.references(networks, parents, held_out))
     write_record(run.results_path, record, matching_arrays(*(pair.maps[1] for pair in aligned.values())))
     return record
 

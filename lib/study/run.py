@@ -282,7 +282,7 @@ class Run:
         better = parents[max(scores, key=scores.__getitem__)]
         return {
             "ensemble": fusion.ensemble(networks, self.test, device=self.device),
-            "one_parent": {key: better[key] for key in ("test_accuracy", "test_loss")},
+            "parent": {key: better[key] for key in ("test_accuracy", "test_loss")},
         }
 
     def bn_study(self, aligned: Mapping[str, Aligned], counts: Iterable[int]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ def folder(tmp_path):
     write_record(place / "wide_s0.json", vgg(0.25))
     write_record(place / "simple.json", pair())
     references = {"ensemble": {"test_accuracy": 0.9}}
-    write_record(place / "board_s0.json", pair(experiment="leaderboard", references=references))
+    write_record(place / "board_s0.json", pair(experiment="leaderboard", controls=references))
     write_record(place / "study.json", study())
     for width in (0.125, 0.25):
         for i, middle in enumerate((0.5, 0.6, 0.65)):
@@ -80,7 +80,7 @@ def test_studies_without_curves_in_a_sweep_stop_nothing(folder, tmp_path, unrend
     assert "no data set" not in (tmp_path / "figures" / "widths.tex").read_text()
     write_record(tmp_path / "alone" / "study.json", study())
     assert run(tmp_path / "alone", tmp_path / "other") == 0
-    assert (tmp_path / "other" / "results.md").read_text().splitlines()[1].count("---") == 10
+    assert (tmp_path / "other" / "results.md").read_text().splitlines()[1].count("---") == 14
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
@@ -156,7 +156,7 @@ def test_the_full_table_shows_the_pool_with_most_pairs_and_the_published_weights
     published = pair(curve("graph_reference", (0.84, 0.54, 0.84)), seeds={"a": None, "b": None, "match": 0})
     references = {"ensemble": {"test_accuracy": 0.8}}
     kinds = {
-        "board": {f"board_s{i}": fitted(i, references=references) for i in range(2)},
+        "board": {f"board_s{i}": fitted(i, controls=references) for i in range(2)},
         "published": {"published": published},
         "own": {"own_s0": pair()},
     }

@@ -46,8 +46,8 @@ def board_rows():
     models += [{"name": name, "width": 0.5, "norm": None} for name in ("mlp", "simplenet")]
     models += [VGG | {"width": 0.125, "norm": "group"}, {"name": "mlp", "width": 0.5, "norm": "layer"}]
     metrics = {"test_accuracy": 0.767, "test_loss": 0.7}
-    references = {"ensemble": metrics, "one_parent": metrics}
-    kind = {"dataset": "cifar10-jpeg", "references": references, "experiment": "leaderboard"}
+    references = {"ensemble": metrics, "parent": metrics}
+    kind = {"dataset": "cifar10-jpeg", "controls": references, "experiment": "leaderboard"}
     return pool.leaderboard_rows([pair(*curves, model=model, **kind) for model in models])
 
 
@@ -136,8 +136,8 @@ FIGURES = {
         pool.leaderboard_rows(with_options(**JPEG)), columns=1
     ),
     ("curves_options", 2): lambda: figures.curves(with_options(**JPEG)),
-    ("widths", 1): lambda: figures_many.width_barrier(sweep(), columns=1),
-    ("widths", 2): lambda: figures_many.width_barrier(sweep()),
+    ("widths", 1): lambda: figures_many.width_drop(sweep(), columns=1),
+    ("widths", 2): lambda: figures_many.width_drop(sweep()),
     ("differences", 1): lambda: differences(1),
     ("differences", 2): lambda: differences(2),
     ("scaling", 1): lambda: figures_scaling.scaling(rows_of("scaling"), study("cifar10-jpeg")),
@@ -255,8 +255,8 @@ def test_matchers_differ_in_colour_and_marker_and_corrections_in_dashes():
     assert none.get_marker() != matched.get_marker() == reset.get_marker()
     assert matched.get_linestyle() == "-" and reset.get_linestyle() == "--"
     looks = list(names.MATCHERS.values())
-    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks) == 7
-    assert len({str(look.line) for look in names.CORRECTIONS.values()}) == 6
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks) == 8
+    assert len({str(look.line) for look in names.CORRECTIONS.values()}) == 7
 
 
 def test_loss_stands_beside_accuracy():
@@ -318,7 +318,7 @@ def test_matching_matrix_marks_each_unit_in_its_block():
 
 def test_leaderboard_prints_each_value_in_its_cell_and_the_references():
     references = {"ensemble": {"test_accuracy": 0.767, "test_loss": 0.7}}
-    figure = figures_many.leaderboard(pool.leaderboard_rows(vgg(references=references)))
+    figure = figures_many.leaderboard(pool.leaderboard_rows(vgg(controls=references)))
     shown = words(figure)
     assert all(number in shown for number in ("10.0", "30.0", "60.0", "76.7", "84.0", "82.0"))
     assert "ensemble" in shown and "BN reset" in shown
@@ -341,23 +341,23 @@ def test_leaderboard_of_best_alphas_prints_each_with_its_accuracy():
     assert "71.0 α 0.25" in shown and "held-out" in shown
 
 
-def test_width_barrier_has_a_point_per_pair_and_the_mean_line():
+def test_width_drop_has_a_point_per_pair_and_the_mean_line():
     records = [*(vgg(0.125, m, index=i) for i, m in enumerate((0.5, 0.6, 0.55))), vgg(0.25, 0.7)]
-    figure = figures_many.width_barrier(records)
+    figure = figures_many.width_drop(records)
     shown = words(figure)
     assert "×1/8 n = 3" in shown and "×1/4 n = 1" in shown and "cifar10-jpeg" in shown
     lines = figure.axes[0].lines
     means = next(line for line in lines if line.get_linestyle() == "--" and len(line.get_xdata()) == 2)
-    np.testing.assert_allclose(means.get_ydata(), [100 * (0.745 - 0.55), 100 * (0.745 - 0.7)])
+    np.testing.assert_allclose(means.get_ydata(), [100 * (0.83 - 0.55), 100 * (0.83 - 0.7)])
     assert max(len(line.get_xdata()) for line in lines) == 4
     half = 100 * 4.302653 * 0.05 / 3**0.5
     bars = [line.get_ydata() for line in lines if line.get_marker() == "_"]
-    assert any(np.allclose(bar, [19.5 - half, 19.5 + half], atol=1e-3) for bar in bars)
+    assert any(np.allclose(bar, [28 - half, 28 + half], atol=1e-3) for bar in bars)
     with pytest.raises(InputError, match="one data set"):
-        figures_many.width_barrier([vgg(), vgg(dataset="cifar10")])
+        figures_many.width_drop([vgg(), vgg(dataset="cifar10")])
 
 
-def test_differences_fill_the_markers_of_intervals_that_leave_out_zero():
+def test_differences_fill_the_markers_of_those_that_hold_over_all_comparisons():
     curves = [[curve("none", (0.8, m, 0.8)), curve("graph", (0.8, m + 0.1 + 0.001 * i, 0.8))]
               for i, m in enumerate((0.3, 0.5, 0.4))]  # fmt: skip
     wild = [0.9, 0.1, 0.2]
@@ -419,8 +419,8 @@ def test_a_crowded_figure_and_the_violins_tell_options_apart():
     assert "activations (tap pre_norm)" in words(figures.correlations(corrs, vgg()))
 
 
-def test_width_barrier_tells_options_apart():
-    figure = figures_many.width_barrier([with_options(), with_options(model=VGG)])
+def test_width_drop_tells_options_apart():
+    figure = figures_many.width_drop([with_options(), with_options(model=VGG)])
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() == "s"]
     assert [line.get_markerfacecolor() == "white" for line in lines] == [False, True]
 

@@ -29,7 +29,7 @@ def test_tables_of_curves_with_other_alphas_leave_gaps():
 
 def test_what_was_not_measured_is_a_dash_in_text_and_in_latex():
     table = tables.table(pair(curve("none", (0.84, 0.47, 0.82)), curve("graph", (0.84, 0.82), alphas=(0.0, 1.0))))
-    assert str(table).count("—") == table.latex().count("---") == 2 and "—" not in table.latex()
+    assert str(table).count("—") == table.latex().count("---") == 4 and "—" not in table.latex()
 
 
 def test_parents_stand_under_the_curves_in_text_and_in_latex():
@@ -39,7 +39,7 @@ def test_parents_stand_under_the_curves_in_text_and_in_latex():
 
 
 def test_leaderboard_latex_is_a_tabular_a_kind_with_its_references_apart():
-    wide = pair(model={"name": "mlp", "width": 0.5, "norm": None}, references={"ensemble": {"test_accuracy": 0.95}})
+    wide = pair(model={"name": "mlp", "width": 0.5, "norm": None}, controls={"ensemble": {"test_accuracy": 0.95}})
     text = tables.leaderboard_latex(pool.leaderboard_rows([pair(), wide]))
     first, second = text.split(r"\end{tabular}")[:2]
     assert "SimpleNet" in first and "ensemble" not in first and r"MLP $\times$1/2 on mnist-5k" in second
@@ -135,18 +135,20 @@ def test_summary_table_shows_how_many_pairs_lack_a_curve():
     for r, middle in zip(records[:3], (0.8, 0.8, 0.8), strict=True):
         r["curves"].append(curve("graph", (0.84, middle, 0.82)))
     found = evidence.summary(pool.rows(records), against="none")
-    row = str(tables.summary_table(found)).splitlines()[-1].split()
+    *_, line, note = str(tables.summary_table(found)).splitlines()
+    row = line.split()
     assert row[0] == "graph" and row[1] == "30.00" and row[-3:] == ["3", "of", "4"]
+    assert "Holm" in note
 
 
 def test_leaderboard_table_names_kind_references_and_what_was_used():
     best = {"alpha": 0.4, "held_out_accuracy": 0.9, "test_accuracy": 0.93, "test_loss": 0.2}
     extra = {"best": best, "images": {"match": 0, "correct": 2000}, "share": {"a": 0.4, "b": 0.6}}
-    record = pair(curve("graph", (0.84, 0.91, 0.82), **extra), references={"ensemble": {"test_accuracy": 0.95}})
+    record = pair(curve("graph", (0.84, 0.91, 0.82), **extra), controls={"ensemble": {"test_accuracy": 0.95}})
     text = str(tables.leaderboard_table(pool.leaderboard_rows(record)))
     assert "SimpleNet on mnist-5k" in text and "ensemble" in text
     row = next(line for line in text.splitlines() if line.startswith("graph"))
-    assert row.split() == ["graph", "91.00", "0.090", "1.00", "0.4", "93.00", "0.60", "2000", "2.0", "1"]
+    assert row.split() == ["graph", "91.00", "0.090", "-8.00", "0.00", "0.4", "93.00", "0.60", "2000", "2.0", "1"]
 
 
 def test_width_table_counts_pairs_per_width():
@@ -155,7 +157,7 @@ def test_width_table_counts_pairs_per_width():
     widths, counts, none, graph = (line.split() for line in text.splitlines() if re.match("width|n |no|graph", line))
     assert (widths, counts) == (["width", "×1", "×2"], ["n", "3", "1"])
     assert none[3].startswith("[") and none[-1] == "36.00"  # intervals where there are pairs for them
-    assert graph[-2:] == ["—", "1.00"]
+    assert graph[-2:] == ["—", "-8.00"]
     assert "mnist-5k" in text
     with pytest.raises(InputError, match="one data set"):
         tables.widths_table([pair(), pair(dataset="mnist")])

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import paths
+from lib import fusion, matching, paths
 from lib.checks import InputError
 from lib.paper import names, pool, tables
 from lib.records import (
@@ -201,6 +201,12 @@ def change(record, path, value):
         (("provenance", "device"), KeyError, "provenance.device"),
         (("rows",), [{"width": 1}], "curves"),
         (("studies",), {"bn_images": []}, "studies.bn_images"),
+        (("curves", 0, "points", 0, "test_agreement"), 99.5, r"curves\[0\].points\[0\].test_agreement"),
+        (("parents", "a", "test_calibration"), -0.1, "parents.a.test_calibration"),
+        (("controls",), {"head": {"test_loss": 0.3}}, "controls.head.test_accuracy"),
+        (("controls",), {"head": {"test_accuracy": 0.5, "test_kl": "small"}}, "controls.head.test_kl"),
+        (("controls",), {"head": {"test_accuracy": 0.5, "images": 0.5}}, "controls.head.images"),
+        (("controls",), {"head": {"test_accuracy": 0.5, "seconds": -1}}, "controls.head.seconds"),
     ],
 )
 def test_validate_names_the_bad_field(path, value, named):
@@ -208,6 +214,50 @@ def test_validate_names_the_bad_field(path, value, named):
     validate(good)
     with pytest.raises(ValueError, match=f"^{named}"):
         validate(change(good, path, value))
+
+
+def test_closeness_may_be_there_unknown_or_left_out():
+    close = {"test_kl": 0.1, "test_agreement": None, "test_calibration": 0.02}
+    control = {"test_accuracy": 0.5, "seconds": 3.5, "images": 2000, "info": {"steps": 100}}
+    record = pair(controls={"distillation": control | close, "parent": {"test_accuracy": 0.84}})
+    record["curves"][0]["points"][1] |= close
+    validate(record)
+    row = next(row for row in pool.rows(record) if row["control"] == "distillation")
+    assert (row["test_kl"], row["test_agreement"], row["seconds"], row["images"]) == (0.1, None, 3.5, 2000)
+    assert row["drop"] == pytest.approx(0.83 - 0.5) and row["against_better"] == pytest.approx(0.84 - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "values", "wanted"),
+    [
+        ((0.5,), (0.47,), None),
+        ((0.0, 1.0), (0.84, 0.82), None),
+        ((0.25, 0.5, 0.75), (0.9, 0.91, 0.9), 0.0),
+        ((0.25, 0.5, 0.75), (0.9, 0.73, 0.9), 0.1),
+    ],
+)
+def test_a_barrier_is_of_a_path_whatever_an_old_record_says(alphas, values, wanted):
+    row = pool.rows(pair(curve("none", values, alphas=alphas)))[0]
+    assert row["barrier_test_accuracy"] == (wanted if wanted is None else pytest.approx(wanted))
+
+
+def test_an_old_record_looked_at_images_where_its_methods_do():
+    images = {"train": 9, "test": 9, "match": 200, "correct": 500}
+    methods = [("weight", "none"), ("weight", "repair(images=5)"), ("activation(tap=pre_norm)", "none")]
+    methods += [("graph(activations=0.5)", "none")]
+    told = {"match": 0, "correct": 7}
+    curves = [curve(m, (0.8, 0.5, 0.8), correction=c) for m, c in methods]
+    curves.append(curve("activation", (0.8, 0.5, 0.8), correction="bn_reset", images=told))
+    rows = {row["curve"]: row for row in pool.rows(pair(*curves, images=images))}
+    assert [row["images"] for row in rows.values()] == [0, 500, 200, 200, 7]
+
+
+def test_the_methods_that_look_at_images_are_those_of_the_code():
+    for table, looks in (
+        (matching.MATCHERS, matching.looks_at_images),
+        (fusion.CORRECTIONS, lambda name: fusion.CORRECTIONS[name].images),
+    ):
+        assert {n for n in table if looks(n)} == {n for n in table if n in names.LOOK_AT_IMAGES}
 
 
 def test_a_study_holds_rows_in_place_of_curves():
@@ -458,26 +508,27 @@ def test_a_frame_has_a_row_per_pair_curve_and_alpha():
         "model": "simplenet", "width": 1.0, "seed_a": 0, "seed_b": 1, "seed_match": 0, "matcher": "graph",
         "correction": "repair", "alpha": 0.5, "test_accuracy": 0.91, "parent_a_test_accuracy": 0.84,
         "parent_b_test_accuracy": 0.82, "seconds": 2.0, "best_alpha": 0.5, "share_b": 0.7, "epochs": 3, "alphas": "0.5",
-        "match_images": 100, "barrier_test_loss": 0.4, "test_images": 1000,
+        "match_images": 100, "barrier_test_loss": None, "test_images": 1000, "drop": 0.83 - 0.91, "images": 0,
     }  # fmt: skip
-    assert {name: row[name] for name in wanted} == wanted
+    assert {name: None if row[name] != row[name] else row[name] for name in wanted} == wanted
     assert pool.frame([record]).record.unique().tolist() == ["0"]
 
 
-def test_leaderboard_rows_hold_midpoint_best_alpha_and_references():
+def test_leaderboard_rows_hold_midpoint_best_alpha_and_controls():
     best = {"alpha": 0.4, "held_out_accuracy": 0.9, "test_accuracy": 0.93, "test_loss": 0.2}
     images = {"match": 0, "correct": 2000}
     record = pair(
         curve("none", (0.84, 0.47, 0.82)),
         curve("graph", (0.84, 0.91, 0.82), correction="least_squares", best=best, images=images),
-        references={"ensemble": {"test_accuracy": 0.95, "test_loss": 0.1}},
+        controls={"ensemble": {"test_accuracy": 0.95, "test_loss": 0.1}},
     )
-    none, graph, *references = pool.leaderboard_rows(record)
+    none, graph, *controls = pool.leaderboard_rows(record)
     assert none["test_accuracy"] == 0.47 and none["best_alpha"] is None
     assert graph["best_alpha"] == 0.4 and graph["best_accuracy"] == 0.93
     assert graph["seconds"] == 2.0 and graph["correct_images"] == 2000
-    assert graph["barrier_accuracy"] == pytest.approx(0.83 - 0.82)
-    assert [row["reference"] for row in references] == ["parent_a", "parent_b", "ensemble"]
+    assert graph["barrier_accuracy"] == 0
+    assert graph["drop"] == pytest.approx(0.83 - 0.91) and none["drop"] == pytest.approx(0.83 - 0.47)
+    assert [row["control"] for row in controls] == ["parent_a", "parent_b", "ensemble"]
 
 
 def test_leaderboard_averages_pairs_of_a_kind_and_keeps_kinds_apart():
@@ -492,16 +543,16 @@ def test_leaderboard_counts_pairs_not_records_and_gives_a_curve_the_parents_of_i
     best = {"alpha": 0.5, "held_out_accuracy": 0.9, "test_accuracy": 0.5, "test_loss": 0.2}
     seeds = [{"a": 0, "b": 1, "match": match} for match in range(3)]
     ensemble = {"ensemble": {"test_accuracy": 0.95, "test_loss": 0.1}}
-    repeats = [pair(curve("none", (0.84, 0.5, 0.82), best=best), seeds=s, references=ensemble) for s in seeds]
-    row, *references = pool.leaderboard_rows(repeats)
+    repeats = [pair(curve("none", (0.84, 0.5, 0.82), best=best), seeds=s, controls=ensemble) for s in seeds]
+    row, *controls = pool.leaderboard_rows(repeats)
     assert row["n"] == 1 and row["best_accuracy"] == 0.5
     assert all(row[f"{what}_accuracy_low"] is None for what in ("test", "best", "parents"))
-    assert [reference["n"] for reference in references] == [1, 1, 1]
+    assert [control["n"] for control in controls] == [1, 1, 1]
     assert "one pair (n = 1)" in pool.headline(repeats)
 
     better = {"a": metrics(0.9), "b": metrics(0.9)}
     other = pair(curve("graph", (0.9, 0.6, 0.9)), seeds={"a": 2, "b": 3, "match": 0}, parents=better)
-    rows = {row["matcher"]: row for row in pool.leaderboard_rows([repeats[0], other]) if "reference" not in row}
+    rows = {row["matcher"]: row for row in pool.leaderboard_rows([repeats[0], other]) if "control" not in row}
     assert rows["none"]["parents_accuracy"] == pytest.approx(0.83)
     assert rows["graph"]["parents_accuracy"] == pytest.approx(0.9)
 
