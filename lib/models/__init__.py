@@ -18,11 +18,14 @@ from .checkpoints import (
 from .merging import merge_linear
 from .training import (
     Recipe,
+    Score,
     Spec,
     dirichlet_parts,
     evaluate,
     normalisation,
     open_dataset,
+    outputs,
+    score,
     skewed_indices,
     train,
     trained,
