@@ -91,11 +91,12 @@ class Parents:
 
     def untrained(self) -> nn.Module:
         """A freshly initialised network of the architecture."""
+        seed = self.seed + 1_000_003  # not the seed itself: a parent may have begun from it
         if self.fresh is not None:
-            return self.fresh(self.seed).to(self.device).eval()
+            return self.fresh(seed).to(self.device).eval()
         network = copy.deepcopy(self.networks[0])
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self.seed)
+            torch.random.default_generator.manual_seed(seed)
             for module in network.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()

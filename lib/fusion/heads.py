@@ -13,8 +13,8 @@ from .affine import at_least_float32
 
 
 def linear_head(model: nn.Module, groups: Groups) -> list[str]:
-    """The linear layers, by name in order, that make the outputs: the last one, and those before it with nothing between
-    them unless one has fewer units than there are outputs. Together they can be any one linear layer.
+    """The linear layers, by name in order, that make the outputs: the last one, and those before it with nothing
+    between them unless one has fewer units than there are outputs. Together they can be any one linear layer.
 
     Raises:
         InputError: something else makes the outputs, or the last layer's weights are used elsewhere, too.

@@ -168,8 +168,8 @@ def _is_middle(point: Mapping) -> bool:
 def ensemble(
     networks: Sequence[nn.Module], test: Iterable, *, device: torch.device | str = "cpu"
 ) -> dict[str, float | None]:
-    """What the mean of the networks' probabilities reaches (`measure`): what a fused network hopes for, at as many times
-    its cost as there are networks."""
+    """What the mean of the networks' probabilities reaches (`measure`): what a fused network hopes for, at as many
+    times its cost as there are networks."""
     return measure_parents(networks, test, names=range(len(networks)), device=device)[1]
 
 
