@@ -42,6 +42,7 @@ TINY = {
         "seeds": [0],
         "matchers": ["none", "weight"],
         "corrections": ["none", "closed_form"],
+        "controls": ["parent", "ensemble", "head", "distillation(steps=3)"],
         "limit_test": 100,
         "match_images": 50,
         "correct_images": 50,
@@ -196,8 +197,14 @@ def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_co
         assert curve["images"] == {"match": 0, "correct": 50 if correction == "closed_form" else 0}
         assert curve["share"] == {"a": 0.5, "b": 0.5, "both": 1.0}
     parents = [record["parents"][side]["test_accuracy"] for side in "ab"]
-    assert record["controls"]["parent"]["test_accuracy"] in parents
-    assert 0 < record["controls"]["ensemble"]["test_accuracy"] <= 1
+    controls = record["controls"]
+    assert list(controls) == ["parent", "ensemble", "head", "distillation(steps=3)"]
+    assert controls["parent"]["test_accuracy"] in parents
+    assert (controls["ensemble"]["test_kl"], controls["ensemble"]["test_agreement"]) == (0, 1)
+    assert [control["images"] for control in controls.values()] == [0, 0, 50, 50]
+    assert controls["distillation(steps=3)"]["info"]["steps"] in (1, 2, 3)
+    assert controls["head"]["info"]["held_out"] == 100
+    assert all(point["test_kl"] > 0 for curve in curves.values() for point in curve["points"])
     assert (tmp_path / "figures" / "local" / "leaderboard.tex").exists()
     written = (tmp_path / "results" / "local" / "leaderboard_simplenet-s0.json").stat().st_mtime_ns
     run("leaderboard", tmp_path, "leaderboard_simplenet-s0")  # a second time it is read, not measured

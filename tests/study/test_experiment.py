@@ -20,7 +20,7 @@ DEFAULTS = {
     "corrections": ["none"], "alphas": [0.0, 0.5, 1.0], "seed_a": 0, "seed_b": 1, "epochs": None, "width": None,
     "loader": "memory", "device": "cpu", "limit_train": 0, "limit_test": 0, "match_images": 100,
     "correct_images": 100, "evaluate_train": False, "results_path": "", "figures_dir": "", "match_seed": 0,
-    "held_out": 0,
+    "held_out": 0, "controls": ["parent", "ensemble"],
 }  # fmt: skip
 PATHS = ("results_path", "figures_dir", "save_aligned")
 PRESETS = {"quick": {"epochs": {"mnist-5k": 7}, "width": 1.0}, "paper": {"epochs": 100, "width": 1.0}}
@@ -180,11 +180,11 @@ def test_a_name_that_the_notebook_does_not_declare_is_refused():
     checks.check_injected({"In": ["", "import torch", "# Parameters\nrate = 0.1", "# Parameters\nrate = 0.2\n"]})
 
 
-def test_matchers_and_corrections_are_read_once(monkeypatch):
+def test_matchers_corrections_and_controls_are_read_once(monkeypatch):
     read, original = [], parameters.read_method
     monkeypatch.setattr(parameters, "read_method", lambda kind, text, *a: read.append(text) or original(kind, text, *a))
     begin(matchers=["weight(restarts=1)"])
-    assert read == ["weight(restarts=1)", "none"]
+    assert read == ["weight(restarts=1)", "none", "parent", "ensemble"]
 
 
 # The leaderboard's pairs
@@ -192,6 +192,7 @@ def test_matchers_and_corrections_are_read_once(monkeypatch):
 
 BOARD = {
     "pairs": ["simplenet"], "seeds": [0], "dataset": "mnist-5k", "matchers": ["none"], "corrections": ["none"],
+    "controls": [],
     "alphas": [0.5], "device": "cpu", "limit_test": 10, "match_images": 50, "correct_images": 50,
     "held_out_images": 50, "results_dir": "", "figures_dir": "", "match_seed": 0,
 }  # fmt: skip
