@@ -17,7 +17,7 @@ from ..records import CLOSENESS
 # What must be alike before numbers are averaged: the last ones are parameters of the run, None where it had none.
 SETTINGS = (
     "epochs", "share", "solver", "similarity", "tap", "merge_linear", "limit_train", "limit_test", "match_images",
-    "correct_images",
+    "correct_images", "skew",
 )  # fmt: skip
 KIND = ("experiment", "preset", "dataset", "dataset_sha256", "model", "width", "norm", "training", *SETTINGS)
 LEVEL = 0.95  # of intervals; differences are told from 0 at the family-wise error that is left
