@@ -10,7 +10,7 @@ from lib.paths import ROOT
 from lib.records import run_record
 from tests.records.test_results import curve, pair, pairs, provenance
 
-# Records of runs from a tree with uncommitted changes, each under the name that it is pooled by. This list only shrinks:
+# Records of runs from a tree with uncommitted changes, each under the name that it is pooled by. The list only shrinks:
 # a record that is measured anew from a clean tree goes.
 DIRTY = {
     "graph_matching_scaling/graph_matching_scaling",
