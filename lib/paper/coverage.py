@@ -62,7 +62,7 @@ def _bootstrap(values: np.ndarray, seed: int, level: float, method: str) -> tupl
 METHODS = {"t": student, "bootstrap (percentile, expanded)": percentile, "bootstrap (BCa)": bca}
 
 
-def coverage_rows(sizes: Iterable[int] = SIZES, samples: int = SAMPLES, seed: int = 0) -> list[dict[str, Any]]:
+def coverage_rows(sizes: Iterable[int], samples: int, seed: int = 0) -> list[dict[str, Any]]:
     """A row a distribution, method and n: {"study", "distribution", "method", "n", "samples", "covered"}; the last a
     fraction, with a standard error of sqrt(covered · (1 − covered) / samples). All methods see the same samples."""
     rows = []
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     started = datetime.now(UTC)
-    rows = coverage_rows(samples=options.samples)
+    rows = coverage_rows(SIZES, options.samples)
     origin = provenance({"samples": options.samples, "resamples": RESAMPLES, "seed": 0}, None, "cpu", started)
     written = record(experiment="coverage", preset="quick", dataset=None, rows=rows, provenance=origin)
     print(f"wrote {portable(write_record(options.record, written))}")
