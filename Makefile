@@ -53,7 +53,7 @@ architectures: $(READY)  ## trace and prove the architectures of torchvision and
 	@$(TIMM)
 	@$(PY) -m lib.study.architectures $(ARGS)
 
-figures: $(READY)  ## the paper's figures and tables again, from the records in data/results
+figures: $(READY)  ## figures, tables and the numbers of the READMEs again, from the records in data/results
 	@$(PY) -m lib.paper
 
 lab: $(READY)  ## JupyterLab on the notebooks, with the environment's own kernel
@@ -69,7 +69,7 @@ lint: $(READY)  ## ruff: rules and format, of code and notebooks; import-linter:
 	@broken=$$($(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo --no-cache 2>&1) \
 	  || { echo "$$broken"; exit 1; }
 
-bench: $(READY)  ## time and memory against the published implementations
+bench: $(READY)  ## time and memory against the published implementations: a record (ARGS="spectral" picks)
 	@$(PY) -m tests.bench $(ARGS)
 
 # A virtual environment knows its checkout by absolute path: one that was moved or copied along is built anew.

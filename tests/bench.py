@@ -1,26 +1,35 @@
 """`make bench`: every performance claim as a ratio against the published procedure or a peer, in one process.
 
-Each section runs the same work both ways and prints what each finds; where permutations must agree it asserts so. Slow
-peers run once, others three times (the median counts). Machines are noisy:
-read ratios, not seconds. Data where it is at hand (FUSEBOOK_DATA), else random images.
+Each section runs the same work both ways, prints what each finds and returns rows for the record; where permutations
+must agree it asserts so. Slow peers run once, others three times (the median counts). Machines are noisy: read ratios,
+not seconds. Data where it is at hand (FUSEBOOK_DATA), else random images. With all sections the record
+data/results/bench.json is written (`--record PATH`: another one, of the sections that are run), of which `make figures`
+makes the tables of figures/README.md. It says the load of the machine before and after: 0 is an idle one.
 """
 
 import argparse
 import copy
 import math
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pygmtools
 import torch
 
-from lib import fusion, loaders, matching, models, symmetry
+from lib import fusion, loaders, matching, models, paths, records, symmetry
 from lib.checks import InputError
 from lib.matching import Problem, assign
 from lib.study import scaling
 from tests.oracles import layer_by_layer
+
+Rows = list[dict[str, Any]]
 
 
 def timed(work: Callable, repeats: int = 3) -> tuple[object, float, int]:
@@ -35,12 +44,23 @@ def timed(work: Callable, repeats: int = 3) -> tuple[object, float, int]:
     return result, statistics.median(seconds), peak
 
 
-def row(name: str, seconds: float, peak: int, base: tuple[float, int] | None = None) -> None:
-    ratios = f"   {base[0] / seconds:6.1f} × faster, {base[1] / max(peak, 1):6.1f} × less memory" if base else ""
-    print(f"  {name:<62} {seconds:9.3f} s  {peak / 1e6:8.1f} MB{ratios}", flush=True)
+def told(
+    work: str, method: tuple[str, float, int | None], peer: tuple[str, float, int | None] | None = None, **more: Any
+) -> dict[str, Any]:
+    """The record's row of one piece of work, printed: what did it, seconds and extra peak bytes (None: not measured);
+    the same of what it is compared with."""
+    row = {"study": "bench", "work": work, "method": method[0], "seconds": method[1], "peak_bytes": method[2]} | more
+    line = f"  {work}: {method[0]} {method[1]:.3f} s"
+    line += f", {method[2] / 1e6:.1f} MB" if method[2] is not None else ""
+    if peer:
+        row |= {"against": peer[0], "against_seconds": peer[1], "against_peak_bytes": peer[2]}
+        line += f"; {peer[0]} {peer[1]:.3f} s" + (f", {peer[2] / 1e6:.1f} MB" if peer[2] is not None else "")
+        line += f": {peer[1] / method[1]:.1f} × faster"
+    print(line + "".join(f", {name} {value}" for name, value in more.items()), flush=True)
+    return row
 
 
-def spectral() -> None:
+def spectral() -> Rows:
     """SimpleNet's spectral matching: dense K and pygmtools.sm against the matrix-free sweep."""
     pair = [models.build("simplenet", seed=seed) for seed in (0, 1)]
     groups = symmetry.trace(pair[0], models.example("simplenet"))
@@ -53,9 +73,8 @@ def spectral() -> None:
     lean, quick, small = timed(solve("sweep"))
     dense, slow, large = timed(solve("pygmtools"), repeats=1)
     assert all(torch.equal(dense[name], lean[name]) for name in groups), "the permutations differ"
-    print("SimpleNet, spectral graph matching (same permutations)")
-    row("dense K + pygmtools.sm + pygmtools.hungarian", slow, large)
-    row("matrix-free sweep", quick, small, (slow, large))
+    peer = "dense K + pygmtools.sm + pygmtools.hungarian", slow, large
+    return [told("published spectral matching of SimpleNet, same permutations", ("sweep", quick, small), peer)]
 
 
 def images(count: int) -> list[torch.Tensor]:
@@ -68,9 +87,8 @@ def images(count: int) -> list[torch.Tensor]:
         return [torch.randn(500, 3, 32, 32, generator=generator) for _ in range(count // 500)]
 
 
-def solvers() -> None:
+def solvers() -> Rows:
     """pygmtools' general solvers on dense K against the same iterations without it."""
-    print("SimpleNet ×1/2, planted permutation with noise of 2 standard deviations, two-sided objective")
     network, groups, state, truth = scaling.plant("simplenet", 0.5, 2.0, 0)
     problem = Problem(network.state_dict(), state, groups)
     sizes = list(problem.sizes.values())
@@ -81,17 +99,26 @@ def solvers() -> None:
         "rrwm": lambda K: pygmtools.rrwm(K, n, n, max_iter=50, backend="pytorch"),
         "ipfp": lambda K: pygmtools.ipfp(K[None], torch.tensor([n]), torch.tensor([n]), x0=flat, backend="pytorch")[0],
     }
+    answer = []
     for name, peer in peers.items():
         X, slow, large = timed(lambda peer=peer: peer(problem.affinity()).T, repeats=1)
         rows = zip(problem.sizes, X.split(sizes), strict=True)
         theirs = {group: assign(found.split(sizes, dim=1)[i]) for i, (group, found) in enumerate(rows)}
         ours, quick, small = timed(lambda name=name: matching.solve(problem, solver=name))
-        told = [
-            f"objective {problem.objective(perms):.1f}, finds {scaling.recovered_share(truth, perms):.2f}"
-            for perms in (theirs, ours.perms)
-        ]
-        row(f"{name}, pygmtools: {told[0]}", slow, large)
-        row(f"{name}: {told[1]}", quick, small, (slow, large))
+        scores = {
+            f"{who}{what}": value
+            for who, perms in (("", ours.perms), ("against_", theirs))
+            for what, value in (
+                ("objective", problem.objective(perms)),
+                ("recovered", scaling.recovered_share(truth, perms)),
+            )
+        }
+        work = f"{name} on SimpleNet ×1/2, planted permutation, noise of 2 standard deviations"
+        answer.append(told(work, (name, quick, small), (f"pygmtools.{PEERS[name]}, dense K", slow, large), **scores))
+    return answer
+
+
+PEERS = {"spectral_symmetric": "sm", "rrwm": "rrwm", "ipfp": "ipfp"}
 
 
 def shipped(name: str) -> torch.nn.Module:
@@ -102,15 +129,15 @@ def shipped(name: str) -> torch.nn.Module:
     return models.load_state(model, models.read_state(path), name)
 
 
-def rebasin() -> None:
+def rebasin() -> Rows:
     """Weight matching against the package `rebasin` (PyPI) on shipped pairs: squared distance that is left between
     the weights of A and B, and whether B still computes what it did."""
     try:
         from rebasin import PermutationCoordinateDescent
     except ImportError:
-        print("rebasin is not installed: pip install -e '.[bench]'")
-        return
-    print("weight matching against rebasin, shipped pairs: ‖A − B‖², largest change of B's outputs")
+        print("  rebasin is not installed: pip install -e '.[bench]'")
+        return []
+    answer = []
     for kind, architecture in (("mlp-w0.5", "mlp"), ("simplenet", "simplenet"), ("vgg11bn-w0.125", "vgg11")):
         a, b = shipped(f"{kind}-s0"), shipped(f"{kind}-s1")
         groups, x = symmetry.trace(a, models.example(architecture)), models.example(architecture)
@@ -129,17 +156,18 @@ def rebasin() -> None:
         own()
         theirs, slow, large = timed(peer, repeats=1)
         ours, quick, small = timed(own)
-        told = []
-        for moved in (theirs, ours):
+        found = {}
+        for who, moved in (("", ours), ("against_", theirs)):
             with torch.inference_mode():
                 pairs = zip(a.parameters(), moved.parameters(), strict=True)
-                left = sum(float((p - q).square().sum()) for p, q in pairs)
-                told.append(f"{left:.1f}, outputs change by {float((moved(x) - b(x)).abs().max()):.1e}")
-        row(f"{kind}, rebasin: {told[0]}", slow, large)
-        row(f"{kind}, weight: {told[1]}", quick, small, (slow, large))
+                found[f"{who}distance"] = sum(float((p - q).square().sum()) for p, q in pairs)
+                found[f"{who}output_change"] = float((moved(x) - b(x)).abs().max())
+        work = f"weight matching of {kind}"
+        answer.append(told(work, ("weight", quick, small), ("rebasin 0.0.47", slow, large), **found))
+    return answer
 
 
-def activation() -> None:
+def activation() -> Rows:
     """VGG11-BN's activation matching: layer by layer, as published, against one pass."""
     pair = [shipped(f"vgg11bn-w0.25-s{seed}") for seed in (0, 1)]
     groups = symmetry.trace(pair[0], models.example("vgg11"))
@@ -149,16 +177,15 @@ def activation() -> None:
     expected, slow, large = timed(lambda: layer_by_layer(*pair, batches), repeats=1)
     differing = sum(int((found[name] != perm).sum()) for name, perm in expected.items())
     assert differing == 0, f"{differing} units are matched differently"
-    print("VGG11-BN ×1/4 (shipped pair), activation matching on 2,000 images (same permutations)")
-    row("layer by layer, as published", slow, large)
-    row("all layers in one pass", quick, small, (slow, large))
+    work = "activation matching of VGG11-BN ×1/4 on 2,000 images, same permutations"
+    return [told(work, ("all layers in one pass", quick, small), ("layer by layer, as published", slow, large))]
 
 
-def layout() -> None:
+def layout() -> Rows:
     """Training throughput on the CPU: channels_last against the default layout."""
     batch = images(500)[0]
     labels = torch.arange(len(batch)) % 10
-    print("VGG11-BN, one training step of 500 images, by memory layout")
+    answer = []
     for width in (0.125, 0.25):
         results = {}
         for name, form in (("default", torch.contiguous_format), ("channels_last", torch.channels_last)):
@@ -171,26 +198,52 @@ def layout() -> None:
 
             step()
             _, results[name], _ = timed(step)
-        ratio = results["default"] / results["channels_last"]
-        told = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in results.items())
-        print(f"  width {width:<6} {told}: {ratio:.1f} × faster", flush=True)
+        work = f"a training step of VGG11-BN at width {width:g} on 500 images"
+        both = [(name, results[name], None) for name in ("channels_last", "default")]
+        answer.append(told(work, *both, width=width))
+    return answer
 
 
-def graph() -> None:
+def graph() -> Rows:
     """Two-sided graph matching against Git Re-Basin's weight matching, planted permutations with noise 2 σ."""
-    print("VGG11, planted permutation with noise of 2 standard deviations")
+    answer = []
     for width in (0.125, 0.25, 0.5, 1.0):
         rows = {row["solver"]: row for row in scaling.scaling_rows(["vgg11"], [width], ["coordinate_descent", "graph"])}
-        ratio = rows["graph"]["seconds"] / rows["coordinate_descent"]["seconds"]
-        dense = rows["graph"]["dense_bytes"] / max(rows["graph"]["peak_bytes"] or 1, 1)
-        told = ", ".join(f"{name} {row['seconds']:.2f} s finds {row['recovered']:.3f}" for name, row in rows.items())
-        print(f"  width {width:<6} {told}: {ratio:.1f} × the time; dense K is {dense:.1e} × the memory", flush=True)
+        both = [(name, rows[solver]["seconds"], rows[solver]["peak_bytes"]) for name, solver in GRAPH.items()]
+        more = {"recovered": rows["graph"]["recovered"], "dense_bytes": rows["graph"]["dense_bytes"], "width": width}
+        work = f"graph matching of VGG11 at width {width:g}, planted permutation, noise of 2 standard deviations"
+        answer.append(told(work, *both, **more))
+    return answer
 
 
-def scale() -> None:
+GRAPH = {"graph": "graph", "weight": "coordinate_descent"}
+
+
+def fuse() -> Rows:
+    """What a fused network costs: corrections of the shipped pairs at the midpoint, on 2,000 images. Each in a process
+    of its own: in one that has grown already, memory that is used again does not show."""
+    answer = []
+    for width, label in ((0.125, "1/8"), (0.25, "1/4")):
+        both = []
+        for name in ("least_squares", "bn_reset"):
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                both.append((name, *process.apply(correction, (width, name))))
+        answer.append(told(f"correction of VGG11-BN ×{label} on 2,000 images", *both, width=width))
+    return answer
+
+
+def correction(width: float, name: str) -> tuple[float, int]:
+    """Seconds and extra peak bytes of a correction of the shipped pair of this width, matched by activations."""
+    pair, batches = [shipped(f"vgg11bn-w{width:g}-s{seed}") for seed in (0, 1)], images(2000)
+    groups = symmetry.trace(pair[0], models.example("vgg11"))
+    aligned = fusion.align(pair, groups, matching.match(pair, groups, "activation", images=batches, progress=False))
+    _, seconds, peak = timed(lambda: fusion.correct(aligned, 0.5, name, images=batches, progress=False), repeats=1)
+    return seconds, peak
+
+
+def scale() -> Rows:
     """How cost grows with images, alphas and width: exponents of a power law, fitted to the two largest of each."""
-    print("VGG11-BN, random weights: seconds, and the exponent with which they grow (1 is linear)")
-    batches = images(4000)
+    batches, answer = images(4000), []
 
     def pair(width: float) -> tuple:
         networks = [models.build("vgg11", width=width, norm="batch", seed=seed) for seed in (0, 1)]
@@ -214,8 +267,10 @@ def scale() -> None:
     def grow(what: str, make: Callable[[float], Callable], sizes: tuple) -> None:
         seconds = [timed(make(size), repeats=1)[1] for size in sizes]
         exponent = math.log(seconds[-1] / seconds[-2]) / math.log(sizes[-1] / sizes[-2])
-        told = ", ".join(f"{size:g}: {took:.2f} s" for size, took in zip(sizes, seconds, strict=True))
-        print(f"  {what:<40} {told}; exponent {exponent:.2f}", flush=True)
+        row = {"study": "growth", "work": what, "sizes": list(sizes), "seconds": seconds, "exponent": exponent}
+        answer.append(row)
+        line = ", ".join(f"{size:g}: {took:.2f} s" for size, took in zip(sizes, seconds, strict=True))
+        print(f"  VGG11-BN, random weights, {what}: {line}; exponent {exponent:.2f}", flush=True)
 
     counts, widths = (1000, 2000, 4000), (0.125, 0.25, 0.5)
     match("activation", 0.125, 500)()
@@ -226,21 +281,35 @@ def scale() -> None:
         grow(f"{name}, images (width ⅛)", lambda n, name=name: correct(name, 0.125, n), counts)
         grow(f"{name}, width (1,000 images)", lambda w, name=name: correct(name, w, 1000), widths)
         grow(f"{name}, alphas (width ⅛, 500)", lambda k, name=name: correct(name, 0.125, 500, k), (1, 2, 4))
+    return answer
 
 
-SECTIONS = {function.__name__: function for function in (spectral, solvers, rebasin, activation, layout, graph, scale)}
+SECTIONS = {f.__name__: f for f in (spectral, solvers, rebasin, activation, layout, graph, fuse, scale)}
+RECORD = paths.RESULTS / "bench.json"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.bench")
     parser.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)}; default: all")
-    chosen = parser.parse_args().sections
-    if unknown := set(chosen) - set(SECTIONS):
+    parser.add_argument("--record", type=Path, help=f"where the record goes; default with all sections: {RECORD.name}")
+    options = parser.parse_args()
+    if unknown := set(options.sections) - set(SECTIONS):
         print(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(SECTIONS)}", file=sys.stderr)
         return 2
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for name in chosen or SECTIONS:
-        SECTIONS[name]()
+    started, before = datetime.now(UTC), os.getloadavg()[1]
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {before:.1f}")
+    rows: Rows = []
+    chosen = options.sections or list(SECTIONS)
+    for name in chosen:
+        print(name, flush=True)
+        rows += [row | {"section": name} for row in SECTIONS[name]()]
+    place = options.record or (None if options.sections else RECORD)
+    if place:
+        # the mean number of runnable processes over five minutes, of which this one is one at the end
+        parameters = {"sections": chosen, "load_before": before, "load_after": os.getloadavg()[1]}
+        origin = records.provenance(parameters, None, "cpu", started)
+        record = records.record(experiment="bench", preset="quick", dataset=None, rows=rows, provenance=origin)
+        print(f"wrote {records.portable(records.write_record(place, record))}")
     return 0
 
 

@@ -60,19 +60,21 @@ def mean_interval(values: Iterable[float | None], *, level: float = LEVEL) -> In
     Args:
         level: what share of such intervals is meant to hold the true mean.
 
-    Measured coverage at level 0.95, from `python -m lib.paper.coverage` (data/results/coverage.json): t covers as well
-    as or better than the bootstrap of pairs at each n that experiments here have, so there is no other. BCa is Efron's
-    bootstrap, "percentile" that at the expanded level of Hesterberg, What Teachers Should Know About the Bootstrap,
-    2015; of n values at most 1 - 2 ** (1 - n) of the resampled means' ranges hold the true mean, 75 % at n = 3.
+    Coverage at level 0.95, per cent, as `python -m lib.paper.coverage` measured it (data/results/coverage.json;
+    standard error .5 to 1.2). It is why there is no bootstrap over pairs: that covers less at each n that experiments
+    here have, but for one tie within the error. BCa is Efron's, percentile that at the expanded level of Hesterberg,
+    What Teachers Should Know About the Bootstrap, 2015: of n values at most 1 - 2 ** (1 - n) of the resampled means'
+    ranges hold the true mean, 75 % at n = 3.
 
-        n                      3      4      5      6     10
+        n                3      4      5      6     10
         normal values
-            t                95 %   95 %   96 %   95 %   95 %
-            percentile       77 %   87 %   93 %   93 %   94 %
-            BCa              74 %   79 %   85 %   87 %   90 %
+            t            94.5   94.9   95.6   95.1   95.5
+            percentile   74.5   86.1   92.1   93.1   94.4
+            BCa          71.7   79.1   84.3   87.1   89.8
         exponential values (skewed)
-            t                87 %   88 %   88 %   89 %   90 %
-            percentile       68 %   82 %   87 %   90 %   91 %
+            t            89.9   89.1   88.2   87.8   90.1
+            percentile   71.3   82.4   86.6   87.5   90.5
+            BCa          68.9   75.0   79.6   80.5   87.9
     """
     if not 0 < level < 1:
         raise InputError(f"level {level!r} is not accepted; accepted: a number between 0 and 1, such as 0.95")

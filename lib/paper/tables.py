@@ -291,9 +291,9 @@ def _formatted(value: float | None, form: str = "d") -> str:
     return "—" if value is None else f"{value:{form}}"
 
 
-def _number(value: float | None, metric: str, sign: str = "") -> str:
+def _number(value: float | None, metric: str, sign: str = "", digits: int = 2) -> str:
     scaled = value is not None and percent(metric) == 100
-    return _formatted(100 * value, f"{sign}z.2f") if scaled else _formatted(value, f"{sign}z.3f")
+    return _formatted(100 * value if scaled else value, f"{sign}z.{digits if scaled else digits + 1}f")
 
 
 def _cell(row: Row, metric: str) -> str:
@@ -301,12 +301,14 @@ def _cell(row: Row, metric: str) -> str:
     return text if spread is None else f"{text} ± {_number(spread, metric)}"
 
 
-def interval_cell(row: Row, metric: str) -> str:
-    """Mean and 95 % interval: "57.53 [52.83, 62.23]", the mean alone where there is no interval."""
-    text = _number(row.get(metric), metric)
+def interval_cell(row: Row, metric: str, digits: int = 2) -> str:
+    """Mean and 95 % interval: "57.53 [52.83, 62.23]", the mean alone where there is no interval. `digits`: of numbers
+    in per cent; others have one more."""
+    text = _number(row.get(metric), metric, digits=digits)
     if row.get(f"{metric}_low") is None:
         return text
-    return f"{text} [{', '.join(_number(row[f'{metric}_{end}'], metric) for end in ('low', 'high'))}]"
+    ends = (_number(row[f"{metric}_{end}"], metric, digits=digits) for end in ("low", "high"))
+    return f"{text} [{', '.join(ends)}]"
 
 
 def write_text(text: str, path: Path) -> Path:

@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from ..checks import InputError
 from ..paths import FIGURES, LOCAL, RESULTS, ROOT
 from ..records import curve_key, portable, read_arrays, read_record
-from . import drawing, evidence, figures, figures_many, pool, tables
+from . import drawing, evidence, figures, figures_many, pool, tables, tables_speed
 from .evidence import grouped
 from .names import curve_label, curve_name
+from .pages import write_page
 from .style import save_figure
 from .tables import write_text
 
-MARKERS = ("<!-- results: make figures writes this table -->", "<!-- end of results -->")
 INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the next one removes what is no longer made
 
 # What README.md shows, in words: (records, curve or reference, what was fused, how).
@@ -100,18 +100,22 @@ def pools(sweep: str, records: Records) -> dict[str, dict[str, Any]]:
 
 def pooled_rows(kinds: Mapping[str, Records], sweeps: Mapping[str, Records]) -> dict[str, list[dict[str, Any]]]:
     """`pool.leaderboard_rows` of everything that may be pooled, by its name, which each row has as "records" too."""
-    pooled = dict(kinds)
-    for sweep, records in sweeps.items():
-        pooled |= pools(sweep, records)
+    pooled = all_pools(kinds, sweeps)
     return {n: [row | {"records": n} for row in pool.leaderboard_rows(records)] for n, records in pooled.items()}
 
 
 def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The rows of figures/README.md: published weights (trained elsewhere: no seed is known of them), sweeps,
-    leaderboard; of rows alike the one with most pairs."""
+    leaderboard, each with its controls; of rows alike the one with most pairs."""
     published = [n for n in kinds if all("curves" in r and r["seeds"]["a"] is None for r in kinds[n].values())]
     board = [name for name, records in kinds.items() if _on_board(records)]
     answer: dict[Any, dict[str, Any]] = {}
+
+    def keep(own: Any, key: Any, row: dict[str, Any]) -> None:
+        alike = own, row["architecture"], row["dataset"], key
+        if alike not in answer or row["n"] > answer[alike]["n"]:
+            answer[alike] = row
+
     for name in (*published, *(name for name in rows if name not in kinds), *board):
         fused = {curve_key(row): row for row in rows[name] if "control" not in row}
         normed = any(correction == "bn_reset" for _, correction in fused)
@@ -119,22 +123,22 @@ def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, A
         for matcher, correction in SHOWN.get(*experiments, SHOWN_ELSE) if fused else ():
             key = matcher, correction if normed or correction != "bn_reset" else "none"  # a network without BatchNorm
             if row := fused.get(key):
-                alike = name in published and name, row["architecture"], row["dataset"], key
-                if alike not in answer or row["n"] > answer[alike]["n"]:
-                    answer[alike] = row
-    return list(answer.values())
+                keep(name in published and name, key, row)
+        for row in rows[name] if fused else ():
+            if row.get("control") not in (None, *pool.PARENTS):
+                keep(name in published and name, row["control"], row)
+    order = {kind: place for place, kind in enumerate(dict.fromkeys(key[:3] for key in answer))}
+    return [answer[key] for key in sorted(answer, key=lambda key: order[key[:3]])]
 
 
 def readme_table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
     """README.md's table, as Markdown."""
-    part = [["what was fused", "how", "accuracy of the fused network at the midpoint, %", "parents, %", "n"]]
+    part = [["what was fused", "how", "accuracy at the midpoint, %", "drop below the parents, points", "n", "record"]]
     for records, wanted, what, how in README_ROWS:
         alike = {curve_name(row): row for row in rows.get(records, ())}
         if row := alike.get(wanted):
-            parents = next(row["parents_accuracy"] for row in alike.values() if "control" not in row)
-            part.append(
-                [what, how, *(f"{100 * value:.2f}" for value in (row["test_accuracy"], parents)), f"{row['n']}"]
-            )
+            cells = [tables.interval_cell(row, metric, 1) for metric in ("test_accuracy", "drop")]
+            part.append([what, how, *cells, f"{row['n']}", f"`{records}`"])
     return tables.Table([part]).markdown()
 
 
@@ -147,13 +151,26 @@ def results_text(kinds: Mapping[str, Records], sweeps: Mapping[str, Records], ro
     return f"{table}\n\n{NOTE} Every curve: [results.md](results.md).\n{origin}"
 
 
-def write_between(path: Path, text: str) -> None:
-    """Puts `text` between the two markers of the file at `path`."""
-    before, start, rest = path.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not end:
-        raise ValueError(f"{path} lacks the markers {' and '.join(MARKERS)}")
-    write_text(f"{before}{start}\n{text}\n{end}{after}", path)
+def page_tables(
+    kinds: Mapping[str, Records], sweeps: Mapping[str, Records], rows: Mapping[str, Any]
+) -> dict[str, dict[str, str]]:
+    """The tables of each page (its path in the repo) by their names, as Markdown."""
+    studies = {name: next(iter(records.values())) for name, records in kinds.items()}
+    speed = {name: tables_speed.markdown(name, studies) for name in tables_speed.TABLES}
+    results = {"results": results_text(kinds, sweeps, rows)}
+    return {
+        "README.md": {"results": readme_table(rows)},
+        "figures/README.md": results | speed,
+        "figures/CLAIMS.md": results | speed,
+    }
+
+
+def all_pools(kinds: Mapping[str, Records], sweeps: Mapping[str, Records]) -> dict[str, Records]:
+    """Everything that may be pooled, by its name in the tables."""
+    pooled = dict(kinds)
+    for sweep, records in sweeps.items():
+        pooled |= pools(sweep, records)
+    return pooled
 
 
 def _on_board(records: Records) -> bool:
@@ -185,8 +202,10 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     every = tables.results_table(row for alike in rows.values() for row in alike)
     written.append(write_text(f"{every.markdown()}\n\n{NOTE}\n", place / "results.md"))
     if (folder, place) == (RESULTS, FIGURES):
-        write_between(ROOT / "README.md", readme_table(rows))
-        write_between(FIGURES / "README.md", results_text(kinds, sweeps, rows))
+        pooled = all_pools(kinds, sweeps)
+        for page, named in page_tables(kinds, sweeps, rows).items():
+            if (path := ROOT / page).is_file():
+                write_page(path, named, pooled)
     return [*written, _remove_stale(place, {path.name for path in written}, whole)], skipped
 
 
@@ -209,7 +228,7 @@ def _contents_of_kinds(
             skipped.append(str(error))
             arrays = {}
         drawn = figures.record_figures(record, arrays)
-        if not drawn:
+        if not drawn and record["experiment"] not in tables_speed.EXPERIMENTS:
             skipped.append(f"{stem}.json: nothing in it that a figure shows")
         for name, figure in drawn.items():
             if not (name.startswith("matching_") and record["experiment"] in experiments):

@@ -181,48 +181,29 @@ def tracked():
     return kinds, sweeps, write.pooled_rows(kinds, sweeps)
 
 
-def between(path):
-    start, end = write.MARKERS
-    return path.read_text().split(start)[1].split(end)[0].strip()
-
-
-def test_the_readmes_show_what_the_tracked_records_hold(tracked):
-    kinds, sweeps, rows = tracked
-    assert between(ROOT / "README.md") == write.readme_table(rows)
-    assert between(ROOT / "figures" / "README.md") == write.results_text(kinds, sweeps, rows)
-
-
 def test_the_readme_has_its_six_rows_in_words(tracked):
     lines = write.readme_table(tracked[2]).splitlines()
     assert len(lines) == 2 + 6
-    shown = [line.split(" | ")[-3] for line in lines[2:]]
-    assert shown[:5] == ["47.16", "53.74", "91.61", "66.18", "77.64"] and shown[5].startswith("79.")
-    assert "_" not in "".join(lines) and "`" not in "".join(lines)
-
-
-def test_a_file_is_rewritten_between_its_markers_alone(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("before\n{}\nold\n{}\nafter\n".format(*write.MARKERS))
-    write.write_between(path, "new")
-    assert path.read_text() == "before\n{}\nnew\n{}\nafter\n".format(*write.MARKERS)
-    path.write_text(write.MARKERS[0])
-    with pytest.raises(ValueError, match="lacks the markers"):
-        write.write_between(path, "new")
-    assert path.read_text() == write.MARKERS[0]
+    cells = [line.strip("| ").split(" | ") for line in lines[2:]]
+    assert [row[2].split()[0] for row in cells] == ["47.2", "53.7", "91.6", "66.2", "77.6", "79.7"]
+    assert not any(sign in "".join(row[0] + row[1]) for row in cells for sign in "_`")
 
 
 def test_only_the_repos_own_records_and_figures_reach_the_readmes(folder, tmp_path, monkeypatch, unrendered):
     written = []
-    monkeypatch.setattr(write, "write_between", lambda path, text: written.append(path.relative_to(ROOT).as_posix()))
+    monkeypatch.setattr(write, "write_page", lambda path, *_: written.append(path.relative_to(ROOT).as_posix()))
     run(folder, tmp_path / "figures")
     assert written == []
-    monkeypatch.setattr(write, "RESULTS", folder)
-    monkeypatch.setattr(write, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr(write, "ROOT", tmp_path)
-    monkeypatch.setattr(write, "write_between", lambda path, text: written.append((path.name, text)))
+    for name, page in (("README.md", "results"), ("figures/README.md", "results")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"<!-- {page}: make figures writes this -->\n<!-- end of {page} -->\n")
+    monkeypatch.undo()
+    monkeypatch.setattr(write, "save_figure", lambda *_: ())
+    for name, value in (("RESULTS", folder), ("FIGURES", tmp_path / "figures"), ("ROOT", tmp_path)):
+        monkeypatch.setattr(write, name, value)
     run(folder, tmp_path / "figures")
-    assert [name for name, _ in written] == ["README.md", "README.md"]
-    assert "| VGG11-BN ×1/8 | cifar10-jpeg | `activation` | `bn_reset` | 0 | 58.33 [39.36, 77.31] |" in written[1][1]
+    row = "| VGG11-BN ×1/8 | cifar10-jpeg | `activation` | `bn_reset` | 0 | 58.33 [39.36, 77.31] |"
+    assert row in (tmp_path / "figures" / "README.md").read_text()
 
 
 def test_a_figure_of_one_record_pools_no_interval(monkeypatch):
