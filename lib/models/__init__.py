@@ -17,6 +17,7 @@ from .checkpoints import (
 )
 from .merging import merge_linear
 from .training import (
+    Part,
     Recipe,
     Score,
     Spec,

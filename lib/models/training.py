@@ -59,12 +59,22 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Part `which`, 0 or 1, of a division of the training images between two networks, drawn by `seed`
+    (`dirichlet_parts`)."""
+
+    beta: float
+    seed: int
+    which: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """One network to train: an architecture, a seed (of initialisation, order and augmentation) and a recipe.
 
     `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. `part`, if
-    given, (beta, seed, which): its part, 0 or 1, of a division between two networks (`dirichlet_parts`). It never sees
-    the last `held_out` training images: they are for choices that must see neither them nor the test set.
+    given, leaves it one part of them. It never sees the last `held_out` training images: they are for choices that must
+    see neither them nor the test set.
     """
 
     model: str
@@ -75,7 +85,7 @@ class Spec:
     classes: tuple[int, ...] | None = None
     share: float = 1.0
     held_out: int = 0
-    part: tuple[float, int, int] | None = None
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         if self.classes is not None and self.part is not None:
@@ -170,8 +180,7 @@ def trained(
         if spec.classes is not None:
             indices = skewed_indices(labels, spec.classes, spec.share, spec.seed)
         if spec.part is not None:
-            beta, seed, which = spec.part
-            indices = dirichlet_parts(labels, beta, seed)[which]
+            indices = dirichlet_parts(labels, spec.part.beta, spec.part.seed)[spec.part.which]
         options = {"normalise": normalisation(spec.model), "device": device, "loader": loader}
         batches = loaders.make_loader(
             dataset, "train", spec.recipe.batch_size, indices=indices, shuffle=True, augment=spec.recipe.augment,
