@@ -168,8 +168,8 @@ class Run:
         first = len(split) - count
         if seen := [side.upper() for side in SIDES if self._has_seen(side, first)]:
             print(
-                f"choices are made on the last {count:,} training images, on which {' and '.join(seen)} were trained "
-                "(as far as is known); networks trained with held_out are not"
+                f"choices are made on the last {count:,} training images, which {' and '.join(seen)} saw in training "
+                "(as far as is known); networks trained with held_out do not"
             )
         return list(self._batches(split.subset(range(first, len(split)))))
 
