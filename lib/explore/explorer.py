@@ -190,7 +190,8 @@ class Explorer:
         """What a pair's quick controls reach, as far as it can take them; what they choose they choose by as many
         training images as there are test images."""
         pair = self.pair(name)
-        return pair.run.controls(pair.networks, pair.parents, pair.run.held_out(most=self.given["images"]))
+        held_out = pair.run.held_out(most=self.given["images"])
+        return pair.run.controls(pair.networks, pair.parents, held_out, progress=False)
 
     def record(self, name: str, images: str) -> dict[str, Any]:
         """What figures read of a pair: a run record of every point measured so far, and of plain averaging without

@@ -1,7 +1,7 @@
 """Aligned networks in, one fused network out: every correction by name, and the path between the parents."""
 
 from .aligned import Aligned, align, interpolate
-from .controls import CONTROLS, Controlled, Parents, check_control, control, read_control
+from .controls import CONTROLS, Controlled, Ensemble, Parents, check_control, control, read_control
 from .corrections import CORRECTIONS, check_network, correct, read_correction
 from .fuse import fuse
 from .fused import Fused, Report

@@ -168,8 +168,8 @@ class Run:
         first = len(split) - count
         if seen := [side.upper() for side in SIDES if self._has_seen(side, first)]:
             print(
-                f"choices are made on the last {count:,} training images, of which {' and '.join(seen)} saw some in "
-                "training; networks trained with held_out do not"
+                f"choices are made on the last {count:,} training images, which {' and '.join(seen)} saw in training "
+                "(as far as is known); networks trained with held_out do not"
             )
         return list(self._batches(split.subset(range(first, len(split)))))
 
@@ -309,6 +309,8 @@ class Run:
         networks: Sequence[nn.Module],
         parents: Mapping[str, Mapping],
         held_out: list[tuple[Tensor, Tensor]] | None = None,
+        *,
+        progress: bool = True,
     ) -> dict[str, dict[str, Any]]:
         """What the parents reach without being fused, and what other ways than matching make of them: every control
         asked for, as the record's "controls". They look at the images of a fit, the first correct_images as they are.
@@ -325,7 +327,7 @@ class Run:
             device=self.device, progress=False,
         )  # fmt: skip
         entries = {}
-        for name, row in tqdm(rows.items(), desc="controls", unit="control", mininterval=1):
+        for name, row in tqdm(rows.items(), desc="controls", unit="control", disable=not progress, mininterval=1):
             made = fusion.control(name, given)
             entries[name] = self._measured(made.network, given.networks, parents)
             entries[name] |= {"seconds": made.seconds, "images": made.images, "info": made.info}
