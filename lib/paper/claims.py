@@ -2,15 +2,14 @@
 method, the record it rests on, and the command that would overturn it. The sentences hold no numbers: those come from
 the records."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ..paths import RESULTS
-from ..records import read_records
 from . import evidence, pool
 from .evidence import Interval
+from .hypotheses import spread
+from .pool import Records
 from .tables import Table
 
 LEAST_SQUARES, AVERAGED = "activation + least_squares", "activation + least_squares(select=false)"
@@ -20,7 +19,7 @@ STUDY = "make sweep SWEEP=study"
 
 @dataclass(frozen=True)
 class Claim:
-    """`curve` − `control` on the same pairs, of the records in folder or of stem `records`, those whose columns
+    """`curve` − `control` on the same pairs, of the records of the sweep or kind `records`, those whose columns
     (`pool.rows`) are `where`. `sign`: 1 where the claim says more, −1 less, 0 that 0 is within the interval."""
 
     text: str
@@ -31,12 +30,9 @@ class Claim:
     command: str
     where: Mapping[str, Any] = field(default_factory=dict)
 
-    def rows(self, folder: Path) -> list[pool.Row]:
-        """Its rows, of the records under `folder`."""
-        inside = folder / self.records
-        records = read_records(inside) if inside.is_dir() else read_records(folder)
-        named = {stem: r for stem, r in records.items() if inside.is_dir() or stem.startswith(self.records)}
-        rows = pool.rows({stem: r for stem, r in named.items() if "curves" in r})
+    def rows(self, records: Mapping[str, Records]) -> list[pool.Row]:
+        """Its rows, of records by the name of their sweep or kind."""
+        rows = pool.rows(records.get(self.records, {}))
         return [row for row in rows if all(row.get(name) == value for name, value in self.where.items())]
 
     def stands(self, difference: Interval) -> str:
@@ -100,22 +96,20 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def table(folder: Path = RESULTS, claims: tuple[Claim, ...] = CLAIMS) -> Table:
-    """A row a claim whose records are there: text, fused and control (%), difference (points), n, whether it stands,
-    records, command."""
-    heads = ["claim", "fused, %", "control", "control, %", "difference, points", "n", "", "records", "to overturn it"]
+def table(records: Mapping[str, Records], claims: Iterable[Claim] = CLAIMS) -> Table:
+    """A row a claim whose records are there, of `records` by the name of their sweep or kind: what is claimed, the fused
+    network and the control (%), their difference (points), n, whether the claim stands, the command that would overturn
+    it, records."""
+    heads = ["claim", "fused, %", "control", "control, %", "difference, points", "n", "", "to overturn it", "records"]
     body = []
     for claim in claims:
-        rows = claim.rows(folder)
-        curves = {row["curve"] for row in rows}
-        if not {claim.curve, claim.control} <= curves:
+        rows = claim.rows(records)
+        if not {claim.curve, claim.control} <= {row["curve"] for row in rows}:
             continue
-        fused, control = (evidence.interval(rows, curve=name) for name in (claim.curve, claim.control))
+        fused, control = (evidence.interval(rows, curve=name).mean for name in (claim.curve, claim.control))
         difference = evidence.interval(rows, curve=claim.curve, against=claim.control)
-        spread = "" if difference.low is None else f" [{100 * difference.low:.2f}, {100 * difference.high:.2f}]"
         body.append([
-            claim.text, f"{100 * fused.mean:.2f}", f"`{claim.control}`", f"{100 * control.mean:.2f}",
-            f"{100 * difference.mean:.2f}{spread}", str(difference.n), claim.stands(difference), f"`{claim.records}`",
-            f"`{claim.command}`",
+            claim.text, f"{100 * fused:.2f}", f"`{claim.control}`", f"{100 * control:.2f}", spread(difference),
+            str(difference.n), claim.stands(difference), f"`{claim.command}`", f"`{claim.records}`",
         ])  # fmt: skip
-    return Table([[heads, *body]], texts=1)
+    return Table([[heads, *body]])

@@ -37,12 +37,8 @@ class Comparison:
 
     def cells(self) -> list[str]:
         """Where, what, mean and interval, n, rule, whether it is met."""
-        mean, low, high = (
-            None if v is None else 100 * v for v in (self.interval.mean, self.interval.low, self.interval.high)
-        )
-        value = "—" if mean is None else f"{mean:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
         met = "" if not self.rule else {True: "met", False: "not met", None: "open"}[self.holds]
-        return [self.place, f"{self.what}, {self.unit}", value, str(self.interval.n), self.rule, met]
+        return [self.place, f"{self.what}, {self.unit}", spread(self.interval), str(self.interval.n), self.rule, met]
 
 
 @dataclass(frozen=True)
@@ -53,15 +49,33 @@ class Hypothesis:
     statement: str
     falsified: str
     compare: Callable[[Study], Iterator[Comparison]]
+    folders: tuple[str, ...] = FOLDERS[:1]  # whose records it looks at
 
     def comparisons(self, study: Study) -> list[Comparison]:
         """Those that the records allow."""
         return list(self.compare(study))
 
+    def sources(self, study: Study) -> str:
+        """The names of the folders of records that there are."""
+        return ", ".join(f"`{name}`" for name in self.folders if study.get(name))
+
+
+def spread(interval: Interval) -> str:
+    """A mean of fractions and its interval in per cent: "1.32 [-0.95, 3.60]", "—" where nothing was measured."""
+    if interval.mean is None:
+        return "—"
+    ends = "" if interval.low is None else f" [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+    return f"{100 * interval.mean:.2f}{ends}"
+
 
 def read_study(folder: str | Path = RESULTS) -> dict[str, list[pool.Row]]:
-    """The rows (`pool.rows`) of the study's records under `folder`, by the name of their own folder."""
-    return {name: pool.rows(read_records(Path(folder) / name)) for name in FOLDERS}
+    """`rows_of` the study's records under `folder`."""
+    return rows_of({name: read_records(Path(folder) / name) for name in FOLDERS})
+
+
+def rows_of(records: Mapping[str, Records]) -> dict[str, list[pool.Row]]:
+    """The rows (`pool.rows`) of the study's records, by the name of their own folder."""
+    return {name: pool.rows(records.get(name, {})) for name in FOLDERS}
 
 
 def verdict(comparisons: Iterable[Comparison]) -> str:
@@ -172,33 +186,37 @@ HYPOTHESES = (
         "Its part of the drop that the BatchNorm reset leaves keeps falling.",
         "at width ½, or after 30 epochs of training, it is above 15 %",
         _share,
+        ("study", "study_epochs"),
     ),
     Hypothesis(
         "H4",
         "Where the parents saw different classes, fusing beats one parent's features with a new head.",
         "the paired interval of fused − head includes 0 or lies below it",
         _skew,
+        ("study_skew",),
     ),
     Hypothesis(
         "H5",
         "With 500 images or fewer, least squares beats distillation whose learning rate and steps were tuned.",
         "the paired interval of the difference includes 0 or lies below it",
         _few_images,
+        ("study_images", "study"),
     ),
 )
 
 
 def table(study: Study) -> Table:
     """Every comparison of every hypothesis."""
-    heads = ["", "where", "what", "mean [95 % interval]", "n", "asked", ""]
-    rows = [[h.name, *c.cells()] for h in HYPOTHESES for c in h.comparisons(study)]
+    heads = ["", "where", "what", "mean [95 % interval]", "n", "asked", "", "records"]
+    rows = [[h.name, *c.cells(), h.sources(study)] for h in HYPOTHESES for c in h.comparisons(study)]
     return Table([[heads, *rows]], texts=3)
 
 
 def verdicts(study: Study) -> Table:
-    """A row a hypothesis: what it says and what became of it."""
-    rows = [[h.name, h.statement, verdict(h.comparisons(study))] for h in HYPOTHESES]
-    return Table([[["", "hypothesis", "verdict"], *rows]], texts=3)
+    """A row a hypothesis: what it says, what would falsify it, and what became of it."""
+    heads = ["", "hypothesis", "falsified if", "verdict", "records"]
+    rows = [[h.name, h.statement, h.falsified, verdict(h.comparisons(study)), h.sources(study)] for h in HYPOTHESES]
+    return Table([[heads, *rows]], texts=len(heads))
 
 
 @styled
