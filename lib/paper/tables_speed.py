@@ -14,8 +14,8 @@ Study = Mapping[str, Any]  # a record of rows
 
 
 def speed(record: Study) -> Table:
-    """Each piece of work: seconds and extra peak memory, and both against the peer."""
-    part = [["work", "how", "seconds", "MB", "against", "times as fast", "memory, times less", "record"]]
+    """Each piece of work: CPU seconds and extra peak memory, and both against the peer."""
+    part = [["work", "how", "CPU seconds", "MB", "against", "times as fast", "memory, times less", "record"]]
     for row in _of(record, "bench"):
         peak, other = row["peak_bytes"], row.get("against_peak_bytes")
         # Below a megabyte the allocator decides: said as that, and compared with it.
@@ -28,7 +28,7 @@ def speed(record: Study) -> Table:
 
 def growth(record: Study) -> Table:
     """How seconds grow with images, alphas and width."""
-    part = [["work on VGG11-BN, random weights", "sizes", "seconds", "exponent", "record"]]
+    part = [["work on VGG11-BN, random weights", "sizes", "CPU seconds", "exponent", "record"]]
     for row in _of(record, "growth"):
         sizes, seconds = (", ".join(map(_short, row[name])) for name in ("sizes", "seconds"))
         part.append([row["work"], sizes, seconds, f"{row['exponent']:.2f}", "`bench`"])
