@@ -35,12 +35,17 @@ class Claim:
         rows = pool.rows(records.get(self.records, {}))
         return [row for row in rows if all(row.get(name) == value for name, value in self.where.items())]
 
-    def stands(self, difference: Interval) -> str:
-        """What the interval says of the claim."""
-        if difference.low is None:
+    def measured(self, rows: Iterable[pool.Row]) -> bool:
+        """Whether both sides of the claim are there."""
+        return {self.curve, self.control} <= {row["curve"] for row in rows}
+
+    def stands(self, difference: Interval, p: float | None) -> str:
+        """What the difference says of the claim; `p` is its p value adjusted for all claims of the table."""
+        if p is None:
             return "no interval"
-        above, below = difference.low > 0, difference.high < 0
-        return "stands" if (above, below) == (self.sign > 0, self.sign < 0) else "falls"
+        if self.sign == 0:
+            return "stands" if difference.low <= 0 <= difference.high else "falls"
+        return "stands" if p < 1 - evidence.LEVEL and self.sign * difference.mean > 0 else "falls"
 
 
 _SIMPLENETS = "make sweep SWEEP=simplenet_pairs"
@@ -97,19 +102,18 @@ CLAIMS = (
 
 
 def table(records: Mapping[str, Records], claims: Iterable[Claim] = CLAIMS) -> Table:
-    """A row a claim whose records are there, of `records` by the name of their sweep or kind: what is claimed, the fused
-    network and the control (%), their difference (points), n, whether the claim stands, the command that would overturn
-    it, records."""
-    heads = ["claim", "fused, %", "control", "control, %", "difference, points", "n", "", "to overturn it", "records"]
+    """A row a claim whose records are there, of `records` by the name of their sweep or kind: what is claimed, the
+    fused network and the control (%), their difference (points) with its interval, n, its p value by Holm's procedure
+    over the table, whether the claim stands by it, the command that would overturn it, records."""
+    heads = ["claim", "fused, %", "control", "control, %", "difference, points", "n", "p (Holm)", ""]
+    there = [(claim, rows) for claim in claims if (rows := claim.rows(records)) and claim.measured(rows)]
+    differences = [evidence.interval(rows, curve=claim.curve, against=claim.control) for claim, rows in there]
     body = []
-    for claim in claims:
-        rows = claim.rows(records)
-        if not {claim.curve, claim.control} <= {row["curve"] for row in rows}:
-            continue
+    for (claim, rows), difference, p in zip(there, differences, evidence.holm(d.p for d in differences), strict=True):
         fused, control = (evidence.interval(rows, curve=name).mean for name in (claim.curve, claim.control))
-        difference = evidence.interval(rows, curve=claim.curve, against=claim.control)
         body.append([
             claim.text, f"{100 * fused:.2f}", f"`{claim.control}`", f"{100 * control:.2f}", spread(difference),
-            str(difference.n), claim.stands(difference), f"`{claim.command}`", f"`{claim.records}`",
+            str(difference.n), "—" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+            claim.stands(difference, p), f"`{claim.command}`", f"`{claim.records}`",
         ])  # fmt: skip
-    return Table([[heads, *body]])
+    return Table([[[*heads, "to overturn it", "records"], *body]])

@@ -73,7 +73,7 @@ def read_study(folder: str | Path = RESULTS) -> dict[str, list[pool.Row]]:
     return rows_of({name: read_records(Path(folder) / name) for name in FOLDERS})
 
 
-def rows_of(records: Mapping[str, Records]) -> dict[str, list[pool.Row]]:
+def rows_of(records: Mapping[str, pool.Records]) -> dict[str, list[pool.Row]]:
     """The rows (`pool.rows`) of the study's records, by the name of their own folder."""
     return {name: pool.rows(records.get(name, {})) for name in FOLDERS}
 

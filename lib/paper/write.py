@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..checks import InputError
 from ..paths import FIGURES, LOCAL, RESULTS, ROOT
 from ..records import curve_key, portable, read_arrays, read_record
-from . import drawing, evidence, figures, figures_many, pool, tables, tables_speed
+from . import claims, drawing, evidence, figures, figures_many, hypotheses, pool, tables, tables_speed
 from .evidence import grouped
 from .names import curve_label, curve_name
 from .pages import write_page
@@ -158,10 +158,16 @@ def page_tables(
     studies = {name: next(iter(records.values())) for name, records in kinds.items()}
     speed = {name: tables_speed.markdown(name, studies) for name in tables_speed.TABLES}
     results = {"results": results_text(kinds, sweeps, rows)}
+    studied = hypotheses.rows_of(sweeps)
+    verdicts = {
+        "verdicts": hypotheses.verdicts(studied).markdown(),
+        "comparisons": hypotheses.table(studied).markdown(),
+        "claims": claims.table(kinds | sweeps).markdown(),
+    }
     return {
         "README.md": {"results": readme_table(rows)},
-        "figures/README.md": results | speed,
-        "figures/CLAIMS.md": results | speed,
+        "figures/README.md": results | speed | verdicts,
+        "figures/CLAIMS.md": results | speed | verdicts,
     }
 
 
@@ -196,6 +202,7 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     rows, written = pooled_rows(kinds, sweeps), []
     contents = [[("network_graph", drawing.network_graph())], _contents_of_kinds(kinds, rows, folder, skipped)]
     contents += [_contents_of_sweep(name, records, rows) for name, records in sweeps.items()]
+    contents.append(_contents_of_hypotheses(hypotheses.rows_of(sweeps)))
     for name, content in itertools.chain(*contents):
         figure = isinstance(content, Figure)
         written += save_figure(content, name, place) if figure else [write_text(content, place / name)]
@@ -264,6 +271,12 @@ def _contents_of_sweep(sweep: str, records: Records, rows: Mapping[str, list[dic
     for stem, draw in drawn.items():
         yield stem, draw(columns=2)
         yield f"{stem}_column", draw(columns=1)
+
+
+def _contents_of_hypotheses(study: hypotheses.Study) -> Contents:
+    for hypothesis in hypotheses.HYPOTHESES:
+        if comparisons := hypothesis.comparisons(study):
+            yield f"study_{hypothesis.name}", hypotheses.figure(hypothesis, comparisons)
 
 
 def _remove_stale(place: Path, names: set[str], whole: bool) -> Path:
