@@ -141,9 +141,15 @@ def _check_readers(units: str, groups: Groups, readers: dict[str, tuple | None],
     tied = [name for name, reader in readers.items() if reader is None and name not in fixed]
     if tied := [*left, *tied]:
         raise InputError(
-            f"correction 'least_squares': units='{units}' is not accepted, {tied[0]} has units that more than one layer "
-            "writes or reads, or that a norm stands behind; accepted: units=matched, or a plain chain of layers"
+            f"correction 'least_squares': units='{units}' is not accepted, {tied[0]} has units that more than one "
+            "layer writes or reads, or that a norm stands behind; accepted: units=matched, or a plain chain of layers"
         )
+
+
+def check_units(units: str, model: nn.Module, groups: Groups) -> None:
+    """Raises InputError, in one line, where `fit` cannot choose such units in this architecture."""
+    lockstep, (sites, left) = Lockstep((model,), groups.graph, (groups.example,), 0), solvable(model, groups)
+    _check_readers(units, groups, {site.name: reader_of(site, sites, groups, lockstep, True) for site in sites}, left)
 
 
 @torch.inference_mode()
