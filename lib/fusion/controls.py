@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from .. import loaders, matching, models, symmetry
 from ..checks import InputError, read_method, spell_method
 from ..symmetry import Groups
+from . import least_squares
 from .aligned import align, read_shares
 from .corrections import correct
 from .heads import forward, linear_head, mean_log_probabilities, ridge_regression, write_head
@@ -154,6 +155,17 @@ def _untrained_head(parents: Parents) -> Result:
     return _with_head(parents, network), {}
 
 
+def _pruned(units: str) -> Callable[[Parents], Result]:
+    """`least_squares.fit` on the parents' own units, without matching: it says what `units` means."""
+
+    def run(parents: Parents) -> Result:
+        aligned = align(parents.networks, parents.groups, [parents.groups.identity()] * len(parents.networks))
+        fused = _corrected(parents, aligned, f"least_squares(units={units})", parents.shares)
+        return fused.model(), {"units": fused.info["units"]}
+
+    return run
+
+
 def _self(parents: Parents) -> Result:
     first, generator = parents.networks[0], torch.Generator().manual_seed(parents.seed)
     order = parents.groups.random(generator)
@@ -229,9 +241,23 @@ def _one_input(model: nn.Module, groups: Groups) -> None:
         raise InputError(f"takes networks with one input; {type(model).__name__} has {len(groups.example)}")
 
 
+def _prunable(model: nn.Module, groups: Groups) -> None:
+    _one_input(model, groups)
+    least_squares.check_units("side_by_side", model, groups)
+
+
 CONTROLS = {
     "parent": Control(_parent, "nothing fused: the parent that is better held out", chooses=True, quick=True),
     "ensemble": Control(_ensemble, "the mean of the parents' probabilities: as many networks as parents", quick=True),
+    "side_by_side": Control(
+        _pruned("side_by_side"),
+        "the parents' units side by side, pruned to the size of one and fitted: nothing matched",
+        images=True,
+        check=_prunable,
+    ),
+    "half_parent": Control(
+        _pruned("half"), "the first parent pruned to half its units and fitted", images=True, check=_prunable
+    ),
     "head": Control(
         _head,
         "one parent's features, the last layer fitted to the parents' mean logits",

@@ -31,6 +31,8 @@ def _least_squares(
     rounds: int = 4,
     through_relu: bool = True,
     select: bool = True,
+    units: least_squares.Units = "matched",
+    rows: int = least_squares.ROWS,
     memory: float = 2 * least_squares.GIB,
 ) -> Result:
     """`least_squares.fit` on the interpolated network; it says what the options mean."""
@@ -44,7 +46,8 @@ def _least_squares(
         raise InputError(f"correction 'least_squares' takes networks with one input; this one has {len(batches[0])}")
     info = least_squares.fit(
         task.parents(), fused, task.groups, torch.cat(batches), task.shares,
-        ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, memory=memory, progress=task.progress,
+        ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, units=units, rows=rows, memory=memory,
+        progress=task.progress,
     )  # fmt: skip
     return fused.state_dict(), info
 

@@ -239,6 +239,36 @@ def test_every_control_takes_networks_without_batchnorm_and_leaves_the_parents_a
         assert all(torch.equal(tensor, state[name]) for name, tensor in each.state_dict().items())
 
 
+def test_side_by_side_takes_units_of_both_and_half_a_parent_of_the_first_alone():
+    a, b = network(0), network(1)
+    made, half = (fusion.control(name, parents([a, b])) for name in ("side_by_side", "half_parent"))
+    one, two = made.info["units"]["0"]["single"]
+    assert one > 0 < two and one + two == 12
+    assert half.info["units"]["0"]["single"] == [6, 0]
+    assert int(half.network[3].weight.any(dim=0).sum()) == 6 and half.images == 200
+    other = fusion.control("half_parent", parents([a, network(2)]))
+    assert torch.equal(other.network[0].weight, half.network[0].weight)
+    # in whatever order B stands: nothing is matched
+    groups = symmetry.trace(b, inputs(2))
+    turned = copy.deepcopy(b)
+    turned.load_state_dict(symmetry.permute(b.state_dict(), groups, groups.random(torch.Generator().manual_seed(1))))
+    again = fusion.control("side_by_side", parents([a, turned]))
+    torch.testing.assert_close(again.network(inputs(9)), made.network(inputs(9)), atol=1e-3, rtol=1e-3)
+
+
+def test_what_a_residual_network_cannot_be_is_said_before_anything_is_made():
+    residual = models.build("resnet20", width=0.25, norm="batch", seed=0)
+    groups = symmetry.trace(residual, models.example("resnet20"))
+    refused = []
+    for name in fusion.CONTROLS:
+        try:
+            fusion.check_control(name, residual, groups)
+        except InputError as error:
+            refused.append(name)
+            assert str(error).startswith(f"control '{name}': ") and "\n" not in str(error)
+    assert refused == ["side_by_side", "half_parent"]
+
+
 def test_what_a_control_needs_is_said_in_one_line():
     pair = [network(0), network(1)]
     cases = {
