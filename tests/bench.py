@@ -163,8 +163,10 @@ def rebasin() -> Rows:
                 pairs = zip(a.parameters(), moved.parameters(), strict=True)
                 found[f"{who}distance"] = sum(float((p - q).square().sum()) for p, q in pairs)
                 found[f"{who}output_change"] = float((moved(x) - b(x)).abs().max())
-        work = f"weight matching of {kind}"
-        answer.append(told(work, ("weight", quick, small), ("rebasin 0.0.47", slow, large), **found))
+        # what computes something else than B did is no permutation of it
+        change = found["against_output_change"]
+        peer = "rebasin 0.0.47" + (f", B's outputs change by {change:.1f}" if change > 1e-3 else "")
+        answer.append(told(f"weight matching of {kind}", ("weight", quick, small), (peer, slow, large), **found))
     return answer
 
 
