@@ -85,7 +85,8 @@ class Sweep:
 def load(path: Path) -> Sweep:
     """The jobs of a grid file: `parameters` are fixed values, `grid` maps names to lists whose product is taken,
     `seeds` lists seed_a of each pair (seed_b is the next one unless it is given). A text may hold {name} of another
-    parameter. A list under `runs` holds several such blocks; the keys beside `runs` are their defaults.
+    parameter. A list under `runs` holds several such blocks; the keys beside `runs` are their defaults,
+    and what a block sets, under `grid` or `parameters`, replaces theirs.
 
     Raises:
         InputError: in one line, whatever of it a notebook would not take, or two runs of one name.
@@ -104,8 +105,10 @@ def load(path: Path) -> Sweep:
     for block in blocks:
         block = _mapping(block, f"a block of {path.name}", KEYS)
         merged = common | block
-        for key in ("parameters", "grid"):
-            merged[key] = _mapping(common.get(key), key) | _mapping(block.get(key), key)
+        own = {key: _mapping(block.get(key), key) for key in ("parameters", "grid")}
+        for key in own:
+            defaults = _mapping(common.get(key), key)
+            merged[key] = {n: v for n, v in defaults.items() if not any(n in each for each in own.values())} | own[key]
         for job in _expand(merged, name):
             if job.name in jobs:
                 raise InputError(f"{path.name} has two runs {job.name}; put what tells them apart under grid")

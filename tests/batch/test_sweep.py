@@ -114,6 +114,20 @@ runs:
     assert all(job.parameters["matchers"] == ["graph"] for job in jobs.values())
 
 
+def test_what_a_block_sets_replaces_what_stands_beside_it(grid):
+    jobs = grid("""
+parameters: {matchers: [graph], width: 0.5}
+grid: {seed_b: [7]}
+seeds: [0]
+runs:
+  - {}
+  - grid: {width: [0.25]}
+  - parameters: {seed_b: 9}
+""").jobs
+    chosen = [(job.parameters["width"], job.parameters["seed_b"]) for job in jobs.values()]
+    assert chosen == [(0.5, 7), (0.25, 7), (0.5, 9)]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
