@@ -1,7 +1,6 @@
 """A layer, with the BatchNorm behind it, as one affine map to be solved for."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import InputError
-
-COLUMNS = 2**27  # bytes of im2col that exist at a time
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class Affine:
                 sides = [(p, p) for p in ([0] * len(layer.stride) if layer.padding == "valid" else layer.padding)]
             sides = [(0, 0)] * len(lead) + sides
             self.padding = (*sides[1], *sides[0])  # F.pad begins with the last axis
+        self.size = self.groups * (math.prod(self.shape[1:]) + self.bias)  # numbers in a row, of all groups
 
     def lift(self, x: Tensor) -> Tensor:
         """Any value at this layer as (N, C, H, W)."""
@@ -117,42 +115,26 @@ class Affine:
         bias = None if bias is None else bias.to(x)
         return F.conv2d(x, weight.to(x), bias, self.stride, 0, self.dilation, self.groups)
 
-    def columns(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """im2col of padded inputs in parts of bounded size: (which images, h (G, p, observations))."""
-        kernel = self.shape[2:]
-        size = self.shape[1] * kernel[0] * kernel[1]
-        extents = zip(x.shape[2:], self.dilation, kernel, self.stride, strict=True)
-        positions = math.prod((n - d * (k - 1) - 1) // s + 1 for n, d, k, s in extents)
-        step = max(1, COLUMNS // (self.groups * size * positions * x.element_size()))
-        for first in range(0, len(x), step):
-            part = slice(first, first + step)
-            columns = F.unfold(x[part], kernel, self.dilation, 0, self.stride)
-            columns = columns.unflatten(1, (self.groups, size)).permute(1, 2, 0, 3)
-            yield part, columns.flatten(2)
+    def extent(self, x: Tensor) -> tuple[int, int]:
+        """Height and width of the output on padded inputs."""
+        sizes = zip(x.shape[2:], self.dilation, self.shape[2:], self.stride, strict=True)
+        return tuple((n - d * (k - 1) - 1) // s + 1 for n, d, k, s in sizes)
 
-    def cross(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Σ h·rᵀ (G, p, o) float64, r (N, out, H, W)."""
-        if self.stride == (1, 1):  # a convolution's weight gradient: no im2col
-            weight = nn.grad.conv2d_weight(x, self.shape, residual, 1, 0, self.dilation, self.groups)
-        else:  # there oneDNN crashes on some channels_last shapes (torch 2.14)
-            weight = 0
-            for part, columns in self.columns(x):
-                r = residual[part].flatten(2).unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3).flatten(2)
-                weight = weight + (r @ columns.mT).double()
-        return self.rows(weight, residual.sum(dim=(0, 2, 3)))
+    def gather(self, x: Tensor, image: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """im2col of padded inputs at output positions (r,) each: (G, r, p)."""
+        images, channels, down, along = x.stride()
+        (vertical, horizontal), (below, beside) = self.stride, self.dilation
+        view = x.as_strided(
+            (len(x), *self.extent(x), self.groups, *self.shape[1:]),
+            (images, down * vertical, along * horizontal, self.shape[1] * channels, channels, down * below,
+             along * beside),
+        )  # fmt: skip
+        rows = view[image, i, j].reshape(len(image), self.groups, -1).transpose(0, 1)
+        return F.pad(rows, (0, 1), value=1) if self.bias else rows
 
-    def gram(self, x: Tensor) -> Tensor:
-        """Σ h·hᵀ (G, p, p) float64 of padded inputs."""
-        size = math.prod(self.shape[1:])
-        total = x.new_zeros(self.groups, size + self.bias, size + self.bias, dtype=torch.float64)
-        for _, columns in self.columns(x):
-            total[:, :size, :size] += columns @ columns.mT
-            if self.bias:
-                total[:, :size, size] += columns.sum(dim=-1)
-                total[:, size, size] += columns.shape[-1]
-        if self.bias:
-            total[:, size, :size] = total[:, :size, size]
-        return total
+    def at(self, value: Tensor, image: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Lifted outputs (N, out, H, W) at positions (r,) each: (G, r, o)."""
+        return value.permute(0, 2, 3, 1)[image, i, j].unflatten(1, (self.groups, -1)).transpose(0, 1)
 
 
 def _scale_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -160,22 +142,17 @@ def _scale_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.double() - scale * norm.running_mean.double()
 
 
-def write(site: Site, affine: Affine, rows: Tensor, gram: Tensor) -> None:
-    """Puts solved rows into the modules. A BatchNorm gets the statistics of what it will see, and the weights with
-    which it then adds nothing to the solution, so that resetting it later changes nothing."""
+def write(site: Site, affine: Affine, rows: Tensor, seen: tuple[Tensor, Tensor] | None) -> None:
+    """Puts solved rows into the modules. A BatchNorm gets the mean and variance (out,) of what it will see, and the
+    weights with which it then adds nothing to the solution, so that resetting it later changes nothing."""
     weight, bias = affine.split(rows)
-    if site.norm is None and not isinstance(site.layer, _BatchNorm):
+    if seen is None:
         site.layer.weight.copy_(weight.reshape(site.layer.weight.shape))
         if bias is not None:
             site.layer.bias.copy_(bias)
         return
     norm = site.layer if site.norm is None else site.norm
-    count = gram[:, -1:, -1:]
-    # A BatchNorm that stands alone sees h itself, any other what its layer makes of h.
-    seen = rows[:, :-1] if site.norm is not None else torch.ones_like(rows[:, :-1])
-    mean = (gram[:, -1:, :-1] @ seen / count).reshape(-1)
-    square = ((seen * (gram[:, :-1, :-1] @ seen)).sum(dim=1) / count[:, 0]).reshape(-1)
-    variance = (square - mean**2).clamp_(min=0)
+    mean, variance = seen
     std = torch.sqrt(variance + norm.eps)
     norm.running_var.copy_(variance)
     if site.norm is None:
@@ -192,26 +169,107 @@ def write(site: Site, affine: Affine, rows: Tensor, gram: Tensor) -> None:
     norm.running_mean.copy_(mean)
 
 
-def solve(gram: Tensor, cross: Tensor, pull: Tensor, ridge: float, bias: bool) -> Tensor:
-    """(G + R)⁻¹ (cross − R·pull) by Cholesky; R grows tenfold until it exists.
+class Normal:
+    """(HᵀH + R)·step = Hᵀ·missing − R·pull, for inputs H (G, R, p) that come in blocks of rows, factored once.
 
-    R = ridge · mean diag(G) · I over the weights; the last row, where that is a `bias`, is not pulled. So inputs times
-    k make weights divided by k, and leave the bias.
+    R = ridge · mean diag(HᵀH) · I over the weights, tenfold until the factor exists; the last column, where that is a
+    `bias`, is not pulled. So inputs times k make weights divided by k, and leave the bias. Where there are fewer rows
+    than unknowns it is the dual that is factored: with columns and `missing` less their means if there is a bias,
+    step = Hᵀ(HHᵀ + R)⁻¹(missing + H·pull) − pull.
 
-    Raises:
-        InputError: G or the right side is not finite, or R no longer is.
+    Products of blocks have the precision of the blocks; their sums, the factor and what is solved with it are float64:
+    with a ridge of a thousandth a Gram matrix has a condition that float32 would not survive.
     """
-    if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
+
+    def __init__(self, ridge: float, bias: bool) -> None:
+        self.ridge, self.bias = ridge, bias
+        self.gram: Tensor | None = None
+        self.factor: Tensor | None = None
+        self.held: list[Tensor] = []  # blocks of H, until there are as many rows as unknowns
+        self.missing: list[Tensor] = []  # where it is the dual that is solved
+        self.cross: Tensor | float = 0.0
+        self.left: Tensor | float = 0.0
+
+    def add(self, h: Tensor, missing: Tensor) -> None:
+        """A block of rows: before the first step all of H, later the same blocks with what is missing now."""
+        self.left = self.left + missing.square().sum(dim=1).double()
+        blocks = [(h, missing)]
+        if self.dual:
+            self.missing.append(missing)
+            if self.factor is not None:
+                return
+            self.held.append(h)
+            if sum(block.shape[1] for block in self.held) < h.shape[2]:
+                return
+            blocks, self.held, self.missing = list(zip(self.held, self.missing, strict=True)), [], []
+            self.gram = torch.zeros(len(h), h.shape[2], h.shape[2], dtype=torch.float64, device=h.device)
+        for h, missing in blocks:
+            if self.factor is None:
+                self.gram += h.mT @ h
+            self.cross = self.cross + (h.mT @ missing).double()
+
+    @property
+    def dual(self) -> bool:
+        """Whether there are fewer rows than unknowns, so far."""
+        return self.gram is None
+
+    def step(self, pull: Tensor) -> tuple[Tensor, Tensor]:
+        """(step (G, p, c), |missing − H·step|² (G, c)) float64, from a pull (G, p, c) and what was added since the last
+        step.
+
+        Raises:
+            InputError: H or missing is not finite, or R no longer is.
+        """
+        if self.factor is None:
+            self._begin()
+        left, self.left = self.left, 0.0
+        if not self.dual:
+            cross, self.cross = self.cross, 0.0
+            _check_finite(cross)
+            step = torch.cholesky_solve(cross - self.pull * pull, self.factor)
+            # (HᵀH + R)·step is known, and gives what is left without HᵀH
+            return step, left - (step * (cross + self.pull * (pull + step))).sum(dim=1)
+        missing, self.missing = torch.cat(self.missing, dim=1), []
+        _check_finite(missing)
+        weights = pull[:, :-1] if self.bias else pull
+        level = missing.mean(dim=1, keepdim=True)
+        right = (missing - level if self.bias else missing) + self.inputs @ weights.to(missing)
+        inner = torch.cholesky_solve(right.double(), self.factor)
+        step = (self.inputs.mT @ inner.to(missing)).double() - weights
+        if self.bias:
+            step = torch.cat([step, level.double() - self.means.double() @ step], dim=1)
+        return step, (self.pull * inner).square().sum(dim=1)
+
+    def _begin(self) -> None:
+        """Factors what is there by now."""
+        if self.dual:
+            inputs, self.held = torch.cat(self.held, dim=1), []
+            weights = inputs[:, :, :-1] if self.bias else inputs
+            unit = weights.square().sum(dim=1).double().mean(dim=-1)
+            self.means = weights.mean(dim=1, keepdim=True)
+            self.inputs = weights - self.means if self.bias else weights
+            matrix = (self.inputs @ self.inputs.mT).double()
+        else:
+            matrix = self.gram
+            diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+            unit = (diagonal[:, :-1] if self.bias else diagonal).mean(dim=-1)
+        _check_finite(matrix)
+        # Inputs that are always zero: any pull leaves their weights as they are.
+        pull = torch.where(unit > 0, unit, 1.0)[:, None, None].repeat(1, matrix.shape[-1], 1)
+        if not self.dual and self.bias:
+            pull[:, -1] = 0
+        ridge, self.pull = self.ridge, torch.zeros_like(pull)
+        while torch.isfinite(ridge * pull).all():
+            matrix.diagonal(dim1=-2, dim2=-1).add_((ridge * pull - self.pull)[:, :, 0])
+            self.pull = ridge * pull
+            self.factor, failed = torch.linalg.cholesky_ex(matrix)
+            if not failed.any():
+                self.gram = None if self.dual else matrix[:0]  # it may be large, and is of no further use
+                return
+            ridge = max(10 * ridge, 1e-12)
+        raise InputError("correction 'least_squares' has no solution with a finite ridge; accepted: ridge ≤ 1")
+
+
+def _check_finite(values: Tensor) -> None:
+    if not torch.isfinite(values).all():
         raise InputError("correction 'least_squares' meets activations that are not finite; accepted: networks without")
-    unit = gram.diagonal(dim1=-2, dim2=-1).clone()
-    weights = unit[:, :-1] if bias else unit
-    weights[:] = weights.mean(dim=-1, keepdim=True)
-    unit[unit <= 0] = 1  # inputs that are always zero: any pull leaves their weights as they are
-    if bias:
-        unit[:, -1] = 0
-    while torch.isfinite(ridge * unit).all():
-        factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge * unit))
-        if not failed.any():
-            return torch.cholesky_solve(cross - ridge * unit[:, :, None] * pull, factor)
-        ridge = max(10 * ridge, 1e-12)
-    raise InputError("correction 'least_squares' has no solution with a finite ridge; accepted: ridge ≤ 1")

@@ -5,134 +5,151 @@ The layer is fitted to the share-weighted mean Σ sᵢ·zᵢ, or through the ReL
 enter alike, by their shares.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..symmetry import Groups, Values
+from .. import symmetry
+from ..checks import InputError
+from ..symmetry import Groups
 from ..symmetry.walker import Lockstep
 from . import selection
-from .affine import Affine, Site, at_least_float32, solve, write
+from .affine import Affine, Normal, Site, at_least_float32, write
+from .rows import Rows, spread
 from .sites import reader_of, solvable
 
 GIB = 2**30
 CHUNK = 100  # images that go through the networks at a time
+ROWS = 40_000
+
+Units = Literal["matched", "side_by_side", "half"]
+Goal = Callable[[list[Tensor]], Tensor]
 
 
-def _below(goal: Tensor, predicted: Tensor) -> Tensor:
-    """What is missing to a goal ≥ 0 behind a ReLU: where the goal is 0, any prediction ≤ 0 is right."""
-    return torch.where(goal > 0, goal - predicted, -F.relu(predicted))
-
-
-def _below_pooled(goal: Tensor, predicted: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """The same behind ReLU and max-pooling: the largest prediction of each window is held against its goal, the others
+def _missing(goal: Tensor, predicted: Tensor, window: int) -> Tensor:
+    """What is missing of predictions (G, w · window, c) to goals ≥ 0 (G, w, c) behind a ReLU and max-pooling of
+    windows: where a goal is 0, any prediction ≤ 0 is right; of a window the largest has to reach the goal, the others
     need only not exceed it."""
-    top, where = F.max_pool2d(predicted, kernel, return_indices=True)
-    wide = goal.repeat_interleave(kernel[0], 2).repeat_interleave(kernel[1], 3)
-    height, width = wide.shape[2:]
-    missing = torch.zeros(predicted.shape, dtype=predicted.dtype, device=predicted.device)
-    missing[:, :, :height, :width] = -F.relu(predicted[:, :, :height, :width] - wide)
-    flat = missing.flatten(2).scatter_(2, where.flatten(2), _below(goal, top).flatten(2))
-    return flat.view(predicted.shape)
+    predicted = predicted.unflatten(1, (-1, window))
+    goal = goal[:, :, None]
+    reach = goal > 0
+    if window > 1:
+        reach = reach & (predicted == predicted.amax(dim=2, keepdim=True))
+    missing = goal - predicted
+    return torch.where(reach, missing, missing.clamp(max=0)).flatten(1, 2)
 
 
-@dataclass
+def _means(*shares: Sequence[float]) -> Goal:
+    """The parents' means with each of these shares, side by side."""
+
+    def goal(values: list[Tensor]) -> Tensor:
+        return torch.cat([sum(s * v for s, v in zip(each, values, strict=True) if s) for each in shares], dim=2)
+
+    return goal
+
+
+def _picked(units: Tensor) -> Goal:
+    """These of all parents' units, as they are."""
+    return lambda values: torch.cat(values, dim=2)[:, :, units]
+
+
+@dataclass(frozen=True)
 class Fit:
-    """One site, ready to be solved for several targets: its Gram matrix is made once."""
+    """How sites are solved for: see `fit`."""
 
     lockstep: Lockstep
-    site: Site
-    affine: Affine
-    own: list[Tensor]
     ridge: float
     rounds: int
-    gram: Tensor | None = None
-    complete: bool = False
+    rows: float
 
-    def __post_init__(self) -> None:
-        self.index, self.end = self.lockstep.index[self.site.node], self.lockstep.index[self.site.end]
+    def solve(self, site: Site, affine: Affine, goal: Goal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(weights (G, p, c), squared error (G, c), squared goal (G, c)), all float64, of the fit to c goals of each
+        group, from a start (G, p, c)."""
+        rounds = self.rounds if site.relu else 0
+        rows = Rows(self.lockstep, site, affine, goal, self.rows, again=rounds > 0)
+        normal, weights = Normal(self.ridge, affine.bias), start
+        for turn in range(1 + rounds):
+            power = 0
+            for block in rows:
+                predicted = block.inputs @ weights.to(block.inputs)
+                if block.other is not None:
+                    predicted = predicted + block.other
+                wanted = block.bent if turn else block.target
+                missing = _missing(wanted, predicted, rows.window) if turn else wanted - predicted
+                normal.add(block.inputs, missing)
+                if turn == rounds:
+                    power = power + wanted.square().sum(dim=1).double()
+            step, error = normal.step(weights - start)
+            weights = weights + step
+        return weights, error, power
 
-    def _goal(self, bags: list[Values], shares: Sequence[float], bent: bool) -> Tensor:
-        """The share-weighted mean of the parents' pre-activations or, `bent`, of what the ReLU (and the pooling) makes
-        of them."""
-        goal = 0
-        for which, share in enumerate(shares):
-            if share:
-                z = self.affine.lift(self.lockstep.target(bags, self.index, self.end, which)[self.site.end])
-                if bent:
-                    z = F.relu(F.max_pool2d(z, self.site.pool) if self.site.pool else z)
-                goal = goal + share * z
-        return goal
-
-    def solve(self, shares: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows (G, p, o), squared error (out,), squared target (out,)) of the fit to the parents' mean with shares."""
-        affine, site = self.affine, self.site
-        rows = start = sum(share * own for share, own in zip(shares, self.own, strict=True))
-        kept: list[Tensor] = []
-        room = self.lockstep.room()
-        for turn in range(1 + self.rounds):
-            cross, error, power = torch.zeros_like(start), 0, 0
-            fresh = turn == 0 and not self.complete
-            for i, bags in enumerate(self.lockstep.at(self.index)):
-                x = affine.inputs(bags[-1][site.node.args[0]])
-                if fresh:
-                    gram = affine.gram(x)
-                    self.gram = gram if self.gram is None else self.gram + gram
-                goal = kept[i] if i < len(kept) else self._goal(bags, shares, bent=turn > 0)
-                if turn > 0 and i == len(kept) and (room := room - goal.nbytes) >= 0:
-                    kept.append(goal)
-                predicted = affine.predict(rows, x)
-                if site.other is not None:
-                    predicted = predicted + affine.lift(bags[-1][site.other])
-                if turn == 0:
-                    missing = goal - predicted
-                elif site.pool:
-                    missing = _below_pooled(goal, predicted, site.pool)
-                else:
-                    missing = _below(goal, predicted)
-                cross += affine.cross(x, missing)
-                error = error + missing.square().sum(dim=(0, 2, 3), dtype=torch.float64)
-                power = power + goal.square().sum(dim=(0, 2, 3), dtype=torch.float64)
-            self.complete = True
-            step = solve(self.gram, cross, rows - start, self.ridge, affine.bias)
-            rows = rows + step
-            error = error + (step * (self.gram @ step - 2 * cross)).sum(dim=1).reshape(-1)
-        return rows, error, power
-
-    def choose(self, reader: Site, block: int, readers: Tensor, fits: Sequence[Tensor], shares: Sequence[float]):
-        """`selection.choose` among `fits` (rows fitted to each parent, to their mean), by moments at the reader's
-        input."""
-        size, stop = fits[0].shape[-1], self.lockstep.index[reader.node]
-        after = self.lockstep.nodes[self.end + 1 : stop]
-
-        def units(value: Tensor) -> Tensor:
-            if isinstance(reader.layer, nn.Linear):
-                value = value.unflatten(-1, (size, block)).movedim(-2, -1)
-            else:
-                value = value.movedim(1, -1)
-            return value.reshape(-1, size).to(at_least_float32(value.dtype))
-
-        width = (len(shares) + len(fits)) * size + 1
-        moments = torch.zeros(width, width).to(fits[0])
-        for bags in self.lockstep.at(self.index):
-            source = reader.node.args[0]
-            parents = range(len(shares))
-            values = [units(self.lockstep.target(bags, self.index, stop - 1, which)[source]) for which in parents]
-            given = bags[-1][self.site.node.args[0]]
-            x = self.affine.inputs(given)
+    def covariance(self, site: Site, affine: Affine, reader: Site, block: int, fits: Sequence[Tensor] = ()) -> Tensor:
+        """Covariance float64 of the site's n units at the reader's input: of the n of each parent, then of those that
+        each of `fits` (1, p, n) makes."""
+        size, begin, stop = affine.shape[0], self.lockstep.index[site.node], self.lockstep.index[reader.node]
+        after = self.lockstep.nodes[self.lockstep.index[site.end] + 1 : stop]
+        source = reader.node.args[0]
+        moments = 0
+        for chunk, bags in enumerate(self.lockstep.at(begin)):
+            found = [self.lockstep.target(bags, begin, stop - 1, i)[source] for i in range(len(bags) - 1)]
+            given = bags[-1][site.node.args[0]]
+            x = affine.inputs(given)
             for rows in fits:
-                bag = {self.site.end: self.affine.lower(self.affine.predict(rows, x), given)}
+                bag = {site.end: affine.lower(affine.predict(rows, x), given)}
                 self.lockstep.steppers[-1].go(bag, after, source)
-                values.append(units(bag[source]))
-            columns = torch.cat([*values, torch.ones_like(values[0][:, :1])], dim=1)
-            moments += columns.mT @ columns
+                found.append(bag[source])
+            if isinstance(reader.layer, nn.Linear):
+                found = [value.unflatten(-1, (size, block)).movedim(-2, -1) for value in found]
+            else:
+                found = [value.movedim(1, -1) for value in found]
+            total = found[0].numel() // size
+            kept = spread(total, self.rows * self.lockstep.part(chunk), chunk).to(x.device)
+            columns = [value.reshape(-1, size)[kept].to(at_least_float32(value.dtype)) for value in found]
+            columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
+            moments = moments + (columns.mT @ columns).double()
         mean = moments[-1, :-1] / moments[-1, -1]
-        covariance = moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
-        return selection.choose(covariance, readers, shares)
+        return moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
+
+    def seen(self, site: Site, affine: Affine, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance (out,) float64, over every position, of what the site's BatchNorm will see: what its layer
+        makes of the inputs or, where it stands alone, these themselves."""
+        rows = rows.clone()
+        rows[:, -1] = 0
+        count = total = square = 0
+        for bags in self.lockstep.at(self.lockstep.index[site.node]):
+            x = affine.inputs(bags[-1][site.node.args[0]])
+            values = x if site.norm is None else affine.predict(rows, x)
+            count += values.numel() // values.shape[1]
+            total = total + values.sum(dim=(0, 2, 3), dtype=torch.float64)
+            square = square + values.square().sum(dim=(0, 2, 3), dtype=torch.float64)
+        mean = total / count
+        return mean, (square / count - mean**2).clamp(min=0)
+
+
+def _check_readers(units: str, groups: Groups, readers: dict[str, tuple | None], left: dict[str, str]) -> None:
+    """Raises InputError where a layer has units and they cannot be chosen; the last layer has none."""
+    members = symmetry.by_tensor(groups)
+    weights = {layer.name: layer.weight for layer in groups.layers}
+    fixed = {name for name, weight in weights.items() if all(m.axis != 0 for _, m in members.get(weight, ()))}
+    tied = [name for name, reader in readers.items() if reader is None and name not in fixed]
+    if tied := [*left, *tied]:
+        raise InputError(
+            f"correction 'least_squares': units='{units}' is not accepted, {tied[0]} has units that more than one "
+            "layer writes or reads, or that a norm stands behind; accepted: units=matched, or a plain chain of layers"
+        )
+
+
+def check_units(units: str, model: nn.Module, groups: Groups) -> None:
+    """Raises InputError, in one line, where `fit` cannot choose such units in this architecture."""
+    lockstep, (sites, left) = Lockstep((model,), groups.graph, (groups.example,), 0), solvable(model, groups)
+    _check_readers(units, groups, {site.name: reader_of(site, sites, groups, lockstep, True) for site in sites}, left)
 
 
 @torch.inference_mode()
@@ -147,6 +164,8 @@ def fit(
     rounds: int = 4,
     through_relu: bool = True,
     select: bool = True,
+    units: Units = "matched",
+    rows: int = ROWS,
     memory: float = 2 * GIB,
     progress: bool = True,
 ) -> dict:
@@ -154,11 +173,11 @@ def fit(
 
     For each layer with inputs h (im2col with a column of ones, if it has a bias or a BatchNorm), Gram matrix G = Σ h·hᵀ
     and interpolated weights W₀ (BatchNorm folded in): (G + R)·W = Σ h·tᵀ + R·W₀, R = ridge · mean diag(G) · I (0 for
-    the ones, which have another scale), in float64, t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the
-    max-pooling behind it, the target is t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there
-    min(prediction, 0) takes its place (behind a pool: only the largest of each window has to reach t⁺) and the layer is
-    solved again, `rounds` times. A layer that completes a residual sum is fitted to the parents' sums less what the
-    fused network already carries.
+    the ones, which have another scale), t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the max-pooling behind it,
+    the target is t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there min(prediction, 0) takes its
+    place (behind a pool: only the largest of each window has to reach t⁺) and the layer is solved again, `rounds`
+    times, with one factorisation (`affine.Normal`). A layer that completes a residual sum is fitted to the parents'
+    sums less what the fused network already carries.
 
     With `select` each layer is fitted to each parent and to their mean, and each of its units stands for one of one
     parent or for the mean, whichever serves the next layer (`selection`), in the parents' shares. This is done where
@@ -172,45 +191,78 @@ def fit(
         images: (N, …) on that device, of the networks' type.
         shares: n numbers that sum to 1.
         ridge: pull towards the interpolated weights.
+        units: what the fused network's units are. "matched": the parents' units in one place, averaged or, with
+            `select`, chosen. "side_by_side": those of the parents' units, as they are and wherever they stand, that
+            explain best what the parents' next layers make of them (`selection.forward`), of each parent as many as its
+            share asks for; each layer is fitted to their activations from a start of zero, the last one to the mean
+            logits. Nothing is matched or averaged: what pruning two networks side by side to the size of one gives.
+            "half": the same of the parent with the largest share alone (the first, of equals), and half of its units,
+            the last layer fitted to its logits; the layers keep their width, the weights of their other units are zero.
+        rows: how many positions of all images a layer is fitted at, about; 0: all (see `rows.Rows`). The statistics of
+            BatchNorms are those of every position.
         memory: bytes of activations to keep; less means more recomputation and the same result.
 
     Returns:
         {"images": N, "layers": {layer: share of the target's mean square that is not reached},
          "units": {layer: {"mean": how many of its units stand for all parents, "single": [for each alone]}} where they
          are chosen, "left": {module: why it keeps its interpolated weights}}
+
+    Raises:
+        InputError: activations are not finite, or `units` cannot be chosen in this architecture.
     """
     lockstep = Lockstep((*parents, fused), groups.graph, images.split(CHUNK), memory)
     sites, left = solvable(fused, groups)
+    problem = Fit(lockstep, ridge, rounds if through_relu else 0, rows or math.inf)
     modules = [dict(model.named_modules()) for model in parents]
     names = {module: name for name, module in fused.named_modules()}
+    alone = [tuple(float(i == which) for i in range(len(parents))) for which in range(len(parents))]
+    if units == "half":
+        shares = alone[max(range(len(parents)), key=lambda i: shares[i])]
+    bare = units != "matched"
+    readers = {site.name: reader_of(site, sites, groups, lockstep, bare) for site in sites}
+    if bare:
+        _check_readers(units, groups, readers, left)
+    elif not select or max(shares) == 1:
+        readers = dict.fromkeys(readers)
 
     def own(site: Site, affine: Affine) -> list[Tensor]:
         return [affine.of(each[site.name], each.get(names.get(site.norm))) for each in modules]
 
-    one_hot = [tuple(float(i == which) for i in range(len(parents))) for which in range(len(parents))]
-    layers, units = {}, {}
+    def reading(reader: Site, size: int) -> list[Tensor]:
+        """What the reader of each parent makes of its `size` units (m, size), weighted by the parent's share."""
+        affine = Affine(reader)
+        weights = [affine.split(rows)[0].unflatten(1, (size, -1)) for rows in own(reader, affine)]
+        return [s * w.movedim(1, -1).reshape(-1, size) for s, w in zip(shares, weights, strict=True)]
+
+    layers, counts = {}, {}
     for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
-        affine = Affine(site)
+        affine, reader = Affine(site), readers[site.name]
         lockstep.move(lockstep.index[site.node])
-        problem = Fit(lockstep, site, affine, own(site, affine), ridge, rounds if through_relu and site.relu else 0)
-        reader = reader_of(site, sites, groups, lockstep) if select and max(shares) < 1 else None
-        rows, error, power = problem.solve(shares)
-        if reader is not None:
-            fits = [problem.solve(single) for single in one_hot]
-            reading, (_, size) = Affine(reader[0]), rows.shape[1:]
-            readers = []
-            for share, weight in zip(shares, own(reader[0], reading), strict=True):
-                weight = reading.split(weight)[0].unflatten(1, (size, -1))
-                readers.append(share * weight.movedim(1, -1).reshape(-1, size))
-            rows_of = [*(f[0] for f in fits), rows]
-            choice, _, _ = problem.choose(*reader, torch.cat(readers, dim=1), rows_of, shares)
-            counts = torch.bincount(choice, minlength=len(parents) + 1).tolist()
-            units[site.name] = {"mean": counts[selection.MEAN], "single": counts[1:]}
-            for which, (other, its_error, its_power) in enumerate(fits, 1):
-                mask = (choice == which).to(rows.device)
-                rows = torch.where(mask, other, rows)
-                error, power = torch.where(mask, its_error, error), torch.where(mask, its_power, power)
+        size, each = affine.shape[0], own(site, affine)
+        start = sum(share * weights for share, weights in zip(shares, each, strict=True))
+        if units == "matched" and reader is None:
+            weights, error, power = problem.solve(site, affine, _means(shares), start)
+        elif units == "matched":
+            weights, *sums = problem.solve(site, affine, _means(*alone, shares), torch.cat([*each, start], dim=2))
+            covariance = problem.covariance(site, affine, *reader, weights.split(size, dim=2))
+            choice, _, _ = selection.choose(covariance, torch.cat(reading(reader[0], size), dim=1), shares)
+            # fitted to each parent, then to the mean, which is number 0
+            places = (choice - 1) % (len(parents) + 1) * size + torch.arange(size)
+            weights, error, power = (every[..., places.to(weights.device)] for every in (weights, *sums))
+            mean, *single = torch.bincount(choice, minlength=len(parents) + 1).tolist()
+            counts[site.name] = {"mean": mean, "single": single}
+        elif reader is None:
+            weights, error, power = problem.solve(site, affine, _means(shares), torch.zeros_like(start))
+        else:
+            count = max(1, size // 2) if units == "half" else size
+            covariance = problem.covariance(site, affine, *reader)
+            picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
+            weights, error, power = problem.solve(site, affine, _picked(picked), torch.zeros_like(start[..., :count]))
+            weights = F.pad(weights, (0, size - count))
+            single = torch.bincount(picked // size, minlength=len(parents)).tolist()
+            counts[site.name] = {"mean": 0, "single": single}
         total = float(power.sum())
         layers[site.name] = max(0.0, float(error.sum())) / total if total else 0.0
-        write(site, affine, rows, problem.gram)
-    return {"images": len(images), "layers": layers, "units": units, "left": left}
+        normed = site.norm is not None or isinstance(site.layer, _BatchNorm)
+        write(site, affine, weights, problem.seen(site, affine, weights) if normed else None)
+    return {"images": len(images), "layers": layers, "units": counts, "left": left}

@@ -4,6 +4,7 @@ Matched units that hardly correlate are poorly served by their mean. A layer tha
 they are, as many of each as their shares ask for, lets the next layer predict the parents better.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,56 @@ def _explained(covariance: Tensor, targets: Tensor, chosen: Tensor, ridge: float
     return float((targets[chosen] * torch.linalg.solve(inner, targets[chosen])).sum())
 
 
+def shared_out(count: int, shares: Sequence[float]) -> list[int]:
+    """How many of `count` each of the shares gets: whole numbers that add up to it."""
+    ends = [count, *(round(sum(shares[which:]) * count) for which in range(1, len(shares))), 0]
+    return [end - after for end, after in itertools.pairwise(ends)]
+
+
+def span(readers: Tensor) -> Tensor:
+    """Few columns (n, at most n) that read as much of n units as the rows of `readers` (m, n) do."""
+    values, vectors = torch.linalg.eigh(readers.mT @ readers)
+    return vectors * values.clamp(min=0).sqrt()
+
+
+def _ridge(variances: Tensor) -> float:
+    """The ridge of regressions on units with these variances. Units that never vary explain nothing, whatever it is."""
+    return 1e-4 * float(variances.mean()) if variances.mean() > 0 else 1.0
+
+
+def forward(covariance: Tensor, readers: Sequence[Tensor], shares: Sequence[float], count: int) -> Tensor:
+    """Chooses `count` of the p·n units of p parents as they are, one after the other, so that what each parent's next
+    layer makes of its own units is predicted linearly from the chosen ones (greedy forward selection).
+
+    Args:
+        covariance: float64 (p·n, p·n), of the n units of each parent.
+        readers: of each parent, float64 (m, n): what its next layer makes of its units, weighted by its share.
+        shares: p numbers that sum to 1; each parent gives its share · count of the units, rounded.
+
+    Returns:
+        LongTensor (count,) of their numbers, in order, on the CPU.
+    """
+    n = len(covariance) // len(shares)
+    quota = shared_out(count, shares)
+    basis = torch.block_diag(*map(span, readers))
+    targets, rest = covariance @ basis, covariance.clone()
+    rest.diagonal().add_(_ridge(covariance.diagonal()))
+    free = torch.tensor([quota[which] > 0 for which in range(len(shares))]).repeat_interleave(n)
+    chosen = []
+    for _ in range(count):
+        gains = targets.square().sum(dim=1) / rest.diagonal()
+        unit = int(torch.where(free.to(gains.device), gains, -1.0).argmax())
+        chosen.append(unit)
+        free[unit] = False
+        quota[unit // n] -= 1
+        if not quota[unit // n]:
+            free[unit // n * n : (unit // n + 1) * n] = False
+        # What the chosen unit does not explain is left to the others.
+        part = rest[unit] / rest[unit, unit]
+        targets, rest = targets - torch.outer(part, targets[unit]), rest - torch.outer(part, rest[unit])
+    return torch.tensor(sorted(chosen))
+
+
 def choose(covariance: Tensor, readers: Tensor, shares: Sequence[float]) -> tuple[Tensor, float, float]:
     """Chooses for each unit what it stands for, greedily, a few units of each of p parents at a time.
 
@@ -50,13 +101,10 @@ def choose(covariance: Tensor, readers: Tensor, shares: Sequence[float]) -> tupl
     """
     p = len(shares)
     n = len(covariance) // (2 * p + 1)
-    # Only the span of the readers counts: m outputs become at most p·n.
-    values, vectors = torch.linalg.eigh(readers.mT @ readers)
-    basis = vectors * values.clamp(min=0).sqrt()
+    basis = span(readers)
     targets = covariance[:, : p * n] @ basis
     total = float((basis * targets[: p * n]).sum()) or 1.0
-    variance = float(covariance.diagonal()[p * n :].mean())
-    ridge = 1e-4 * variance if variance > 0 else 1.0  # units that never vary explain nothing, whatever it is
+    ridge = _ridge(covariance.diagonal()[p * n :])
     units = torch.arange(n)
     parents = range(1, p + 1)
     first = {MEAN: 2 * p * n} | {parent: (p + parent - 1) * n for parent in parents}
@@ -66,9 +114,8 @@ def choose(covariance: Tensor, readers: Tensor, shares: Sequence[float]) -> tupl
 
     def quotas(single: int, choice: Tensor) -> dict[int, int]:
         """How many units each parent is still to get so that `single` of them are shared out."""
-        ends = [round(sum(shares[which:]) * single) for which in range(1, p)]
-        ends = [single, *ends, 0]
-        return {parent: ends[parent - 1] - ends[parent] - int((choice == parent).sum()) for parent in parents}
+        quota = shared_out(single, shares)
+        return {parent: quota[parent - 1] - int((choice == parent).sum()) for parent in parents}
 
     choice = torch.zeros(n, dtype=torch.long)
     start = best = _explained(covariance, targets, columns(choice), ridge)

@@ -163,11 +163,14 @@ def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, st
     return sites, left
 
 
-def reader_of(site: Site, sites: Sequence[Site], groups: Groups, lockstep: Lockstep) -> tuple[Site, int] | None:
+def reader_of(
+    site: Site, sites: Sequence[Site], groups: Groups, lockstep: Lockstep, bare: bool = False
+) -> tuple[Site, int] | None:
     """(the one layer that reads a site's units, entries per unit there), if only activations, pools and the like
-    stand between the two; else None: there units are not chosen."""
+    stand between the two, a ReLU first; else None: there units are not chosen. `bare`: anything without weights may
+    stand there, or nothing."""
     weights = {layer.name: layer.weight for layer in groups.layers}
-    if site.other is not None or not site.relu or getattr(site.layer, "groups", 1) != 1 or site.name not in weights:
+    if site.other is not None or getattr(site.layer, "groups", 1) != 1 or site.name not in weights:
         return None
     for name, member in symmetry.by_tensor(groups).get(weights[site.name], ()):
         of_layers = [m for m in groups[name].members if m.tensor in weights.values()]
@@ -176,9 +179,11 @@ def reader_of(site: Site, sites: Sequence[Site], groups: Groups, lockstep: Locks
             continue
         reader = next((other for other in sites if weights.get(other.name) == read[0].tensor), None)
         size = groups[name].size
-        if reader is None or size * read[0].block != reader.layer.weight.shape[1] or size < 4:
+        if reader is None or size * read[0].block != reader.layer.weight.shape[1]:
             return None
         path = lockstep.nodes[lockstep.index[site.end] : lockstep.index[reader.node] + 1]
         straight = all(node.all_input_nodes == [last] for last, node in itertools.pairwise(path))
-        return (reader, read[0].block) if straight else None
+        modules = [lockstep.modules[node.target] for node in path[1:-1] if node.op == "call_module"]
+        fits = not any(list(module.parameters()) for module in modules) if bare else site.relu and size >= 4
+        return (reader, read[0].block) if straight and fits else None
     return None

@@ -52,6 +52,7 @@ class Lockstep:
         if len(inputs) != 1:
             raise InputError(f"correction 'least_squares' takes networks with one input; this one has {len(inputs)}")
         self.place = self.index[inputs[0]] + 1
+        self.sizes = [len(chunk) for chunk in chunks]
         self.kept: list[list[Values]] = [[{inputs[0]: chunk} for _ in models] for chunk in chunks]
 
     def _overwrites(self, node: fx.Node) -> bool:
@@ -71,10 +72,18 @@ class Lockstep:
             stepper.go(bag, stretch)
         return bags
 
+    def values(self, chunk: int, index: int) -> list[Values]:
+        """The values of each network on one chunk that are alive just before node `index`."""
+        return self._run(self.kept[chunk], index)
+
     def at(self, index: int) -> Iterator[list[Values]]:
-        """For each chunk the values of each network that are alive just before node `index`."""
-        for bags in self.kept:
-            yield self._run(bags, index)
+        """The same for each chunk."""
+        for chunk in range(len(self.kept)):
+            yield self.values(chunk, index)
+
+    def part(self, chunk: int) -> float:
+        """The share of all images that are in this chunk."""
+        return self.sizes[chunk] / sum(self.sizes)
 
     def move(self, index: int) -> None:
         """Keeps the values just before node `index` from now on, if they fit."""
