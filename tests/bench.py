@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lib.study import scaling
 from tests.oracles import layer_by_layer
 
 Rows = list[dict[str, Any]]
+torch.set_num_threads(1)  # here: a section's process imports this module anew
 
 
 def timed(work: Callable, repeats: int = 3) -> tuple[object, float, int]:
@@ -43,6 +45,13 @@ def timed(work: Callable, repeats: int = 3) -> tuple[object, float, int]:
             seconds.append(time.process_time() - start)
         peak = max(peak, memory.bytes or 0) if run == 0 else peak
     return result, statistics.median(seconds), peak
+
+
+def apart(work: Callable, *given: Any) -> Any:
+    """What `work` answers in a process of its own: in one that has grown before, memory that is used again does not
+    show."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *given).result()
 
 
 def told(
@@ -102,10 +111,10 @@ def solvers() -> Rows:
     }
     answer = []
     for name, peer in peers.items():
+        ours, quick, small = timed(lambda name=name: matching.solve(problem, solver=name))
         X, slow, large = timed(lambda peer=peer: peer(problem.affinity()).T, repeats=1)
         rows = zip(problem.sizes, X.split(sizes), strict=True)
         theirs = {group: assign(found.split(sizes, dim=1)[i]) for i, (group, found) in enumerate(rows)}
-        ours, quick, small = timed(lambda name=name: matching.solve(problem, solver=name))
         scores = {
             f"{who}{what}": value
             for who, perms in (("", ours.perms), ("against_", theirs))
@@ -155,8 +164,8 @@ def rebasin() -> Rows:
             return models.load_state(copy.deepcopy(b), symmetry.permute(b.state_dict(), groups, perms))
 
         own()
-        theirs, slow, large = timed(peer, repeats=1)
         ours, quick, small = timed(own)
+        theirs, slow, large = timed(peer, repeats=1)
         found = {}
         for who, moved in (("", ours), ("against_", theirs)):
             with torch.inference_mode():
@@ -219,7 +228,7 @@ def graph() -> Rows:
                 return matching.solve(Problem(network.state_dict(), state, groups), solver=solver)
 
             solution, seconds, peak = timed(work, repeats=1)
-            both.append((name, seconds, peak))
+            both.append((name, seconds, None if both else peak))  # the second uses again what the first left
             found = found or scaling.recovered_share(truth, solution.perms)
         more = {"recovered": found, "dense_bytes": scaling.dense_bytes(network, groups), "width": width}
         work = f"graph matching of VGG11 at width {width:g}, planted permutation, noise of 2 standard deviations"
@@ -228,21 +237,18 @@ def graph() -> Rows:
 
 
 def fuse() -> Rows:
-    """What a fused network costs: corrections of the shipped pairs at the midpoint, on 2,000 images. Each in a process
-    of its own: in one that has grown already, memory that is used again does not show."""
+    """What a fused network costs: corrections of the shipped pairs at the midpoint, on 2,000 images."""
     answer = []
     for width, label in ((0.125, "1/8"), (0.25, "1/4")):
         both = []
         for name in ("least_squares", "bn_reset"):
-            with multiprocessing.get_context("spawn").Pool(1) as process:
-                both.append((name, *process.apply(correction, (width, name))))
+            both.append((name, *apart(correction, width, name)))
         answer.append(told(f"correction of VGG11-BN ×{label} on 2,000 images", *both, width=width))
     return answer
 
 
 def correction(width: float, name: str) -> tuple[float, int]:
     """CPU seconds and extra peak bytes of a correction of the shipped pair of this width, matched by activations."""
-    torch.set_num_threads(1)
     pair, batches = [shipped(f"vgg11bn-w{width:g}-s{seed}") for seed in (0, 1)], images(2000)
     groups = symmetry.trace(pair[0], models.example("vgg11"))
     aligned = fusion.align(pair, groups, matching.match(pair, groups, "activation", images=batches, progress=False))
@@ -305,14 +311,13 @@ def main() -> int:
     if unknown := set(options.sections) - set(SECTIONS):
         print(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(SECTIONS)}", file=sys.stderr)
         return 2
-    torch.set_num_threads(1)
     started, before = datetime.now(UTC), os.getloadavg()[1]
     print(f"torch {torch.__version__}, one thread, load {before:.1f}")
     rows: Rows = []
     chosen = options.sections or list(SECTIONS)
     for name in chosen:
         print(name, flush=True)
-        rows += [row | {"section": name} for row in SECTIONS[name]()]
+        rows += [row | {"section": name} for row in apart(SECTIONS[name])]
     place = options.record or (None if options.sections else RECORD)
     if place:
         # the mean number of runnable processes over five minutes, of which this one is one at the end

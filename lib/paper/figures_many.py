@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from ..records import curve_key, curve_of, point_at
 from . import pool
 from .evidence import at, grouped, survives
-from .names import CONTROLS, CORRECTIONS, MATCHERS, curve_label, fills, look, model_label, ranked, width_label
+from .names import CONTROLS, CORRECTIONS, MATCHERS, base, curve_label, fills, look, model_label, ranked, width_label
 from .pool import Records
 from .style import VERMILLION, Drawn, PaperFigure, panels, percent, styled
 
@@ -194,6 +194,6 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
             axes.set_xlabel("points" if percent(metric) == 100 else "nats")
     what = metric.replace("_", " ").replace("barrier test", "test barrier,").replace("drop loss", "drop of loss")
     matcher, _, correction = against.partition(" + ")
-    control = {"control": against} if against in CONTROLS else {}
+    control = {"control": against} if base(against) in CONTROLS else {}
     other = curve_label({"matcher": matcher, "correction": correction or "none"} | control)
     return figure, f"{what} minus that of {other}, same pairs: mean, 95 % interval (filled: differs, Holm 5 %)"

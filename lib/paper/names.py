@@ -150,7 +150,9 @@ def curve_name(curve: Mapping[str, Any]) -> str:
 def curve_label(curve: Mapping[str, Any]) -> str:
     """The curve in the words of a paper: "activations + BN reset", "control: better parent alone"."""
     if curve.get("control"):
-        return f"control: {CONTROLS.get(curve['control'], curve['control'])}"
+        name, _, options = curve["control"].partition("(")
+        label = CONTROLS.get(name, name)
+        return f"control: {label}" + (f" ({options[:-1].replace('=', ' ')})" if options else "")
     matcher, correction = curve_key(curve)
     label = look(MATCHERS, matcher).label
     return label if correction == "none" else f"{label} + {look(CORRECTIONS, correction).label}"

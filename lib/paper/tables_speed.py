@@ -30,7 +30,7 @@ def growth(record: Study) -> Table:
     """How seconds grow with images, alphas and width."""
     part = [["work on VGG11-BN, random weights", "sizes", "CPU seconds", "exponent", "record"]]
     for row in _of(record, "growth"):
-        sizes, seconds = (", ".join(map(_short, row[name])) for name in ("sizes", "seconds"))
+        sizes, seconds = (", ".join(form(value) for value in row[name]) for name, form in SHOWN.items())
         part.append([row["work"], sizes, seconds, f"{row['exponent']:.2f}", "`bench`"])
     return Table([part])
 
@@ -63,6 +63,7 @@ def coverage(record: Study) -> Table:
 
 
 MEGABYTE = 1e6
+SHOWN = {"sizes": "{:,g}".format, "seconds": lambda seconds: _short(seconds)}
 # Each table with the study whose record it is of, and how that is made.
 TABLES: dict[str, tuple[Callable[[Study], Table], str, str]] = {
     "speed": (speed, "bench", "make bench"),

@@ -138,7 +138,16 @@ def test_summary_table_shows_how_many_pairs_lack_a_curve():
     *_, line, note = str(tables.summary_table(found)).splitlines()
     row = line.split()
     assert row[0] == "graph" and row[1] == "30.00" and row[-3:] == ["3", "of", "4"]
-    assert "Holm" in note
+    assert row[-4] == "0.035*" and "Holm" in note
+    doubtful = [row | {"p_holm": 0.07} for row in found]
+    assert " 0.070 " in str(tables.summary_table(doubtful))
+    assert "Holm" not in str(tables.summary_table(evidence.summary(pool.rows(records))))
+
+
+def test_controls_are_called_by_what_they_are_and_their_options():
+    assert names.curve_label({"control": "parent"}) == "control: better parent alone"
+    found = names.curve_label({"control": "distillation(steps=100)"})
+    assert found == "control: distillation (gradient training) (steps 100)"
 
 
 def test_leaderboard_table_names_kind_references_and_what_was_used():
