@@ -27,7 +27,8 @@ from .sites import reader_of, solvable
 
 GIB = 2**30
 CHUNK = 100  # images that go through the networks at a time
-ROWS = 40_000
+ROWS = 20_000
+ROUNDS = 2
 
 Units = Literal["matched", "side_by_side", "half"]
 Goal = Callable[[list[Tensor]], Tensor]
@@ -141,8 +142,8 @@ def _check_readers(units: str, groups: Groups, readers: dict[str, tuple | None],
     tied = [name for name, reader in readers.items() if reader is None and name not in fixed]
     if tied := [*left, *tied]:
         raise InputError(
-            f"correction 'least_squares': units='{units}' is not accepted, {tied[0]} has units that more than one layer "
-            "writes or reads, or that a norm stands behind; accepted: units=matched, or a plain chain of layers"
+            f"correction 'least_squares': units='{units}' is not accepted, {tied[0]} has units that more than one "
+            "layer writes or reads, or that a norm stands behind; accepted: units=matched, or a plain chain of layers"
         )
 
 
@@ -155,7 +156,7 @@ def fit(
     shares: Sequence[float],
     *,
     ridge: float = 1e-3,
-    rounds: int = 4,
+    rounds: int = ROUNDS,
     through_relu: bool = True,
     select: bool = True,
     units: Units = "matched",

@@ -646,13 +646,13 @@ def test_least_squares_keeps_no_more_activations_than_memory_allows(monkeypatch)
         assert len({place for place, _ in kept}) > 1  # it moved on where it could
 
 
-def test_columns_in_parts_give_the_same_gram_matrix(monkeypatch):
-    from lib.fusion import affine, least_squares
+def test_rows_in_parts_give_the_same_solution(monkeypatch):
+    from lib.fusion import least_squares, rows
 
     a, b, groups, _, x = pair("plain")
     states = a.state_dict(), b.state_dict()
     whole = correct(a, *states, 0.5, "least_squares", groups=groups, batches=[x], **QUIET)
-    monkeypatch.setattr(affine, "COLUMNS", 10_000)
+    monkeypatch.setattr(rows, "BLOCK", 10_000)
     monkeypatch.setattr(least_squares, "CHUNK", 7)
     parts = correct(a, *states, 0.5, "least_squares", groups=groups, batches=[x], **QUIET)
     torch.testing.assert_close(outputs(a, parts, x), outputs(a, whole, x), rtol=1e-3, atol=1e-3)
