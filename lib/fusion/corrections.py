@@ -28,7 +28,7 @@ from .task import Result, Task
 def _least_squares(
     task: Task,
     ridge: float = 1e-3,
-    rounds: int = 4,
+    rounds: int = least_squares.ROUNDS,
     through_relu: bool = True,
     select: bool = True,
     units: least_squares.Units = "matched",

@@ -27,7 +27,8 @@ from .sites import reader_of, solvable
 
 GIB = 2**30
 CHUNK = 100  # images that go through the networks at a time
-ROWS = 40_000
+ROWS = 20_000
+ROUNDS = 2
 
 Units = Literal["matched", "side_by_side", "half"]
 Goal = Callable[[list[Tensor]], Tensor]
@@ -161,7 +162,7 @@ def fit(
     shares: Sequence[float],
     *,
     ridge: float = 1e-3,
-    rounds: int = 4,
+    rounds: int = ROUNDS,
     through_relu: bool = True,
     select: bool = True,
     units: Units = "matched",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lib import fusion, models, symmetry
 from lib.checks import InputError
-from lib.fusion import CORRECTIONS, selection, sites
+from lib.fusion import CORRECTIONS, affine, least_squares, rows, selection, sites
 from lib.symmetry import walker
 from tests.aligned import averaged, correct, moments
 
@@ -646,13 +646,11 @@ def test_least_squares_keeps_no_more_activations_than_memory_allows(monkeypatch)
         assert len({place for place, _ in kept}) > 1  # it moved on where it could
 
 
-def test_columns_in_parts_give_the_same_gram_matrix(monkeypatch):
-    from lib.fusion import affine, least_squares
-
+def test_rows_in_parts_give_the_same_solution(monkeypatch):
     a, b, groups, _, x = pair("plain")
     states = a.state_dict(), b.state_dict()
     whole = correct(a, *states, 0.5, "least_squares", groups=groups, batches=[x], **QUIET)
-    monkeypatch.setattr(affine, "COLUMNS", 10_000)
+    monkeypatch.setattr(rows, "BLOCK", 10_000)
     monkeypatch.setattr(least_squares, "CHUNK", 7)
     parts = correct(a, *states, 0.5, "least_squares", groups=groups, batches=[x], **QUIET)
     torch.testing.assert_close(outputs(a, parts, x), outputs(a, whole, x), rtol=1e-3, atol=1e-3)
@@ -764,3 +762,133 @@ def test_choose_takes_units_that_never_fire():
         torch.zeros(20, 20, dtype=torch.float64), torch.ones(3, 8).double(), (0.5, 0.5)
     )
     assert len(choice) == 4 and before == after
+
+
+# --- rows, factors and units of least squares -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["norm", "residual"])
+def test_rows_of_every_position_are_the_limit_of_a_sample(name):
+    a, b, groups, _, x = pair(name, images=250)
+    states = a.state_dict(), b.state_dict()
+    given = {"groups": groups, "batches": [x], "select": False} | QUIET
+    every, more, some, few = (
+        outputs(a, correct(a, *states, 0.5, "least_squares", rows=rows, **given), x) for rows in (0, 10**6, 8000, 800)
+    )
+    assert torch.equal(every, more)
+    assert 0 < (some - every).norm() < 0.1 * every.norm()
+    assert (few - every).norm() > 1.5 * (some - every).norm()
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(10, 3), (1000, 999), (7, 7), (7, 100), (5, 0.2)])
+def test_spread_draws_distinct_numbers_one_from_each_stretch(total, wanted):
+    drawn = rows.spread(total, wanted, 0)
+    count = max(1, min(total, round(wanted)))
+    assert len(drawn) == count and bool((drawn.diff() > 0).all())
+    edges = torch.arange(count + 1) * total // count
+    assert bool(((edges[:-1] <= drawn) & (drawn < edges[1:])).all())
+    assert torch.equal(drawn, rows.spread(total, wanted, 0))
+
+
+@pytest.mark.parametrize("kind", [*CONVOLUTIONS, "pooled"])
+def test_rows_are_what_the_layer_sees_and_gives_there(kind):
+    layer = nn.Conv2d(6, 6, **({"kernel_size": 3} | CONVOLUTIONS.get(kind, {})))
+    pool = (2, 3) if kind == "pooled" else None
+    site = affine.Site("layer", None, randomise(layer, 1), None, None, None, True, pool)
+    form, x = affine.Affine(site), draw(4, 6, 9, 8)
+    places = [each.flatten() for each in torch.meshgrid(*map(torch.arange, layer(x)[:, 0].shape), indexing="ij")]
+    padded = form.inputs(x)
+    made = form.gather(padded, *places).double() @ form.of(layer, None)
+    torch.testing.assert_close(made.float(), form.at(layer(x).detach(), *places), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [300, 20])
+def test_one_factor_solves_what_a_direct_solution_does(count, bias):
+    """More rows than unknowns, and fewer: then it is the dual that is solved."""
+    h, p, ridge = draw(1, count, 40).double(), 40, 1e-2
+    if bias:
+        h[:, :, -1] = 1
+    weights = torch.ones(p, dtype=torch.float64)
+    weights[p - bias :] = 0
+    unit = h[0].square().sum(dim=0)[: p - bias].mean()
+    system = h[0].mT @ h[0] + ridge * unit * torch.diag(weights)
+    normal = affine.Normal(ridge, bias)
+    for seed in (1, 2):  # two rounds with one factor
+        missing, pull = draw(1, count, 3, seed=seed).double(), draw(1, p, 3, seed=seed + 2).double()
+        for part in (slice(0, count // 3), slice(count // 3, count)):
+            normal.add(h[:, part], missing[:, part])
+        factor = normal.factor
+        step, error = normal.step(pull)
+        right = h[0].mT @ missing[0] - ridge * unit * weights[:, None] * pull[0]
+        torch.testing.assert_close(step[0], torch.linalg.solve(system, right))
+        torch.testing.assert_close(error, (missing - h @ step).square().sum(dim=1))
+        assert normal.dual == (count < p) and (factor is None or factor is normal.factor)
+
+
+def halves_dead(model, first):
+    """Half of the units of each hidden layer never fire, and nothing reads them."""
+    with torch.no_grad():
+        for place, following in ((0, 2), (2, 4)):
+            n = len(model[place].weight)
+            dead = slice(0, n // 2) if first else slice(n // 2, n)
+            model[place].weight[dead], model[place].bias[dead] = 0, -1
+            model[following].weight[:, dead] = 0
+    return model
+
+
+@pytest.mark.parametrize("units", ["side_by_side", "half"])
+def test_units_of_parents_half_of_which_are_dead_are_recovered(units):
+    """Side by side there is room for all that live, and the mean of the logits is linear in them; of half a parent
+    there is room for its own."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+    a, b = (halves_dead(randomise(copy.deepcopy(model), seed), seed == 1) for seed in (1, 2))
+    x = draw(400, 6)
+    groups = symmetry.trace(a, x[:2])
+    states = a.state_dict(), b.state_dict()
+    given = {"groups": groups, "batches": [x], "units": units, "ridge": 1e-9} | QUIET
+    found = correct(a, *states, 0.5, "least_squares", **given)
+    with torch.no_grad():
+        goal = (a(x) + b(x)) / 2 if units == "side_by_side" else a(x)
+    torch.testing.assert_close(outputs(a, found, x), goal, rtol=1e-3, atol=1e-3)
+    single = [[8, 8], [6, 6]] if units == "side_by_side" else [[8, 0], [6, 0]]
+    assert [counts["single"] for counts in found.info["units"].values()] == single
+    if units == "half":
+        assert not found["0.weight"][8:].any() and not found["4.weight"][:, 6:].any() and found["0.weight"][:8].any()
+        other = correct(a, *states, 0.7, "least_squares", **given)  # the parent with the larger share
+        torch.testing.assert_close(outputs(a, other, x), b(x).detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["plain", "norm"])
+def test_units_side_by_side_do_not_depend_on_how_the_parents_are_ordered(name):
+    a, b, groups, batches, x = pair(name)
+    given = {"groups": groups, "batches": batches, "units": "side_by_side"} | QUIET
+    moved = symmetry.permute(b.state_dict(), groups, groups.random(generator(3)))
+    one, other = (
+        outputs(a, correct(a, a.state_dict(), state, 0.5, "least_squares", **given), x)
+        for state in (b.state_dict(), moved)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    alone = correct(a, a.state_dict(), b.state_dict(), 1.0, "least_squares", ridge=1e-9, **given)
+    with torch.no_grad():
+        assert (outputs(a, alone, x) - b(x)).norm() < 0.05 * b(x).norm()
+
+
+@pytest.mark.parametrize("units", ["side_by_side", "half"])
+@pytest.mark.parametrize("name", ["residual", "resnet20"])
+def test_units_tied_by_a_residual_sum_cannot_stand_side_by_side(name, units):
+    a, b, groups, batches, _ = pair(name)
+    with pytest.raises(InputError, match=f"units='{units}' is not accepted, .* accepted: units=matched") as error:
+        correct(a, a.state_dict(), b.state_dict(), 0.5, "least_squares", groups=groups, batches=batches, units=units)
+    assert "\n" not in str(error.value)
+
+
+def test_forward_selection_takes_what_is_read_and_keeps_the_shares():
+    """The first parent's next layer reads its units 0 to 2, the second's its unit 5, of which the first has a copy."""
+    samples = draw(2000, 12).double()
+    samples[:, 4] = samples[:, 6 + 5]
+    covariance = samples.mT @ samples / len(samples)
+    readers = torch.zeros(3, 6, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.float64)
+    readers[0][range(3), range(3)], readers[1][0, 5] = 1, 1
+    assert selection.forward(covariance, readers, (0.75, 0.25), 4).tolist() == [0, 1, 2, 11]
+    assert selection.forward(covariance, readers, (1.0, 0.0), 4).tolist() == [0, 1, 2, 4]
