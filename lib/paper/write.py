@@ -86,10 +86,12 @@ def independent(records: Records) -> tuple[dict[str, Any], list[str]]:
 def pools(sweep: str, records: Records) -> dict[str, dict[str, Any]]:
     """The records of a sweep, split into what may be pooled, by name: the sweep's, with what tells the kinds apart."""
     kinds = evidence.kinds(pool.rows(records))
-    varying = [name for name in evidence.KIND if len({rows[0][name] for rows in kinds}) > 1]
-    if "width" in varying:  # says it alone, unless there are several kinds of one width
-        widths = [rows[0]["width"] for rows in kinds]
-        varying = varying if len(set(widths)) < len(widths) else ["width"]
+    varying: list[str] = []
+    for name in ("width", "skew", *evidence.KIND):  # as few of them as tell the kinds apart, those in plain words first
+        before, after = (
+            len({tuple(rows[0][n] for n in names) for rows in kinds}) for names in (varying, [*varying, name])
+        )
+        varying += [name] * (before < after)
     short = {"width": "w", "model": "", "dataset": "", "norm": ""}
     pooled = {}
     for rows in kinds:
