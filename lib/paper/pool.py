@@ -23,8 +23,8 @@ MEASURES = (*METRICS, *CLOSENESS, "drop", "drop_loss", "against_better")  # what
 Records = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
 
-# Parameters of 0.1.0 at their defaults: since then they are options of matchers, and absent where nothing is chosen.
-WRITTEN_OUT = {"similarity": "correlation", "tap": "post_relu", "solver": "sweep"}
+# Parameters at defaults that other records leave out: options of matchers since 0.1.0, and a skew of none.
+WRITTEN_OUT = {"similarity": "correlation", "tap": "post_relu", "solver": "sweep", "skew": ""}
 
 
 def headline(records: Records, *more: str) -> str:

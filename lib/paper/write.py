@@ -26,17 +26,31 @@ from .tables import write_text
 
 INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the next one removes what is no longer made
 
-# What README.md shows, in words: (records, curve or reference, what was fused, how).
-_SIMPLENETS = "the two SimpleNets published with pygmtools, on MNIST"
-_VGGS = "two VGG11 with BatchNorm, a quarter as wide, on a JPEG copy of CIFAR-10"
-_RESET = "matched by activations, averaged, BatchNorm statistics reset"
+# What README.md shows, in words: (records, curve or control, what was fused, how).
+_SIMPLENETS = "two SimpleNets on MNIST, each of which saw mostly half of the digits"
+_ALIKE = "two VGG11 with BatchNorm, an eighth as wide, on a JPEG copy of CIFAR-10"
+_SKEWED = "two such networks, each of which saw five of the ten classes and a tenth of the others"
+_PARENT = "nothing fused: the better parent alone"
+_RESET, _FITTED = "activation + bn_reset", "activation + least_squares"
+_ENSEMBLE = "not one network: both parents, their probabilities averaged"
 README_ROWS = (
-    ("simplenet_mnist_published", "none", _SIMPLENETS, "averaged as they are"),
-    ("simplenet_mnist_published", "graph_reference", _SIMPLENETS, "matched as published, averaged"),
-    ("simplenet_mnist_published", "graph", _SIMPLENETS, "two-sided graph matching, which looks at no image; averaged"),
-    ("vgg11_widths_w0.25", "activation + bn_reset", _VGGS, _RESET),
-    ("vgg11_widths_w0.25", "activation + least_squares", _VGGS, "the same, layers refitted by least squares instead"),
-    ("leaderboard_vgg11bn-w0.25", "parent", _VGGS, "nothing fused: the better parent alone"),
+    ("simplenet_pairs", "none", _SIMPLENETS, "averaged as they are"),
+    ("simplenet_pairs", "graph_reference", _SIMPLENETS, "matched as published, averaged"),
+    ("simplenet_pairs", "graph", _SIMPLENETS, "two-sided graph matching, which looks at no image; averaged"),
+    ("simplenet_pairs", "parent", _SIMPLENETS, _PARENT),
+    ("study_w0.125", _RESET, _ALIKE, "matched by activations, averaged, BatchNorm statistics reset"),
+    ("study_w0.125", _FITTED, _ALIKE, "matched by activations, layers refitted by least squares"),
+    ("study_w0.125", "side_by_side", _ALIKE, "nothing matched: pruned side by side, layers refitted by least squares"),
+    ("study_w0.125", "parent", _ALIKE, _PARENT),
+    ("study_skew_halves", _FITTED, _SKEWED, "matched by activations, layers refitted by least squares"),
+    (
+        "study_skew_halves",
+        "head",
+        _SKEWED,
+        "nothing fused but the last layer, refitted on the better parent's features",
+    ),
+    ("study_skew_halves", "parent", _SKEWED, _PARENT),
+    ("study_skew_halves", "ensemble", _SKEWED, _ENSEMBLE),
 )
 # What figures/README.md shows of an experiment (matcher, correction); results.md has every curve.
 SHOWN = {
@@ -87,12 +101,18 @@ def pools(sweep: str, records: Records) -> dict[str, dict[str, Any]]:
     """The records of a sweep, split into what may be pooled, by name: the sweep's, with what tells the kinds apart."""
     kinds = evidence.kinds(pool.rows(records))
     varying: list[str] = []
-    for name in ("width", "skew", *evidence.KIND):  # as few of them as tell the kinds apart, those in plain words first
+    for name in (
+        "width",
+        "skew",
+        "epochs",
+        "correct_images",
+        *evidence.KIND,
+    ):  # as few of them as tell the kinds apart, those in plain words first
         before, after = (
             len({tuple(rows[0][n] for n in names) for rows in kinds}) for names in (varying, [*varying, name])
         )
         varying += [name] * (before < after)
-    short = {"width": "w", "model": "", "dataset": "", "norm": ""}
+    short = {"width": "w", "correct_images": "images"} | dict.fromkeys(("model", "dataset", "norm", "skew"), "")
     pooled = {}
     for rows in kinds:
         parts = [f"{short.get(name, name)}{rows[0][name]}" for name in varying]
