@@ -892,3 +892,19 @@ def test_forward_selection_takes_what_is_read_and_keeps_the_shares():
     readers[0][range(3), range(3)], readers[1][0, 5] = 1, 1
     assert selection.forward(covariance, readers, (0.75, 0.25), 4).tolist() == [0, 1, 2, 11]
     assert selection.forward(covariance, readers, (1.0, 0.0), 4).tolist() == [0, 1, 2, 4]
+
+
+def test_forward_selection_takes_at_each_step_the_unit_that_explains_most():
+    mixed = draw(500, 8).double() @ draw(8, 8, seed=1).double()
+    covariance, readers = mixed.mT @ mixed / len(mixed), [draw(5, 4, seed=seed).double() for seed in (2, 3)]
+    targets = mixed @ torch.block_diag(*readers).mT
+    chosen, quota = [], [2, 2]
+    for _ in range(4):
+        error = {}
+        for unit in set(range(8)) - set(chosen):
+            if quota[unit // 4]:
+                made = mixed[:, [*chosen, unit]]
+                error[unit] = float((targets - made @ torch.linalg.lstsq(made, targets).solution).square().sum())
+        chosen.append(min(error, key=error.get))
+        quota[chosen[-1] // 4] -= 1
+    assert selection.forward(covariance, readers, (0.5, 0.5), 4).tolist() == sorted(chosen)
