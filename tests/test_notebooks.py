@@ -27,7 +27,8 @@ TINY = {
         "alphas": [1.0, 0.0, 0.5],
     },
     "vgg11_cifar10": {
-        "epochs": 1,
+        "epochs": 2,
+        "skew": "halves",
         "width": 0.0625,
         "limit_train": 1000,
         "limit_test": 200,
@@ -42,6 +43,7 @@ TINY = {
         "seeds": [0],
         "matchers": ["none", "weight"],
         "corrections": ["none", "closed_form"],
+        "controls": ["parent", "ensemble", "head", "distillation(steps=3)"],
         "limit_test": 100,
         "match_images": 50,
         "correct_images": 50,
@@ -133,8 +135,11 @@ def test_vgg_trains_matches_resets_and_saves_the_aligned_network(vgg):
     folder, record = vgg
     assert record["dataset"] == "mnist-5k"
     assert record["model"] == {"name": "vgg11", "width": 0.0625, "norm": "batch"}
+    classes = [record["checkpoints"][side]["spec"]["classes"] for side in "ab"]
+    assert classes == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     curves = {(curve["matcher"], curve["correction"]): curve for curve in record["curves"]}
     assert set(curves) == {(m, c) for m in ("none", "activation") for c in ("none", "bn_reset")}
+    assert list(record["controls"]) == ["parent", "ensemble"]
     assert all(point["train_loss"] > 0 for curve in curves.values() for point in curve["points"])
     assert record["parents"]["a"]["train_accuracy"] is not None
     assert [row["images"] for row in record["studies"]["bn_images"]] == [0, 20, 50] * 2
@@ -196,8 +201,14 @@ def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_co
         assert curve["images"] == {"match": 0, "correct": 50 if correction == "closed_form" else 0}
         assert curve["share"] == {"a": 0.5, "b": 0.5, "both": 1.0}
     parents = [record["parents"][side]["test_accuracy"] for side in "ab"]
-    assert record["references"]["one_parent"]["test_accuracy"] in parents
-    assert 0 < record["references"]["ensemble"]["test_accuracy"] <= 1
+    controls = record["controls"]
+    assert list(controls) == ["parent", "ensemble", "head", "distillation(steps=3)"]
+    assert controls["parent"]["test_accuracy"] in parents
+    assert controls["ensemble"]["test_kl"] == pytest.approx(0, abs=1e-9) and controls["ensemble"]["test_agreement"] == 1
+    assert [control["images"] for control in controls.values()] == [0, 0, 50, 50]
+    assert controls["distillation(steps=3)"]["info"]["steps"] in (1, 2, 3)
+    assert controls["head"]["info"]["held_out"] == 100
+    assert all(point["test_kl"] > 0 for curve in curves.values() for point in curve["points"])
     assert (tmp_path / "figures" / "local" / "leaderboard.tex").exists()
     written = (tmp_path / "results" / "local" / "leaderboard_simplenet-s0.json").stat().st_mtime_ns
     run("leaderboard", tmp_path, "leaderboard_simplenet-s0")  # a second time it is read, not measured

@@ -167,6 +167,14 @@ def test_the_tables_of_methods_are_those_of_the_code(heading, methods, looks):
     ]
 
 
+def test_the_table_of_controls_is_that_of_the_code():
+    printed = [(name, *flags, given) for name, _, *flags, given in table("notebooks/README.md", "control")]
+    assert printed == [
+        (f"`{name}`", *("yes" if flag else "no" for flag in (row.images, row.chooses)), options(row.run))
+        for name, row in fusion.CONTROLS.items()
+    ]
+
+
 def test_the_table_of_parameters_has_each_that_is_common():
     printed = [name for row in table("notebooks/README.md", "parameter") for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(printed) == sorted(parameters.PARAMETERS)

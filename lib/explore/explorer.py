@@ -127,8 +127,10 @@ class Explorer:
         given = self.given | board.FIXED
         given |= {"dataset": dataset, "checkpoint_a": name, "checkpoint_b": board.partner(name)}
         given |= {"matchers": [given["matcher"]], "corrections": [given["correction"]], "limit_test": given["images"]}
+        given["controls"] = [control for control, row in fusion.CONTROLS.items() if row.quick]
         presets = {"quick": {"width": spec["width"]}}
         run = begin("explore", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True, writes=False)
+        run.leave_out_inapplicable("controls", say=False)
         networks = run.open_pair()
         return Pair(run, networks, run.parents(networks), note, [models.state_of(network) for network in networks])
 
@@ -175,13 +177,21 @@ class Explorer:
         if row.moments:
             options["moments"] = self._moments(name, matcher, row.augmented, images=images)
         fused = fusion.correct(aligned, alpha, corrected, **options)
-        values = fusion.measure(run.template, fused.state, run.test, device=run.device)
+        values = fusion.measure(run.template, fused.state, run.test, ensemble=run.against, device=run.device)
         return Point(values, fused.state[run.groups.layers[0].weight].clone())
 
     @_once
     def _moments(self, name: str, matcher: str, augmented: bool, *, images: Any) -> Any:
         run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
         return fusion.moments(aligned, images, device=run.device, progress=False)
+
+    @_once
+    def controls(self, name: str) -> dict[str, dict[str, Any]]:
+        """What a pair's quick controls reach, as far as it can take them; what they choose they choose by as many
+        training images as there are test images."""
+        pair = self.pair(name)
+        held_out = pair.run.held_out(most=self.given["images"])
+        return pair.run.controls(pair.networks, pair.parents, held_out, progress=False)
 
     def record(self, name: str, images: str) -> dict[str, Any]:
         """What figures read of a pair: a run record of every point measured so far, and of plain averaging without

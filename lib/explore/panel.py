@@ -163,6 +163,10 @@ class Panel(widgets.VBox):
             f"{side.upper()} {100 * values['test_accuracy']:.1f} % ({values['test_loss']:.3f})"
             for side, values in pair.parents.items()
         )
+        beside = " · ".join(
+            f"{control.replace('_', ' ')} {100 * values['test_accuracy']:.1f} %"
+            for control, values in self.explorer.controls(name).items()
+        )
         big, loss, line = "—", "not fitted yet", f"{corrected} takes seconds to a minute: press fit and measure"
         if self.explorer.is_measured(*self.chosen):
             accuracy, loss, above = self.explorer.summary(*self.chosen).values()
@@ -173,6 +177,6 @@ class Panel(widgets.VBox):
             '<div style="display:flex; gap:1.6em; align-items:baseline; flex-wrap:wrap; line-height:1.4">'
             f'<span class="fusebook-accuracy" style="font-size:1.9em; font-weight:600">{big}</span>'
             f"<span><b>{loss}</b> at α = {alpha:.2f}<br>{line}</span>"
-            f'<span style="color:#555">parents: {ends}<br>'
+            f'<span style="color:#555">parents: {ends}<br>controls: {beside}<br>'
             f"{data.name}, first {len(data.test):,} test images, one pair (n = 1)</span></div>"
         )

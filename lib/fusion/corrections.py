@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import loaders, models
 from ..checks import InputError, read_method, spell_method
+from ..symmetry import Groups
 from . import least_squares
 from .aligned import Aligned, checked
 from .fused import Fused
+from .heads import Target, fit_head, forward, linear_head, mean_log_probabilities, mean_logits
 from .statistics import Moments, bn_reset, closed_form, none, norms, retracked
 from .task import Result, Task
 
@@ -29,10 +32,19 @@ def _least_squares(
     through_relu: bool = True,
     select: bool = True,
     units: least_squares.Units = "matched",
+    target: Target = "mean",
     rows: int = least_squares.ROWS,
     memory: float = 2 * least_squares.GIB,
 ) -> Result:
-    """`least_squares.fit` on the interpolated network; it says what the options mean."""
+    """`least_squares.fit` on the interpolated network; it says what the options mean.
+
+    With the target "competence" the last linear layer is then fitted anew, to the parents' logits weighted class by
+    class (`heads.mean_logits`).
+    """
+    if target != "mean":
+        if units == "half":
+            raise InputError(f"correction 'least_squares': units=half is one parent, target={target} weighs them all")
+        _check_head("least_squares", task.aligned.model, task.groups)
     # float64 does not exist on MPS
     task = dataclasses.replace(task, device=torch.device("cpu")) if task.device.type == "mps" else task
     fused = task.fused()
@@ -46,7 +58,46 @@ def _least_squares(
         ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, units=units, rows=rows, memory=memory,
         progress=task.progress,
     )  # fmt: skip
+    if target != "mean":
+        goal = mean_logits([forward(parent, batches)[0] for parent in task.parents()], task.shares, target)
+        head, unexplained = fit_head(fused, task.groups, batches, goal, ridge)
+        info["layers"] |= dict.fromkeys(head, unexplained)
     return fused.state_dict(), info
+
+
+def _check_head(correction: str, model: nn.Module, groups: Groups) -> None:
+    try:
+        linear_head(model, groups)
+    except InputError as error:
+        raise InputError(f"correction '{correction}': {error}") from None
+
+
+def _temperature(task: Task) -> Result:
+    """The plain average with its logits divided by the temperature at which its KL from the parents' ensemble is least
+    on the images: its loss changes, what it names does not (arXiv 2510.08023 has wide networks need no more).
+
+    Labels play no part. Divided are the weights and bias of the last linear layer.
+    """
+    from scipy.optimize import minimize_scalar  # takes up to a second to import
+
+    (*_, name), fused = linear_head(task.aligned.model, task.groups), task.fused()
+    batches = list(task.images("temperature"))
+    if not batches:
+        raise InputError("correction 'temperature' cannot work without images; accepted: correct_images ≥ 1")
+    goal = mean_log_probabilities([forward(parent, batches)[0] for parent in task.parents()], task.shares).exp()
+    logits = forward(fused, batches)[0].double()
+
+    def missing(log_factor: float) -> float:
+        """The KL but for what the factor does not change; convex in the factor."""
+        scaled = np.exp(log_factor) * logits
+        return float((scaled.logsumexp(dim=1) - (goal * scaled).sum(dim=1)).mean())
+
+    factor = np.exp(minimize_scalar(missing, bounds=(-10.0, 10.0), method="bounded", options={"xatol": 1e-6}).x)
+    layer = fused.get_submodule(name)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(factor)
+    return fused.state_dict(), {"images": len(logits), "temperature": float(1 / factor)}
 
 
 @dataclass(frozen=True)
@@ -60,6 +111,7 @@ class Correction:
     augmented: bool = True
     moments: bool = False  # whether it works from the parents' `moments`, which are the same for all shares
     norm: bool = False  # whether the network must have BatchNorm
+    head: bool = False  # whether the network must end in a linear layer
     slow: bool = False  # whether it takes so long that a panel should wait for a button
 
 
@@ -87,6 +139,13 @@ CORRECTIONS = {
         augmented=False,
         slow=True,
     ),
+    "temperature": Correction(
+        _temperature,
+        True,
+        "the temperature of the softmax, nearest to the parents' ensemble (Guo et al. 2017)",
+        augmented=False,
+        head=True,
+    ),
 }
 
 
@@ -95,12 +154,15 @@ def read_correction(text: str, options: dict[str, Any] | None = None) -> tuple[s
     return read_method("correction", text, CORRECTIONS, options)
 
 
-def check_network(correction: str, model: nn.Module) -> None:
-    """Raises InputError, in one line, when the correction cannot take this architecture."""
+def check_network(correction: str, model: nn.Module, groups: Groups | None = None) -> None:
+    """Raises InputError, in one line, when the correction cannot take this architecture; `groups`, its own, tell more
+    than the model alone."""
     name, _ = read_correction(correction)
     if CORRECTIONS[name].norm and not norms(model):
         accepted = ", ".join(name for name, other in CORRECTIONS.items() if not other.norm)
         raise InputError(f"correction '{name}' needs BatchNorm, {type(model).__name__} has none; accepted: {accepted}")
+    if CORRECTIONS[name].head and groups is not None:
+        _check_head(name, model, groups)
 
 
 def check_images(correction: str, images: object) -> None:
@@ -140,7 +202,7 @@ def correct(
     name, options = read_correction(correction, options)
     shares = checked(aligned, "correct").shares(shares)
     check_images(name, images)
-    check_network(name, aligned.model)
+    check_network(name, aligned.model, aligned.groups)
     start = time.perf_counter()
     batches = None if images is None else loaders.batched(images)
     task = Task(aligned, shares, batches, torch.device(device), progress, moments)

@@ -65,6 +65,7 @@ def fuse(
         read_shares(len(networks), shares)
         read_names(len(networks), names)
         groups = symmetry.proved(networks[0], example)
+        check_network(correction, networks[0], groups)
         maps = matching.match(networks, groups, matcher, images=images, device=device, seed=seed, progress=progress)
         networks = align(networks, groups, maps, names=names)
     return correct(networks, shares, correction, images=images, device=device, progress=progress)

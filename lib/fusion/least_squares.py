@@ -147,6 +147,12 @@ def _check_readers(units: str, groups: Groups, readers: dict[str, tuple | None],
         )
 
 
+def check_units(units: str, model: nn.Module, groups: Groups) -> None:
+    """Raises InputError, in one line, where `fit` cannot choose such units in this architecture."""
+    lockstep, (sites, left) = Lockstep((model,), groups.graph, (groups.example,), 0), solvable(model, groups)
+    _check_readers(units, groups, {site.name: reader_of(site, sites, groups, lockstep, True) for site in sites}, left)
+
+
 @torch.inference_mode()
 def fit(
     parents: Sequence[nn.Module],

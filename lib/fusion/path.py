@@ -1,4 +1,4 @@
-"""Measuring the path between aligned networks: curve and barrier.
+"""Measuring the path between aligned networks: curve, drop and barrier.
 
 Of two networks alpha is the share of the second everywhere: fused = (1 − alpha)·A + alpha·B.
 """
@@ -18,12 +18,13 @@ from .. import loaders, models
 from ..checks import spell_method
 from .aligned import Aligned, checked
 from .corrections import CORRECTIONS, correct, read_correction
+from .heads import mean_log_probabilities
 from .statistics import moments
 
 
 @dataclass
 class Curve:
-    """One matcher with one correction: its points by alpha, its barrier, the seconds its corrections took in all,
+    """One matcher with one correction: its points by alpha, its `barrier`, the seconds its corrections took in all,
     the fused state of each alpha asked for in `keep`, and by alpha what the correction reports (`Fused.info`)."""
 
     aligned: Aligned = field(repr=False)
@@ -34,6 +35,11 @@ class Curve:
     correct_seconds: float
     states: dict[float, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     info: dict[float, dict] = field(default_factory=dict)
+
+    @property
+    def drop(self) -> dict[str, float | None]:
+        """How far the midpoint falls below the parents' mean (`drop`)."""
+        return drop(self.points, self.parents)
 
     def parts(self) -> dict[str, float]:
         """Each of two parents' part in the fused network at the alpha nearest the midpoint, {"a", "b"}, and how much of
@@ -52,71 +58,119 @@ def measure(
     test: Iterable,
     train: Iterable | None = None,
     *,
+    ensemble: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, float | None]:
-    """Accuracy (a fraction) and loss (mean cross-entropy, nats) of `state` on test, and on train unless it is None.
+    """What `state` reaches on test, and on train unless it is None, in one pass over each.
+
+    Accuracy (a fraction) and loss (mean cross-entropy, nats) of both; of test also calibration (expected calibration
+    error, a fraction) and, against the ensemble, kl (mean KL(ensemble || network), nats) and agreement (the share of
+    images on which both name the same class): "test_kl" and "test_agreement" are None without `ensemble`.
 
     Args:
         model: the architecture; its weights are replaced.
-        test, train: batches of (images (B, …), labels (B,)), normalised, in any form that `models.evaluate` reads.
+        test, train: batches of (images (B, …), labels (B,)), normalised, in any form that `models.outputs` reads.
+        ensemble: the ensemble's log-probabilities (N, classes) on test, as `measure_parents` gives.
 
     Raises:
-        InputError: as in `models.load_state` and `models.evaluate`.
+        InputError: as in `models.load_state`, `models.outputs` and `models.score`.
     """
     models.load_state(model, state)
-    measures: dict[str, float | None] = {"train_accuracy": None, "train_loss": None}
-    for split, batches in (("train", train), ("test", test)):
-        if batches is not None:
-            accuracy, loss = models.evaluate(model, batches, device=device)
-            measures |= {f"{split}_accuracy": accuracy, f"{split}_loss": loss}
-    return measures
+    return _measures(*models.outputs(model, test, device=device), ensemble) | _of_train(model, train, device)
+
+
+def _measures(logits: Tensor, labels: Tensor, ensemble: Tensor | None) -> dict[str, float | None]:
+    return {f"test_{name}": value for name, value in models.score(logits, labels, ensemble)._asdict().items()}
+
+
+def _of_train(model: nn.Module, train: Iterable | None, device: torch.device | str) -> dict[str, float | None]:
+    accuracy, loss = (None, None) if train is None else models.evaluate(model, train, device=device)
+    return {"train_accuracy": accuracy, "train_loss": loss}
+
+
+def measure_parents(
+    networks: Iterable[nn.Module],
+    test: Iterable,
+    train: Iterable | None = None,
+    *,
+    names: Sequence[str] = string.ascii_lowercase,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, dict[str, float | None]], dict[str, float | None], Tensor]:
+    """Measures of networks as they are, by name, those of their ensemble (the mean of their probabilities), and the
+    ensemble's log-probabilities (N, classes): each network goes over each split once.
+
+    Args, Raises: as in `measure`.
+    """
+    parents, logits, labels = {}, {}, None
+    for name, network in zip(names, networks, strict=False):
+        logits[name], labels = models.outputs(network, test, device=device)
+        parents[name] = _of_train(network, train, device)
+    ensemble = mean_log_probabilities(list(logits.values()))
+    for name, each in logits.items():
+        parents[name] = _measures(each, labels, ensemble) | parents[name]
+    return parents, _measures(ensemble, labels, ensemble), ensemble
+
+
+def _shares(point: Mapping) -> Sequence[float]:
+    return point.get("shares") or (1 - point["alpha"], point["alpha"])
 
 
 def _on_line(point: Mapping, values: Sequence[float]) -> float:
     """The share-weighted mean of the parents' values at a point."""
-    shares = point.get("shares") or (1 - point["alpha"], point["alpha"])
-    return sum(share * value for share, value in zip(shares, values, strict=True))
+    return sum(share * value for share, value in zip(_shares(point), values, strict=True))
+
+
+METRICS = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
+
+
+def _drops(points: Sequence[Mapping], parents: Mapping[str, Mapping], metric: str) -> list[float] | None:
+    """How far each point falls below the line between the parents (of a loss: lies above it); None where something was
+    not measured or is no number."""
+    ends = [measures.get(metric) for measures in parents.values()]
+    if any(value is None or math.isnan(value) for value in (*ends, *(point.get(metric) for point in points))):
+        return None
+    sign = 1 if metric.endswith("accuracy") else -1
+    return [sign * (_on_line(point, ends) - point[metric]) for point in points]
 
 
 def barrier(points: Sequence[Mapping], parents: Mapping[str, Mapping]) -> dict[str, float | None]:
-    """How far the path falls below the line between the parents, for each metric; None where it was not measured or
-    is no number.
+    """How far the path falls below the line between the parents, for each metric; None where no path was measured
+    (fewer than three points), or something is no number.
 
-    For an accuracy the maximum over the points of the share-weighted mean of the parents − curve, for a loss of curve −
-    that mean: larger is worse. The parents are uncorrected whatever the correction.
+    For an accuracy the maximum over the path of the share-weighted mean of the parents − curve, for a loss of curve −
+    that mean: larger is worse. The parents are uncorrected whatever the correction, and the ends of the path, so it is
+    never below 0.
 
     Args:
         points: with "alpha", the share of the second of two parents, or with "shares", one a parent.
         parents: measures by name, in the order of the networks.
     """
-    drop: dict[str, float | None] = {}
-    for metric in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
-        ends = [measures.get(metric) for measures in parents.values()]
-        values = [*ends, *(point.get(metric) for point in points)]
-        if any(value is None or math.isnan(value) for value in values):
-            drop[metric] = None
-            continue
-        drops = [_on_line(point, ends) - point[metric] for point in points]
-        drop[metric] = max(drops) if metric.endswith("accuracy") else max(-drop for drop in drops)
-    return drop
+    drops = {metric: _drops(points, parents, metric) if len(points) > 2 else None for metric in METRICS}
+    return {metric: None if each is None else max(0.0, *each) for metric, each in drops.items()}
 
 
-def ensemble(networks: Sequence[nn.Module], test: Iterable, *, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Accuracy and loss of the mean of the networks' probabilities: what a fused network hopes to reach, at as many
+def drop(points: Sequence[Mapping], parents: Mapping[str, Mapping]) -> dict[str, float | None]:
+    """The parents' mean less the network fused of equal shares (of a loss the other way round), for each metric: larger
+    is worse, and below 0 it is better than they are. None where the midpoint was not measured.
+
+    Args: as in `barrier`.
+    """
+    middle = [point for point in points if _is_middle(point)]
+    drops = {metric: _drops(middle, parents, metric) for metric in METRICS}
+    return {metric: each[0] if each else None for metric, each in drops.items()}
+
+
+def _is_middle(point: Mapping) -> bool:
+    shares = _shares(point)
+    return max(shares) - min(shares) < 1e-6
+
+
+def ensemble(
+    networks: Sequence[nn.Module], test: Iterable, *, device: torch.device | str = "cpu"
+) -> dict[str, float | None]:
+    """What the mean of the networks' probabilities reaches (`measure`): what a fused network hopes for, at as many
     times its cost as there are networks."""
-
-    class Mean(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.parts = nn.ModuleList(networks)
-
-        def forward(self, x: Tensor) -> Tensor:
-            # in logarithms, which do not underflow; a copy each, for a network may change its input in place
-            logs = torch.stack([part(x.clone()).log_softmax(dim=1) for part in self.parts])
-            return logs.logsumexp(dim=0) - math.log(len(logs))
-
-    accuracy, loss = models.evaluate(Mean(), test, device=device)
-    return {"test_accuracy": accuracy, "test_loss": loss}
+    return measure_parents(networks, test, names=range(len(networks)), device=device)[1]
 
 
 def curve(
@@ -129,6 +183,7 @@ def curve(
     images: Tensor | Iterable | None = None,
     line: tuple[Sequence[float], Sequence[float]] | None = None,
     parents: Mapping[str, Mapping] | None = None,
+    ensemble: Tensor | None = None,
     device: torch.device | str = "cpu",
     label: str = "curve",
     progress: bool = True,
@@ -146,6 +201,7 @@ def curve(
             and all alike.
         parents: measures of the networks as they are, by name and in their order (`measure`); measured here if absent.
             An uncorrected end point that is a parent is not measured again.
+        ensemble: as in `measure`; from the parents where those are measured here.
         keep: alphas whose fused states the result holds.
 
     Raises:
@@ -159,10 +215,8 @@ def curve(
         line = ((1.0, *(0.0,) * (count - 1)), (0.0, 1.0) if count == 2 else aligned.shares())
     start_shares, end_shares = (aligned.shares(shares) for shares in line)
     if parents is None:
-        letters = string.ascii_lowercase
-        parents = {
-            letters[i]: measure(network, state, test, train, device=device) for i, state in enumerate(aligned.states)
-        }
+        as_they_are = (models.load_state(network, state) for state in aligned.states)
+        parents, _, ensemble = measure_parents(as_they_are, test, train, device=device)
     points, states, seconds, keep, info, chosen = [], {}, 0.0, set(keep), {}, dict(options)
     if CORRECTIONS[name].moments and images is not None:  # the same for all shares
         start = time.perf_counter()
@@ -178,7 +232,7 @@ def curve(
         if name == "none" and alone is not None:
             measured = dict(list(parents.values())[alone])
         else:
-            measured = measure(network, fused.state, test, train, device=device)
+            measured = measure(network, fused.state, test, train, ensemble=ensemble, device=device)
         place = {"alpha": float(alpha)} | ({"shares": list(shares)} if count > 2 else {})
         points.append(place | measured)
         if alpha in keep:

@@ -76,6 +76,10 @@ def _none(pair: _Pair) -> _Result:
     return pair.groups.identity(), None, None, {}
 
 
+def _random(pair: _Pair) -> _Result:
+    return pair.groups.random(pair.generator), None, None, {}
+
+
 def _activation(
     pair: _Pair,
     similarity: Literal["correlation", "covariance", "uncentred"] = "correlation",
@@ -181,6 +185,7 @@ class Matcher:
 
 MATCHERS = {
     "none": Matcher(_none, False, "leaves B as it is"),
+    "random": Matcher(_random, False, "a random order: what any matching has to beat"),
     "activation": Matcher(_activation, True, "assignment on the correlation of activations (Li et al. 2015)"),
     "weight": Matcher(
         _weight,

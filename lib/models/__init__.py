@@ -17,12 +17,16 @@ from .checkpoints import (
 )
 from .merging import merge_linear
 from .training import (
+    Part,
     Recipe,
+    Score,
     Spec,
     dirichlet_parts,
     evaluate,
     normalisation,
     open_dataset,
+    outputs,
+    score,
     skewed_indices,
     train,
     trained,

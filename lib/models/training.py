@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,12 +59,22 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Part `which`, 0 or 1, of a division of the training images between two networks, drawn by `seed`
+    (`dirichlet_parts`)."""
+
+    beta: float
+    seed: int
+    which: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """One network to train: an architecture, a seed (of initialisation, order and augmentation) and a recipe.
 
     `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. `part`, if
-    given, (beta, seed, which): its part, 0 or 1, of a division between two networks (`dirichlet_parts`). It never sees
-    the last `held_out` training images: they are for choices that must see neither them nor the test set.
+    given, leaves it one part of them. It never sees the last `held_out` training images: they are for choices that must
+    see neither them nor the test set.
     """
 
     model: str
@@ -75,7 +85,7 @@ class Spec:
     classes: tuple[int, ...] | None = None
     share: float = 1.0
     held_out: int = 0
-    part: tuple[float, int, int] | None = None
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         if self.classes is not None and self.part is not None:
@@ -170,8 +180,7 @@ def trained(
         if spec.classes is not None:
             indices = skewed_indices(labels, spec.classes, spec.share, spec.seed)
         if spec.part is not None:
-            beta, seed, which = spec.part
-            indices = dirichlet_parts(labels, beta, seed)[which]
+            indices = dirichlet_parts(labels, spec.part.beta, spec.part.seed)[spec.part.which]
         options = {"normalise": normalisation(spec.model), "device": device, "loader": loader}
         batches = loaders.make_loader(
             dataset, "train", spec.recipe.batch_size, indices=indices, shuffle=True, augment=spec.recipe.augment,
@@ -329,21 +338,70 @@ def _check_finite(losses: torch.Tensor, before: int, epoch: int, recipe: Recipe)
         )
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str = "cpu") -> tuple[float, float]:
-    """Accuracy (a fraction) and mean cross-entropy (nats) over batches of images (B, …) and labels (B,), as
-    `loaders.read_batch` and `loaders.classes` read them.
+class Score(NamedTuple):
+    """What a network reaches on labelled images: accuracy (a fraction), mean cross-entropy (nats), expected calibration
+    error (a fraction); against other log-probabilities the mean KL(others || network) in nats and the share of images
+    on which both name the same class, else None."""
 
-    `model` is put and left in evaluation mode. An image with an output that is not a number counts as wrong. Pass a
-    list of batches to have images read and normalised once for many networks.
+    accuracy: float
+    loss: float
+    calibration: float
+    kl: float | None = None
+    agreement: float | None = None
+
+
+CALIBRATION_BINS = 15  # of equal width, as Guo et al. (On Calibration of Modern Neural Networks, 2017)
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor, against: torch.Tensor | None = None) -> Score:
+    """How good logits (N, classes) are for labels (N,), and how near to the log-probabilities `against` (N, classes).
+
+    An image with an output that is not a number counts as wrong, and as named like no other network's.
+
+    Raises:
+        InputError: `against` is of other images or classes.
+    """
+    if against is not None and against.shape != logits.shape:
+        raise InputError(
+            f"log-probabilities {tuple(against.shape)} and outputs {tuple(logits.shape)} cannot be compared; accepted: "
+            "those of the same images"
+        )
+    logs, named = logits.double().log_softmax(dim=1), logits.argmax(dim=1)
+    # argmax takes NaN for the largest: a network that has diverged would be right on one class
+    sound = ~logits.isnan().any(dim=1)
+    right = (named == labels) & sound
+    sure = logs.exp().amax(dim=1)
+    bins = (sure.nan_to_num() * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64).index_add_(0, bins, right.double() - sure)
+    measured = Score(
+        int(right.sum()) / len(labels),
+        F.nll_loss(logs, labels).item(),
+        gaps.abs().sum().item() / len(labels),
+    )
+    if against is None:
+        return measured
+    return measured._replace(
+        kl=F.kl_div(logs, against.double(), reduction="batchmean", log_target=True).item(),
+        agreement=int(((named == against.argmax(dim=1)) & sound).sum()) / len(labels),
+    )
+
+
+@torch.inference_mode()
+def outputs(
+    model: nn.Module, batches: Iterable, *, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, classes) float32 and labels (N,), on the CPU, over batches of images (B, …) and labels (B,), as
+    `loaders.read_batch` and `loaders.classes` read them: one pass, from which everything is measured (`score`).
+
+    `model` is put and left in evaluation mode. Pass a list of batches to have images read and normalised once for many
+    networks.
 
     Raises:
         InputError: there are no images; a batch is none, or its labels are missing, not one an image or none of the
             network's classes; the network puts out no logits (B, classes).
     """
     model.to(device).eval()
-    correct = seen = 0
-    loss = torch.zeros((), dtype=torch.float64, device="cpu")
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for batch in loaders.batched(batches):
         images, labels = loaders.read_batch(batch)
@@ -351,15 +409,19 @@ def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str 
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
             what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise InputError(f"the network puts out {what}, which cannot be measured; accepted: logits (N, classes)")
-        logits = logits.float()
-        labels = loaders.classes(labels, loaders.count(images), logits.shape[1]).to(device)
-        loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
-        # argmax takes NaN for the largest: a network that has diverged would be right on one class
-        correct += int(((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)).sum())
-        seen += len(labels)
-    if not seen:
+        found.append((logits.float().cpu(), loaders.classes(labels, loaders.count(images), logits.shape[1]).cpu()))
+    if not found:
         raise InputError("there are no images to evaluate on")
-    return correct / seen, float(loss) / seen
+    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logits, labels
+
+
+def evaluate(model: nn.Module, batches: Iterable, *, device: torch.device | str = "cpu") -> tuple[float, float]:
+    """Accuracy (a fraction) and mean cross-entropy (nats) on labelled batches: the `score` of a network's `outputs`.
+
+    Args, Raises: as in `outputs`.
+    """
+    return score(*outputs(model, batches, device=device))[:2]
 
 
 def _inputs(images: loaders.Images, device: torch.device | str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

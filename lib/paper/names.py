@@ -27,6 +27,7 @@ class Look:
 
 MATCHERS = {
     "none": Look("no matching", GREY, "o"),
+    "random": Look("random order", "#000000", "d"),
     "activation": Look("activations", BLUE, "s"),
     "weight": Look("weights", ORANGE, "^"),
     "sinkhorn": Look("Sinkhorn", SKY, "v"),
@@ -36,6 +37,7 @@ MATCHERS = {
 }
 CORRECTIONS = {
     "none": Look("no correction"),
+    "temperature": Look("temperature", line=(0, (3, 3))),
     "bn_reset": Look("BN reset", line=(0, (5, 1.5))),
     "repair": Look("REPAIR", line=(0, (5, 1.5, 1, 1.5))),
     "rescale": Look("rescale", line=(0, (9, 1.5))),

@@ -100,7 +100,7 @@ def _words(name: str, value: Any) -> list[str]:
     """How a network was trained, "dataset=mnist images=60000 spec.recipe.epochs=1 …"."""
     if isinstance(value, Mapping):
         return [word for key in sorted(value) for word in _words(f"{name}.{key}", value[key])]
-    return [] if name == "spec.seed" else [f"{name}={json.dumps(value, separators=(',', ':'))}"]
+    return [] if name in ("spec.seed", "spec.part.seed") else [f"{name}={json.dumps(value, separators=(',', ':'))}"]
 
 
 def frame(records: Records) -> "pandas.DataFrame":  # noqa: F821

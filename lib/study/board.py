@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import models, paths
 from ..checks import InputError, check_injected
-from ..fusion import CORRECTIONS
+from ..fusion import CONTROLS, CORRECTIONS
 from ..matching import MATCHERS
 from ..records import matching_arrays, read_record, recorded, write_record
 from .run import Run, begin
@@ -16,7 +16,10 @@ FIXED = {
     "preset": "quick", "seed_a": 0, "seed_b": 1, "epochs": None, "width": None, "loader": "memory", "limit_train": 0,
     "evaluate_train": False, "results_path": "", "figures_dir": "", "held_out": 0,
 }  # fmt: skip
-SHARED = ("matchers", "corrections", "alphas", "device", "limit_test", "match_images", "correct_images", "match_seed")
+SHARED = (
+    "matchers", "corrections", "controls", "alphas", "device", "limit_test", "match_images", "correct_images",
+    "match_seed",
+)  # fmt: skip
 
 
 def pairs() -> dict[str, dict[str, Any]]:
@@ -55,7 +58,7 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     shipped = pairs()
     kinds = list(dict.fromkeys(name.rpartition("-s")[0] for name in shipped))
     all_kinds = parameters["pairs"] == ["all"]
-    every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS)}
+    every = {"pairs": kinds, "matchers": list(MATCHERS), "corrections": list(CORRECTIONS), "controls": list(CONTROLS)}
     parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
     if 0.5 not in parameters["alphas"]:
         raise InputError(f"alphas {parameters['alphas']!r} is not accepted; accepted: a list with 0.5, where all meet")
@@ -92,8 +95,8 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
 
 
 def measured(stem: str, run: Run) -> dict[str, Any]:
-    """The record of one pair: every applicable matcher with every applicable correction. Written when it is new; one
-    that is there, of the same checkpoints and parameters, is read instead."""
+    """The record of one pair: every applicable matcher with every applicable correction, and every applicable control.
+    Written when it is new; one that is there, of the same checkpoints and parameters, is read instead."""
     if run.results_path.is_file():
         old = read_record(run.results_path)
         same = old["provenance"]["parameters"] == recorded(run.given)
@@ -106,7 +109,7 @@ def measured(stem: str, run: Run) -> dict[str, Any]:
     parents, held_out = run.parents(networks), run.held_out("held_out_images")
     aligned = run.align(networks, run.match(networks))
     curves = run.curves(aligned, parents, held_out)
-    record = run.record(parents, curves, references=run.references(networks, parents, held_out))
+    record = run.record(parents, curves, controls=run.controls(networks, parents, held_out) or None)
     write_record(run.results_path, record, matching_arrays(*(pair.maps[1] for pair in aligned.values())))
     return record
 

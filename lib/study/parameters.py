@@ -11,7 +11,7 @@ from ..checks import InputError, check_choice, check_whole, read_method, spell_m
 PARAMETERS = (
     "preset", "dataset", "checkpoint_a", "checkpoint_b", "matchers", "corrections", "alphas", "seed_a", "seed_b",
     "epochs", "width", "loader", "device", "limit_train", "limit_test", "match_images", "correct_images",
-    "evaluate_train", "results_path", "figures_dir", "match_seed", "held_out",
+    "evaluate_train", "results_path", "figures_dir", "match_seed", "held_out", "controls",
 )  # fmt: skip
 
 
@@ -19,13 +19,13 @@ def refusal(name: str, value: object, accepted: str) -> InputError:
     return InputError(f"{name} {value!r} is not accepted; accepted: {accepted}")
 
 
-def methods(name: str, texts: object, kind: str, table: Mapping[str, Any]) -> list[str]:
-    """Matchers or corrections as they are recorded, such as ["none", "activation(tap=pre_norm)"].
+def methods(name: str, texts: object, kind: str, table: Mapping[str, Any], least: int = 1) -> list[str]:
+    """Matchers, corrections or controls as they are recorded, such as ["none", "activation(tap=pre_norm)"].
 
     Raises:
-        InputError: `texts` is no list of them, one of them is not accepted, or two are the same.
+        InputError: `texts` is no list of them, at least so many, one of them is not accepted, or two are the same.
     """
-    if not isinstance(texts, list | tuple) or not texts:
+    if not isinstance(texts, list | tuple) or len(texts) < least:
         raise refusal(name, texts, f"a list without repeats of {', '.join(table)}")
     spelled = [spell_method(*read_method(kind, text, table), table) for text in texts]
     if len(set(spelled)) < len(spelled):
@@ -44,7 +44,7 @@ def check_share(name: str, value: object) -> None:
 
 
 def check(p: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters, matchers and corrections as they are recorded (`methods`); None is a preset's.
+    """The parameters, matchers, corrections and controls as they are recorded (`methods`); None is a preset's.
 
     Raises:
         InputError: in one line, for the first parameter whose value is not accepted.
@@ -53,6 +53,7 @@ def check(p: Mapping[str, Any]) -> dict[str, Any]:
     spelled = {
         "matchers": methods("matchers", p["matchers"], "matcher", matching.MATCHERS),
         "corrections": methods("corrections", p["corrections"], "correction", fusion.CORRECTIONS),
+        "controls": methods("controls", p["controls"], "control", fusion.CONTROLS, least=0),
     }
     if not isinstance(p["alphas"], list | tuple) or not p["alphas"]:
         raise refusal("alphas", p["alphas"], "a list of numbers within [0, 1]")

@@ -27,6 +27,7 @@ from ..symmetry import Groups
 from .parameters import PARAMETERS, check, refusal
 
 SIDES = ("a", "b")
+CHOICE = 5000  # images by which is chosen where no number is given
 
 
 @dataclasses.dataclass
@@ -48,6 +49,8 @@ class Run:
     checkpoints: dict[str, Checkpoint] = dataclasses.field(default_factory=dict)
     _images: dict[tuple[int, bool], Iterable] = dataclasses.field(default_factory=dict, repr=False)
     _networks: dict[str, nn.Module] = dataclasses.field(default_factory=dict, repr=False)
+    # Of the ensemble, from `parents`: its measures, and its log-probabilities (N, classes) on the test images.
+    ensemble: tuple[dict[str, float | None], Tensor] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -65,8 +68,8 @@ class Run:
     def _merged(self, network: nn.Module) -> nn.Module:
         return models.merge_linear(network) if getattr(self.settings, "merge_linear", False) else network
 
-    def _unmerged(self) -> nn.Module:
-        return models.build(self.model, width=self.settings.width, norm=self.norm, seed=0)
+    def _unmerged(self, seed: int = 0) -> nn.Module:
+        return models.build(self.model, width=self.settings.width, norm=self.norm, seed=seed)
 
     def _network(self, side: str) -> nn.Module:
         """The network of a checkpoint, as it was trained; built once."""
@@ -151,10 +154,30 @@ class Run:
             self._images[key] = batches
         return batches
 
-    def held_out(self, name: str) -> list[tuple[Tensor, Tensor]]:
-        """The last training images, of the count in parameter `name`, for choices that must not see the test set."""
-        count, split = self.check_held_out(name, 1), self.dataset.train
-        return list(self._batches(split.subset(range(len(split) - count, len(split)))))
+    def held_out(self, name: str = "held_out", most: int = CHOICE) -> list[tuple[Tensor, Tensor]]:
+        """The last training images, of the count in parameter `name`, for choices that must not see the test set.
+
+        Where that is 0 the last `most`, of a small set as many as matching and correcting leave, a tenth at least. A
+        line says so where a network was trained on them.
+        """
+        split = self.dataset.train
+        count = self.check_held_out(name, 0)
+        if not count:
+            left = len(split) - max(self.settings.match_images, self.settings.correct_images)
+            count = min(most, max(left, len(split) // 10, 1))
+        first = len(split) - count
+        if seen := [side.upper() for side in SIDES if self._has_seen(side, first)]:
+            print(
+                f"choices are made on the last {count:,} training images, which {' and '.join(seen)} saw in training "
+                "(as far as is known); networks trained with held_out do not"
+            )
+        return list(self._batches(split.subset(range(first, len(split)))))
+
+    def _has_seen(self, side: str, first: int) -> bool:
+        """Whether a network was trained, or may have been, on training images from number `first` on."""
+        sidecar, spec = self.checkpoints[side].sidecar, self.checkpoints[side].spec
+        known = spec and "images" in sidecar and sidecar.get("dataset") == self.dataset.name
+        return not known or sidecar["images"] - spec.get("held_out", 0) > first
 
     # Checks -----------------------------------------------------------------------------------------------------------
 
@@ -175,18 +198,25 @@ class Run:
 
     def check_correction(self, name: str) -> None:
         """Raises InputError when the architecture cannot take the correction."""
-        fusion.check_network(name, self.template)
+        fusion.check_network(name, self.template, self.groups)
 
-    def leave_out_inapplicable(self) -> None:
-        """Takes the matchers and corrections that this architecture cannot take out of the settings; says which."""
-        for field, check_one in (("matchers", self.check_matcher), ("corrections", self.check_correction)):
+    def check_control(self, name: str) -> None:
+        """Raises InputError when the architecture cannot take the control."""
+        fusion.check_control(name, self.template, self.groups)
+
+    def leave_out_inapplicable(self, *fields: str, say: bool = True) -> None:
+        """Takes the matchers, corrections and controls that this architecture cannot take out of the settings, or those
+        in some of these `fields` alone; says which."""
+        checks = {"matchers": self.check_matcher, "corrections": self.check_correction, "controls": self.check_control}
+        for field in fields or checks:
             taken = []
             for name in getattr(self.settings, field):
                 try:
-                    check_one(name)
+                    checks[field](name)
                     taken.append(name)
                 except InputError as error:
-                    print(f"left out: {error}")
+                    if say:
+                        print(f"left out: {error}")
             setattr(self.settings, field, taken)
 
     # Steps ------------------------------------------------------------------------------------------------------------
@@ -220,11 +250,15 @@ class Run:
         return target
 
     def parents(self, networks: Sequence[nn.Module]) -> dict[str, dict[str, float | None]]:
-        """Accuracy and loss of the networks as they are."""
-        return {
-            side: fusion.measure(network, network.state_dict(), self.test, self.train, device=self.device)
-            for side, network in zip(SIDES, networks, strict=True)
-        }
+        """What the networks reach as they are; their `ensemble` is measured on the way."""
+        parents, *ensemble = fusion.measure_parents(networks, self.test, self.train, names=SIDES, device=self.device)
+        self.ensemble = tuple(ensemble)
+        return parents
+
+    @property
+    def against(self) -> Tensor | None:
+        """The ensemble's log-probabilities (N, classes) on the test images, once the parents are measured."""
+        return None if self.ensemble is None else self.ensemble[1]
 
     def curves(
         self,
@@ -243,7 +277,7 @@ class Run:
                 images = self.correct_batches(correction)
                 curve = fusion.curve(
                     pair, alphas, parents=parents, test=self.test, train=self.train, correction=correction,
-                    images=images, device=self.device, label=f"{matcher} + {correction}",
+                    ensemble=self.against, images=images, device=self.device, label=f"{matcher} + {correction}",
                     keep=alphas if held_out else (),
                 )  # fmt: skip
                 used = {"match": matching.looks_at_images(matcher), "correct": images is not None}
@@ -270,20 +304,49 @@ class Run:
         chosen = {key: point[key] for key in ("test_accuracy", "test_loss")}
         return {"alpha": alpha, "held_out_accuracy": scores[alpha], **chosen}
 
-    def references(
-        self, networks: Sequence[nn.Module], parents: Mapping, held_out: list[tuple[Tensor, Tensor]]
-    ) -> dict[str, dict[str, float]]:
-        """What a fused network is compared with: the ensemble of both (not one network), and the control that fuses
-        nothing, the parent that is better on the held-out images."""
-        scores = {
-            side: models.evaluate(network, held_out, device=self.device)[0]
-            for side, network in zip(SIDES, networks, strict=True)
-        }
-        better = parents[max(scores, key=scores.__getitem__)]
-        return {
-            "ensemble": fusion.ensemble(networks, self.test, device=self.device),
-            "one_parent": {key: better[key] for key in ("test_accuracy", "test_loss")},
-        }
+    def controls(
+        self,
+        networks: Sequence[nn.Module],
+        parents: Mapping[str, Mapping],
+        held_out: list[tuple[Tensor, Tensor]] | None = None,
+        *,
+        progress: bool = True,
+    ) -> dict[str, dict[str, Any]]:
+        """What the parents reach without being fused, and what other ways than matching make of them: every control
+        asked for, as the record's "controls". They look at the images of a fit, the first correct_images as they are.
+
+        Args:
+            held_out: labelled images by which is chosen; by default `held_out()`, where a control chooses.
+        """
+        rows = {name: fusion.CONTROLS[fusion.read_control(name)[0]] for name in self.settings.controls}
+        if held_out is None and any(row.chooses for row in rows.values()):
+            held_out = self.held_out()
+        given = fusion.Parents(
+            networks, self.groups, self.correct_batches("least_squares"), held_out,
+            fresh=lambda seed: self._merged(self._unmerged(seed)), seed=self.settings.match_seed,
+            device=self.device, progress=False,
+        )  # fmt: skip
+        entries = {}
+        for name, row in tqdm(rows.items(), desc="controls", unit="control", disable=not progress, mininterval=1):
+            made = fusion.control(name, given)
+            entries[name] = self._measured(made.network, given.networks, parents)
+            entries[name] |= {"seconds": made.seconds, "images": made.images, "info": made.info}
+            if row.chooses:
+                entries[name]["info"] |= {"held_out": sum(len(labels) for _, labels in held_out)}
+        return entries
+
+    def _measured(self, network: nn.Module, networks: Sequence[nn.Module], parents: Mapping) -> dict[str, Any]:
+        """A control on the test images; what went over them already does not again."""
+        side = next((side for side, own in zip(SIDES, networks, strict=True) if own is network), None)
+        if side is not None:
+            measures = parents[side]
+        elif isinstance(network, fusion.Ensemble) and self.ensemble is not None:
+            measures = self.ensemble[0]
+        else:
+            measures = fusion.measure(
+                network, network.state_dict(), self.test, ensemble=self.against, device=self.device
+            )
+        return {name: value for name, value in measures.items() if name.startswith("test") and value is not None}
 
     def bn_study(self, aligned: Mapping[str, Aligned], counts: Iterable[int]) -> list[dict[str, Any]]:
         """Accuracy at the midpoint after a BatchNorm reset on so many images, for each matcher; 0 is no reset.
@@ -307,7 +370,8 @@ class Run:
         settings, count = self.settings, len(self.dataset.train)
         looks = {
             "match": any(matching.looks_at_images(name) for name in settings.matchers),
-            "correct": any(fusion.CORRECTIONS[fusion.read_correction(n)[0]].images for n in settings.corrections),
+            "correct": any(fusion.CORRECTIONS[fusion.read_correction(n)[0]].images for n in settings.corrections)
+            or any(fusion.CONTROLS[fusion.read_control(n)[0]].images for n in settings.controls),
         }
         used = {key: getattr(settings, f"{key}_images") * flag for key, flag in looks.items()}
         checkpoints, seeds = {}, {"match": settings.match_seed}
@@ -372,7 +436,8 @@ def begin(
     Args:
         parameters: at least `PARAMETERS` by name (a notebook passes globals()); None is filled from the preset.
         extra: names of further parameters, to be checked by the notebook, filled and recorded like the others.
-        lenient: accept matchers and corrections that the architecture cannot take; see `Run.leave_out_inapplicable`.
+        lenient: accept matchers, corrections and controls that the architecture cannot take
+            (`Run.leave_out_inapplicable`).
         presets: {"quick": {parameter: value}, "paper": …}; a value may be {data set: value}.
         writes: the run is to leave a record and figures, so that their places have to be writable.
 
@@ -431,4 +496,6 @@ def begin(
             run.check_matcher(name)
         for name in run.settings.corrections:
             run.check_correction(name)
+        for name in run.settings.controls:
+            run.check_control(name)
     return run

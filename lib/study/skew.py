@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from ..checks import InputError
+from ..models import Part
 
 FIRST_HALF, SECOND_HALF = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
 SKEWS = ("halves", "dirichlet0.1", "dirichlet0.5")  # those of the study
@@ -29,4 +30,4 @@ def skewed(skew: str, which: int, seed: int) -> dict[str, Any]:
         raise InputError(
             f"unknown skew {skew!r}; accepted: '' (none), halves, dirichlet and a number > 0 such as dirichlet0.1"
         )
-    return {"part": (float(beta[1]), seed, which)}
+    return {"part": Part(float(beta[1]), seed, which)}

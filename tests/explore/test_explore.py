@@ -143,7 +143,7 @@ def test_pairs_are_two_consecutive_seeds_that_are_both_there(tmp_path, monkeypat
 def test_a_point_is_the_fused_network_measured_and_measured_once(simplenet, monkeypatch):
     pair, matched = simplenet.pair("simplenet-s0"), simplenet.matched("simplenet-s0", "activation")
     fused = fusion.interpolate([pair.states[0], matched.moved], (0.7, 0.3))
-    expected = fusion.measure(pair.run.template, fused, pair.run.test)
+    expected = fusion.measure(pair.run.template, fused, pair.run.test, ensemble=pair.run.against)
     assert simplenet.point(*chosen(simplenet), 0.3).values == expected
     monkeypatch.setattr(fusion, "correct", lambda *a, **k: pytest.fail("measured twice"))
     monkeypatch.setattr(matching, "match", lambda *a, **k: pytest.fail("matched twice"))
@@ -156,6 +156,15 @@ def test_ends_of_the_path_are_the_parents(simplenet):
     aligned_b = simplenet.point(*chosen(simplenet), 1.0).values
     assert aligned_b["test_loss"] == pytest.approx(parents["b"]["test_loss"], abs=1e-5)
     assert simplenet.summary(*chosen(simplenet), 0.0)["above"] == 0
+
+
+def test_quick_controls_stand_beside_the_fused_network(simplenet, panel):
+    controls, parents = simplenet.controls("simplenet-s0"), simplenet.pair("simplenet-s0").parents
+    assert list(controls) == ["parent", "ensemble", "head"]
+    assert controls["parent"]["test_loss"] in [values["test_loss"] for values in parents.values()]
+    assert controls["parent"]["info"]["held_out"] == 60
+    for name, values in controls.items():
+        assert f"{name} {100 * values['test_accuracy']:.1f} %" in panel.readout.value
 
 
 def test_aligned_filters_are_those_of_b_in_the_order_of_a(simplenet):
@@ -243,7 +252,7 @@ def test_without_cifar_the_pairs_that_work_are_offered_in_one_line(no_data):
     with pytest.raises(InputError, match=r"vgg11bn-w0.25-s0: cifar10-jpeg cannot be reached") as told:
         no_data._dataset("vgg11bn-w0.25-s0", board.pairs())
     line = str(told.value)
-    assert "pairs that work here: mlp-w0.5-s0, simplenet-s0, simplenet-s2" in line
+    assert "pairs that work here: mlp-w0.5-s0, mlpln-w0.5-s0, simplenet-s0, simplenet-s2" in line
     assert "\n" not in line
     assert "vgg" not in line.partition("pairs that work")[2]
 

@@ -535,4 +535,4 @@ def test_dirichlet_parts_refuse_a_beta_that_is_none():
     with pytest.raises(InputError, match="beta 0 is not accepted"):
         models.dirichlet_parts(torch.arange(10), 0, seed=0)
     with pytest.raises(InputError, match="accepted: one of them"):
-        models.Spec("mlp", 0, models.Recipe(epochs=1), classes=(0, 1), part=(0.1, 0, 0))
+        models.Spec("mlp", 0, models.Recipe(epochs=1), classes=(0, 1), part=models.Part(0.1, 0, 0))

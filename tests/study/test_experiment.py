@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import checks, loaders, models, paths
+from lib import checks, loaders, models, paths, symmetry
 from lib.checks import InputError
 from lib.explore import Explorer
 from lib.loaders import sources as data_sources
@@ -20,7 +20,7 @@ DEFAULTS = {
     "corrections": ["none"], "alphas": [0.0, 0.5, 1.0], "seed_a": 0, "seed_b": 1, "epochs": None, "width": None,
     "loader": "memory", "device": "cpu", "limit_train": 0, "limit_test": 0, "match_images": 100,
     "correct_images": 100, "evaluate_train": False, "results_path": "", "figures_dir": "", "match_seed": 0,
-    "held_out": 0,
+    "held_out": 0, "controls": ["parent", "ensemble"],
 }  # fmt: skip
 PATHS = ("results_path", "figures_dir", "save_aligned")
 PRESETS = {"quick": {"epochs": {"mnist-5k": 7}, "width": 1.0}, "paper": {"epochs": 100, "width": 1.0}}
@@ -79,6 +79,10 @@ def files(tmp_path, monkeypatch):
         ({"matchers": []}, "matchers"),
         ({"matchers": ["none", "none"]}, "without repeats"),
         ({"corrections": ["reset"]}, "unknown correction 'reset'"),
+        ({"controls": ["heads"]}, "unknown control 'heads'; accepted: parent, ensemble"),
+        ({"controls": None}, "controls None is not accepted; accepted: a list without repeats of parent"),
+        ({"controls": ["parent", "parent"]}, "without repeats"),
+        ({"controls": ["distillation(steps=half)"]}, "steps 'half' is not accepted; accepted: a whole number"),
         ({"corrections": ["bn_reset"]}, "needs BatchNorm"),
         ({"matchers": ["graph(restart=3)"]}, "'graph' takes no option restart; accepted: solver, memory, activations"),
         ({"matchers": ["graph(restarts=0.5)"]}, "restarts 0.5 is not accepted; accepted: a whole number"),
@@ -180,11 +184,11 @@ def test_a_name_that_the_notebook_does_not_declare_is_refused():
     checks.check_injected({"In": ["", "import torch", "# Parameters\nrate = 0.1", "# Parameters\nrate = 0.2\n"]})
 
 
-def test_matchers_and_corrections_are_read_once(monkeypatch):
+def test_matchers_corrections_and_controls_are_read_once(monkeypatch):
     read, original = [], parameters.read_method
     monkeypatch.setattr(parameters, "read_method", lambda kind, text, *a: read.append(text) or original(kind, text, *a))
     begin(matchers=["weight(restarts=1)"])
-    assert read == ["weight(restarts=1)", "none"]
+    assert read == ["weight(restarts=1)", "none", "parent", "ensemble"]
 
 
 # The leaderboard's pairs
@@ -192,6 +196,7 @@ def test_matchers_and_corrections_are_read_once(monkeypatch):
 
 BOARD = {
     "pairs": ["simplenet"], "seeds": [0], "dataset": "mnist-5k", "matchers": ["none"], "corrections": ["none"],
+    "controls": [],
     "alphas": [0.5], "device": "cpu", "limit_test": 10, "match_images": 50, "correct_images": 50,
     "held_out_images": 50, "results_dir": "", "figures_dir": "", "match_seed": 0,
 }  # fmt: skip
@@ -320,3 +325,78 @@ def test_batches_that_draw_their_augmentation_anew_are_not_handed_on(monkeypatch
         run._images.clear()
         first, again = (run.correct_batches("repair") for _ in range(2))
         assert (first is again) == same
+
+
+# Controls, and the images by which is chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, 3900), ({"correct_images": 3990}, 400), ({"held_out": 50}, 50), ({"limit_train": 1000}, 900)],
+)
+def test_choices_are_made_on_the_last_training_images(given, count):
+    run = begin(checkpoint_a="simplenet-s0", checkpoint_b="simplenet-s1", **given)
+    chosen = run.held_out()
+    labels = torch.cat([labels for _, labels in chosen])
+    assert torch.equal(labels, run.dataset.train.labels[-count:])
+    assert len(torch.cat([labels for _, labels in run.held_out(most=7)])) == (7 if not given.get("held_out") else 50)
+
+
+@pytest.mark.parametrize(
+    ("images", "held_out", "said"),
+    [
+        ((4000, 4000), (0, 500), "on the last 300 training images, which A saw"),
+        ((4000, 4000), (299, 0), "which A and B saw in training"),
+        ((4000, 4000), (300, 300), ""),
+        ((3700, None), (0, 300), "which B saw in training"),
+    ],
+)
+def test_it_is_said_which_networks_were_trained_on_the_images_of_choices(tmp_path, capsys, images, held_out, said):
+    files = {}
+    for seed, side in enumerate("ab"):
+        files[f"checkpoint_{side}"] = str(tmp_path / f"{side}.safetensors")
+        state = models.build("simplenet", seed=seed).state_dict()
+        sidecar = {"dataset": "mnist-5k", "images": images[seed], "spec": {"seed": seed, "held_out": held_out[seed]}}
+        models.save_checkpoint(
+            Path(files[f"checkpoint_{side}"]), state, sidecar | ({} if images[seed] else {"images": 9**9})
+        )
+    run = begin(**files, held_out=300)
+    capsys.readouterr()
+    run.held_out()
+    told = capsys.readouterr().out
+    assert said in told and bool(said) == bool(told)
+
+
+def test_controls_that_are_measured_already_are_not_measured_again(monkeypatch):
+    names = ["parent", "ensemble", "untrained_head"]
+    run = begin(checkpoint_a="simplenet-s0", checkpoint_b="simplenet-s1", limit_test=20, held_out=100, controls=names)
+    networks = run.open_pair()
+    parents, passes, real = run.parents(networks), [], models.outputs
+
+    def outputs(network, batches, **options):
+        passes.append(batches is run.test)
+        return real(network, batches, **options)
+
+    monkeypatch.setattr(models, "outputs", outputs)
+    controls = run.controls(networks, parents, progress=False)
+    assert sum(passes) == 1  # the head
+    scores = [models.evaluate(network, run.held_out())[0] for network in networks]
+    better = parents["ab"[scores.index(max(scores))]]
+    assert {key: controls["parent"][key] for key in ("test_accuracy", "test_loss", "test_kl")} == {
+        key: better[key] for key in ("test_accuracy", "test_loss", "test_kl")
+    }
+    assert controls["parent"]["info"]["held_out"] == 100 and "train_accuracy" not in controls["parent"]
+    assert controls["ensemble"]["test_agreement"] == 1 and controls["untrained_head"]["images"] == 100
+    curves = run.curves(run.align(networks, run.match(networks)), parents)
+    record = run.record(parents, curves, controls=controls)
+    assert list(record["controls"]) == names and record["images"]["correct"] == 100
+    assert record["curves"][0]["points"][1]["test_kl"] > 0
+
+
+def test_controls_that_a_network_cannot_take_are_left_out_and_said(capsys, monkeypatch):
+    run = begin(controls=["head", "ensemble"])
+    monkeypatch.setattr(run, "template", torch.nn.Sequential(run.template, torch.nn.ReLU()))
+    monkeypatch.setattr(run, "groups", symmetry.trace(run.template, models.example("simplenet")))
+    run.leave_out_inapplicable("controls")
+    assert run.settings.controls == ["ensemble"]
+    assert capsys.readouterr().out.startswith("left out: control 'head': the outputs of Sequential are not made by a")
