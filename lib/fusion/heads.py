@@ -141,7 +141,6 @@ def fit_head(
     features = forward(model, batches, names[0])[1]
     weight, bias = ridge_regression(features, goal, ridge, any(layer.bias is not None for layer in layers))
     write_head(layers, weight, bias)
-    missing = goal.double() - features.double() @ weight.mT - (0 if bias is None else bias)
-    return names, float(
-        missing.square().sum() / goal.double().square().sum().clamp(min=torch.finfo(torch.float64).tiny)
-    )
+    goal = goal.double()
+    missing = goal - features.double() @ weight.mT - (0 if bias is None else bias)
+    return names, float(missing.square().sum() / goal.square().sum().clamp(min=torch.finfo(torch.float64).tiny))
