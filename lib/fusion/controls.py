@@ -23,7 +23,7 @@ from ..symmetry import Groups
 from . import least_squares
 from .aligned import align, read_shares
 from .corrections import correct
-from .heads import forward, linear_head, mean_log_probabilities, ridge_regression, write_head
+from .heads import Target, fit_head, forward, joint_logits, linear_head, mean_log_probabilities
 from .statistics import norms, reset
 
 RIDGE = 1e-3  # of a fitted head: the default of least squares
@@ -129,20 +129,18 @@ def _ensemble(parents: Parents) -> Result:
     return Ensemble(parents.networks, parents.shares), {}
 
 
-def _with_head(parents: Parents, body: nn.Module) -> nn.Module:
-    """A copy of `body` with the last linear layers fitted, by ridge regression, to the share-weighted mean of the
-    parents' logits on the images."""
+def _with_head(parents: Parents, body: nn.Module, target: Target = "mean") -> nn.Module:
+    """A copy of `body` with the last linear layers fitted, by ridge regression, to the parents' `joint_logits` on the
+    images."""
     network = copy.deepcopy(body)
-    layers = [network.get_submodule(name) for name in linear_head(network, parents.groups)]
-    features = forward(network, parents.batches, linear_head(network, parents.groups)[0])[1]
-    goal = sum(share * logits for share, logits in zip(parents.shares, parents.logits, strict=True))
-    bias = any(layer.bias is not None for layer in layers)
-    write_head(layers, *ridge_regression(features, goal, RIDGE, bias))
+    goal = joint_logits(parents.logits, parents.shares, target)
+    fit_head(network, parents.groups, parents.batches, goal, RIDGE)
     return network
 
 
-def _head(parents: Parents) -> Result:
-    networks = [_with_head(parents, body) for body in parents.networks]
+def _head(parents: Parents, target: Target = "mean") -> Result:
+    """One parent's features under a new head; `joint_logits` says what `target` is."""
+    networks = [_with_head(parents, body, target) for body in parents.networks]
     scores = [parents.accuracy(network) for network in networks]
     best = _best(scores)
     return networks[best], {"body": best + 1, "held_out_accuracy": scores[best]}

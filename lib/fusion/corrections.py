@@ -20,7 +20,7 @@ from ..symmetry import Groups
 from . import least_squares
 from .aligned import Aligned, checked
 from .fused import Fused
-from .heads import forward, linear_head, mean_log_probabilities
+from .heads import Target, fit_head, forward, joint_logits, linear_head, mean_log_probabilities
 from .statistics import Moments, bn_reset, closed_form, none, norms, retracked
 from .task import Result, Task
 
@@ -32,10 +32,19 @@ def _least_squares(
     through_relu: bool = True,
     select: bool = True,
     units: least_squares.Units = "matched",
+    target: Target = "mean",
     rows: int = least_squares.ROWS,
     memory: float = 2 * least_squares.GIB,
 ) -> Result:
-    """`least_squares.fit` on the interpolated network; it says what the options mean."""
+    """`least_squares.fit` on the interpolated network; it says what the options mean.
+
+    With a `target` other than the mean of the parents' logits the last linear layer is then fitted anew, to
+    `heads.joint_logits`.
+    """
+    if target != "mean":
+        if units == "half":
+            raise InputError(f"correction 'least_squares': units=half is one parent, target={target} weighs them all")
+        _check_head("least_squares", task.aligned.model, task.groups)
     # float64 does not exist on MPS
     task = dataclasses.replace(task, device=torch.device("cpu")) if task.device.type == "mps" else task
     fused = task.fused()
@@ -49,7 +58,18 @@ def _least_squares(
         ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, units=units, rows=rows, memory=memory,
         progress=task.progress,
     )  # fmt: skip
+    if target != "mean":
+        goal = joint_logits([forward(parent, batches)[0] for parent in task.parents()], task.shares, target)
+        head, unexplained = fit_head(fused, task.groups, batches, goal, ridge)
+        info["layers"] |= dict.fromkeys(head, unexplained)
     return fused.state_dict(), info
+
+
+def _check_head(correction: str, model: nn.Module, groups: Groups) -> None:
+    try:
+        linear_head(model, groups)
+    except InputError as error:
+        raise InputError(f"correction '{correction}': {error}") from None
 
 
 def _temperature(task: Task) -> Result:
@@ -142,10 +162,7 @@ def check_network(correction: str, model: nn.Module, groups: Groups | None = Non
         accepted = ", ".join(name for name, other in CORRECTIONS.items() if not other.norm)
         raise InputError(f"correction '{name}' needs BatchNorm, {type(model).__name__} has none; accepted: {accepted}")
     if CORRECTIONS[name].head and groups is not None:
-        try:
-            linear_head(model, groups)
-        except InputError as error:
-            raise InputError(f"correction '{name}': {error}") from None
+        _check_head(name, model, groups)
 
 
 def check_images(correction: str, images: object) -> None:

@@ -159,6 +159,60 @@ def test_a_head_stands_on_the_body_that_is_better_held_out():
     assert fusion.control("parent", given).info == {"network": 1, "held_out_accuracy": 1.0}
 
 
+def test_a_class_is_answered_by_the_parents_that_name_it():
+    z = [torch.tensor([[4.0, 0.0, -1.0], [0.0, 5.0, -2.0]]), torch.tensor([[0.0, 1.0, 6.0], [2.0, -1.0, 3.0]]) + 7]
+    found = heads.joint_logits(z, (0.25, 0.75), "competence")
+    level, mass = [each.mean(dim=1, keepdim=True) for each in z], [each.softmax(dim=1).mean(dim=0) for each in z]
+    first, second = 0.25 * mass[0].sqrt(), 0.75 * mass[1].sqrt()
+    expected = (first * (z[0] - level[0]) + second * (z[1] - level[1])) / (first + second)
+    torch.testing.assert_close(found.float(), expected + 0.25 * level[0] + 0.75 * level[1])
+    # parents that name all classes alike often: their mean, which is what is taken without it
+    even = [torch.eye(3) * 5, torch.eye(3)[[1, 2, 0]] * 2]
+    mean = heads.joint_logits(even, (0.25, 0.75))
+    torch.testing.assert_close(mean, 0.25 * even[0] + 0.75 * even[1])
+    torch.testing.assert_close(heads.joint_logits(even, (0.25, 0.75), "competence").float(), mean)
+    torch.testing.assert_close(heads.joint_logits(z, (0.0, 1.0), "competence").float(), z[1])  # alone: its own logits
+    never = [torch.tensor([[0.0, -2000.0]])] * 2  # a class that nobody ever names
+    assert torch.isfinite(heads.joint_logits(never, (0.5, 0.5), "competence")).all()
+
+
+def test_a_fused_network_and_a_head_reach_the_same_target_where_the_body_suffices():
+    one = network(0)
+    two = copy.deepcopy(one)
+    with torch.no_grad():
+        two[3].weight.copy_(torch.randn_like(two[3].weight))
+        two[3].bias[1] -= 6  # hardly names class 1
+    given, x = parents([one, two], shares=(0.25, 0.75)), inputs(200)
+    logits = [each(x).detach() for each in (one, two)]
+    mean, goal = (heads.joint_logits(logits, given.shares, target) for target in ("mean", "competence"))
+    assert (goal - mean).abs().max() > 1  # else this would show nothing
+    aligned = fusion.align([one, two], given.groups, [given.groups.identity()] * 2)
+    unlabelled, near = [(x, torch.full((200,), 99))], {"atol": 0.02 * float(goal.abs().max()), "rtol": 0}
+    fused = fusion.correct(
+        aligned, given.shares, "least_squares(target=competence)", images=unlabelled, progress=False
+    )  # fmt: skip
+    with torch.no_grad():
+        torch.testing.assert_close(fused.model()(x).double(), goal, **near)
+        torch.testing.assert_close(fusion.control("head(target=competence)", given).network(x).double(), goal, **near)
+    assert fused.info["layers"]["3"] < 1e-3
+    with pytest.raises(InputError, match="units=half is one parent"):
+        fusion.correct(aligned, 0.5, "least_squares(target=competence, units=half)", images=x, progress=False)
+    other = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.LogSoftmax(dim=1)).eval()
+    groups = symmetry.trace(other, x[:2])
+    aligned = fusion.align([other, copy.deepcopy(other)], groups, [groups.identity()] * 2)
+    with pytest.raises(InputError, match="'least_squares': the outputs of Sequential are not made by a linear"):
+        fusion.correct(aligned, 0.5, "least_squares(target=competence)", images=x, progress=False)
+
+
+def test_the_target_ensemble_is_outvoted_by_no_parent_that_knows_nothing():
+    """A parent that names no class of an image, and gives large negative logits to the right one, ruins the mean."""
+    sure, unsure = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[-30.0, 1.0, 1.0]])
+    mean, ensemble = (heads.joint_logits([sure, unsure], (0.5, 0.5), target) for target in ("mean", "ensemble"))
+    assert int(mean.argmax()) != 0 and int(ensemble.argmax()) == 0
+    wanted = (sure.double().softmax(1) + unsure.double().softmax(1)) / 2
+    torch.testing.assert_close(ensemble.exp(), wanted)
+
+
 def test_an_untrained_head_knows_the_parents_by_their_outputs_alone():
     pair = [network(0), network(1)]
     made = fusion.control("untrained_head", parents(pair))
