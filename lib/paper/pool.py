@@ -54,7 +54,8 @@ def rows(records: Records) -> list[dict[str, Any]]:
     ("curve" or "control"), matcher, correction, control (its name), curve (the curve's name, or the control's), alphas
     (all of the curve's, as text), curve_match_images, curve_correct_images, images (the larger of the two),
     match_seconds, correct_seconds, seconds (both), barrier_<metric>, best_alpha, best_test_accuracy, best_test_loss,
-    share_b; alpha (of a control 0.5, where it is compared) and `MEASURES`; parent_a_<metric>, parent_b_<metric>.
+    share_b, held_out_accuracy (of a control that chooses by it); alpha (of a control 0.5, where it is compared) and
+    `MEASURES`; parent_a_<metric>, parent_b_<metric>.
     Accuracies, drops, agreement and calibration error are fractions, losses and KL nats. Records of studies without
     curves give no rows.
     """
@@ -70,6 +71,7 @@ def rows(records: Records) -> list[dict[str, Any]]:
             nothing = dict.fromkeys(_curve_columns(r["curves"][0], r))
             columns = {"kind": "control", "control": control, "curve": control, "alphas": "", "alpha": 0.5}
             columns |= {"seconds": found.get("seconds"), "images": found.get("images")}
+            columns["held_out_accuracy"] = found.get("info", {}).get("held_out_accuracy")
             answer.append(common | nothing | columns | _measures(found, r))
     return answer
 
@@ -83,7 +85,7 @@ def _curve_columns(curve: Row, r: Row) -> dict[str, Any]:
     columns |= {"images": max(images.values()), **seconds, "seconds": sum(seconds.values())}
     columns |= {f"barrier_{metric}": value for metric, value in barrier(curve["points"], r["parents"]).items()}
     columns |= {f"best_{field}": best.get(field) for field in ("alpha", "test_accuracy", "test_loss")}
-    return columns | {"share_b": share.get("b")}
+    return columns | {"share_b": share.get("b"), "held_out_accuracy": None}
 
 
 def _measures(found: Row, r: Row) -> dict[str, float | None]:
