@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -328,3 +329,15 @@ def test_the_moved_network_is_proved_before_anything_is_averaged():
     with pytest.raises(symmetry.SymmetryError, match="conv2"):
         symmetry.prove(net, broken, models.example("simplenet"), perms)
     symmetry.prove(net, groups, models.example("simplenet"), perms)
+
+
+def test_the_study_tells_a_verdict_for_each_hypothesis(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
+    batch.execute(
+        paths.NOTEBOOKS / "study.ipynb", {"figures_dir": str(tmp_path / "drawn")}, tmp_path / "executed.ipynb"
+    )
+    cells = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
+    told = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", ()))
+    for name in ("H1", "H2", "H3", "H4", "H5"):
+        assert re.search(rf"^{name}: (holds|falsified|open)", told, re.MULTILINE), name
+    assert {path.suffix for path in (tmp_path / "drawn").iterdir()} == {".png", ".pdf"}
