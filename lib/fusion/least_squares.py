@@ -71,15 +71,15 @@ class Fit:
     rows: float
 
     def solve(self, site: Site, affine: Affine, goal: Goal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights (G, p, c), squared error (G, c), squared goal (G, c)), all float64, of the fit to c goals of each
-        group, from a start (G, p, c)."""
+        """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from a
+        start (G, p, c), whose type the weights keep."""
         rounds = self.rounds if site.relu else 0
         rows = Rows(self.lockstep, site, affine, goal, self.rows, again=rounds > 0)
         normal, weights = Normal(self.ridge, affine.bias), start
         for turn in range(1 + rounds):
             power = 0
             for block in rows:
-                predicted = block.inputs @ weights.to(block.inputs)
+                predicted = block.inputs @ weights
                 if block.other is not None:
                     predicted = predicted + block.other
                 wanted = block.bent if turn else block.target
@@ -88,7 +88,7 @@ class Fit:
                 if turn == rounds:
                     power = power + wanted.square().sum(dim=1).double()
             step, error = normal.step(weights - start)
-            weights = weights + step
+            weights = weights + step.to(weights)
         return weights, error, power
 
     def covariance(self, site: Site, affine: Affine, reader: Site, block: int, fits: Sequence[Tensor] = ()) -> Tensor:
@@ -233,12 +233,14 @@ def fit(
     for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
         affine, reader = Affine(site), readers[site.name]
         lockstep.move(lockstep.index[site.node])
-        size, each = affine.shape[0], own(site, affine)
-        start = sum(share * weights for share, weights in zip(shares, each, strict=True))
+        size, kind = affine.shape[0], at_least_float32(site.layer.weight.dtype)
+        each = own(site, affine)
+        start = sum(share * weights for share, weights in zip(shares, each, strict=True)).to(kind)
         if units == "matched" and reader is None:
             weights, error, power = problem.solve(site, affine, _means(shares), start)
         elif units == "matched":
-            weights, *sums = problem.solve(site, affine, _means(*alone, shares), torch.cat([*each, start], dim=2))
+            starts = torch.cat([*(weights.to(kind) for weights in each), start], dim=2)
+            weights, *sums = problem.solve(site, affine, _means(*alone, shares), starts)
             covariance = problem.covariance(site, affine, *reader, weights.split(size, dim=2))
             choice, _, _ = selection.choose(covariance, torch.cat(reading(reader[0], size), dim=1), shares)
             # fitted to each parent, then to the mean, which is number 0
