@@ -93,12 +93,13 @@ class Fit:
 
     def covariance(self, site: Site, affine: Affine, reader: Site, block: int, fits: Sequence[Tensor] = ()) -> Tensor:
         """Covariance float64 of the site's n units at the reader's input: of the n of each parent, then of those that
-        each of `fits` (1, p, n) makes."""
+        each of `fits` (1, p, n) makes. At about as many positions as a layer is fitted at."""
         size, begin, stop = affine.shape[0], self.lockstep.index[site.node], self.lockstep.index[reader.node]
         after = self.lockstep.nodes[self.lockstep.index[site.end] + 1 : stop]
         source = reader.node.args[0]
-        moments = 0
-        for chunk, bags in enumerate(self.lockstep.at(begin)):
+        moments, chunks, every, chunk = 0, len(self.lockstep.kept), 1, 0
+        while chunk < chunks:
+            bags = self.lockstep.values(chunk, begin)
             found = [self.lockstep.target(bags, begin, stop - 1, i)[source] for i in range(len(bags) - 1)]
             given = bags[-1][site.node.args[0]]
             x = affine.inputs(given)
@@ -111,10 +112,13 @@ class Fit:
             else:
                 found = [value.movedim(1, -1) for value in found]
             total = found[0].numel() // size
-            kept = spread(total, self.rows * self.lockstep.part(chunk), chunk).to(x.device)
+            if chunk == 0 and math.isfinite(self.rows):  # where a chunk has many positions, some chunks are enough
+                every = max(1, int(total * chunks / (2 * self.rows)))
+            kept = spread(total, self.rows * self.lockstep.part(chunk) * every, chunk).to(x.device)
             columns = [value.reshape(-1, size)[kept].to(at_least_float32(value.dtype)) for value in found]
             columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
             moments = moments + (columns.mT @ columns).double()
+            chunk += every
         mean = moments[-1, :-1] / moments[-1, -1]
         return moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
 
