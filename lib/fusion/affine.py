@@ -185,7 +185,7 @@ class Normal:
         self.ridge, self.bias = ridge, bias
         self.gram: Tensor | None = None
         self.factor: Tensor | None = None
-        self.held: list[Tensor] = []  # blocks of H, until there are as many rows as unknowns
+        self.held: list[Tensor] = []  # blocks of H, as long as there are fewer rows than unknowns
         self.missing: list[Tensor] = []  # where it is the dual that is solved
         self.cross: Tensor | float = 0.0
         self.left: Tensor | float = 0.0
@@ -214,8 +214,7 @@ class Normal:
         return self.gram is None
 
     def step(self, pull: Tensor) -> tuple[Tensor, Tensor]:
-        """(step (G, p, c), |missing − H·step|² (G, c)) float64, from a pull (G, p, c) and what was added since the last
-        step.
+        """(step (G, p, c), |missing − H·step|² (G, c)), from a pull (G, p, c) and what was added since the last step.
 
         Raises:
             InputError: H or missing is not finite, or R no longer is.
@@ -226,33 +225,44 @@ class Normal:
         if not self.dual:
             cross, self.cross = self.cross, 0.0
             _check_finite(cross)
+            pull = pull.double()
             step = torch.cholesky_solve(cross - self.pull * pull, self.factor)
             # (HᵀH + R)·step is known, and gives what is left without HᵀH
             return step, left - (step * (cross + self.pull * (pull + step))).sum(dim=1)
         missing, self.missing = torch.cat(self.missing, dim=1), []
         _check_finite(missing)
-        weights = pull[:, :-1] if self.bias else pull
-        level = missing.mean(dim=1, keepdim=True)
-        right = (missing - level if self.bias else missing) + self.inputs @ weights.to(missing)
-        inner = torch.cholesky_solve(right.double(), self.factor)
-        step = (self.inputs.mT @ inner.to(missing)).double() - weights
+        given = pull.clone()
         if self.bias:
-            step = torch.cat([step, level.double() - self.means.double() @ step], dim=1)
+            given[:, -1] = 0
+        right = missing + torch.cat([h @ given for h in self.held], dim=1)
+        inner = torch.cholesky_solve(self._centred(right.double()), self.factor)
+        sizes = [h.shape[1] for h in self.held]
+        parts = self._centred(inner).to(missing).split(sizes, dim=1)
+        step = sum(h.mT @ part for h, part in zip(self.held, parts, strict=True)) - given
+        if self.bias:
+            step[:, -1] = 0
+            means = sum(h.sum(dim=1, keepdim=True) for h in self.held) / sum(sizes)
+            step[:, -1:] = missing.mean(dim=1, keepdim=True) - means @ step
         return step, (self.pull * inner).square().sum(dim=1)
+
+    def _centred(self, values: Tensor) -> Tensor:
+        return values - values.mean(dim=1, keepdim=True) if self.bias else values
 
     def _begin(self) -> None:
         """Factors what is there by now."""
         if self.dual:
-            inputs, self.held = torch.cat(self.held, dim=1), []
-            weights = inputs[:, :, :-1] if self.bias else inputs
-            unit = weights.square().sum(dim=1).double().mean(dim=-1)
-            self.means = weights.mean(dim=1, keepdim=True)
-            self.inputs = weights - self.means if self.bias else weights
-            matrix = (self.inputs @ self.inputs.mT).double()
+            # by pairs of blocks: there need be no second copy of H
+            products = [torch.cat([(one @ other.mT).double() for other in self.held], dim=2) for one in self.held]
+            matrix = torch.cat(products, dim=1)
+            del products
+            if self.bias:
+                matrix -= matrix.mean(dim=1, keepdim=True)
+                matrix -= matrix.mean(dim=2, keepdim=True)
+            diagonal = sum(h.square().sum(dim=1).double() for h in self.held)
         else:
             matrix = self.gram
             diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-            unit = (diagonal[:, :-1] if self.bias else diagonal).mean(dim=-1)
+        unit = (diagonal[:, :-1] if self.bias else diagonal).mean(dim=-1)
         _check_finite(matrix)
         # Inputs that are always zero: any pull leaves their weights as they are.
         pull = torch.where(unit > 0, unit, 1.0)[:, None, None].repeat(1, matrix.shape[-1], 1)

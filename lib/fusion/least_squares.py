@@ -71,15 +71,15 @@ class Fit:
     rows: float
 
     def solve(self, site: Site, affine: Affine, goal: Goal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights (G, p, c), squared error (G, c), squared goal (G, c)), all float64, of the fit to c goals of each
-        group, from a start (G, p, c)."""
+        """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from a
+        start (G, p, c), whose type the weights keep."""
         rounds = self.rounds if site.relu else 0
         rows = Rows(self.lockstep, site, affine, goal, self.rows, again=rounds > 0)
         normal, weights = Normal(self.ridge, affine.bias), start
         for turn in range(1 + rounds):
             power = 0
             for block in rows:
-                predicted = block.inputs @ weights.to(block.inputs)
+                predicted = block.inputs @ weights
                 if block.other is not None:
                     predicted = predicted + block.other
                 wanted = block.bent if turn else block.target
@@ -88,17 +88,18 @@ class Fit:
                 if turn == rounds:
                     power = power + wanted.square().sum(dim=1).double()
             step, error = normal.step(weights - start)
-            weights = weights + step
+            weights = weights + step.to(weights)
         return weights, error, power
 
     def covariance(self, site: Site, affine: Affine, reader: Site, block: int, fits: Sequence[Tensor] = ()) -> Tensor:
         """Covariance float64 of the site's n units at the reader's input: of the n of each parent, then of those that
-        each of `fits` (1, p, n) makes."""
+        each of `fits` (1, p, n) makes. At about as many positions as a layer is fitted at."""
         size, begin, stop = affine.shape[0], self.lockstep.index[site.node], self.lockstep.index[reader.node]
         after = self.lockstep.nodes[self.lockstep.index[site.end] + 1 : stop]
         source = reader.node.args[0]
-        moments = 0
-        for chunk, bags in enumerate(self.lockstep.at(begin)):
+        moments, chunks, every, chunk = 0, len(self.lockstep.kept), 1, 0
+        while chunk < chunks:
+            bags = self.lockstep.values(chunk, begin)
             found = [self.lockstep.target(bags, begin, stop - 1, i)[source] for i in range(len(bags) - 1)]
             given = bags[-1][site.node.args[0]]
             x = affine.inputs(given)
@@ -111,10 +112,13 @@ class Fit:
             else:
                 found = [value.movedim(1, -1) for value in found]
             total = found[0].numel() // size
-            kept = spread(total, self.rows * self.lockstep.part(chunk), chunk).to(x.device)
+            if chunk == 0 and math.isfinite(self.rows):  # where a chunk has many positions, some chunks are enough
+                every = max(1, int(total * chunks / (2 * self.rows)))
+            kept = spread(total, self.rows * self.lockstep.part(chunk) * every, chunk).to(x.device)
             columns = [value.reshape(-1, size)[kept].to(at_least_float32(value.dtype)) for value in found]
             columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
             moments = moments + (columns.mT @ columns).double()
+            chunk += every
         mean = moments[-1, :-1] / moments[-1, -1]
         return moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
 
@@ -239,12 +243,14 @@ def fit(
     for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
         affine, reader = Affine(site), readers[site.name]
         lockstep.move(lockstep.index[site.node])
-        size, each = affine.shape[0], own(site, affine)
-        start = sum(share * weights for share, weights in zip(shares, each, strict=True))
+        size, kind = affine.shape[0], at_least_float32(site.layer.weight.dtype)
+        each = own(site, affine)
+        start = sum(share * weights for share, weights in zip(shares, each, strict=True)).to(kind)
         if units == "matched" and reader is None:
             weights, error, power = problem.solve(site, affine, _means(shares), start)
         elif units == "matched":
-            weights, *sums = problem.solve(site, affine, _means(*alone, shares), torch.cat([*each, start], dim=2))
+            starts = torch.cat([*(weights.to(kind) for weights in each), start], dim=2)
+            weights, *sums = problem.solve(site, affine, _means(*alone, shares), starts)
             covariance = problem.covariance(site, affine, *reader, weights.split(size, dim=2))
             choice, _, _ = selection.choose(covariance, torch.cat(reading(reader[0], size), dim=1), shares)
             # fitted to each parent, then to the mean, which is number 0
