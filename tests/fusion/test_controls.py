@@ -162,8 +162,9 @@ def test_a_head_stands_on_the_body_that_is_better_held_out():
 def test_a_class_is_answered_by_the_parents_that_name_it():
     z = [torch.tensor([[4.0, 0.0, -1.0], [0.0, 5.0, -2.0]]), torch.tensor([[0.0, 1.0, 6.0], [2.0, -1.0, 3.0]]) + 7]
     found = heads.joint_logits(z, (0.25, 0.75), "competence")
-    level, mass = [each.mean(dim=1, keepdim=True) for each in z], [each.softmax(dim=1).mean(dim=0) for each in z]
-    first, second = 0.25 * mass[0].sqrt(), 0.75 * mass[1].sqrt()
+    named = [each.softmax(dim=1).mean(dim=0) ** (1 / 3) for each in z]
+    level = [(each * n / n.sum()).sum(dim=1, keepdim=True) for each, n in zip(z, named, strict=True)]
+    first, second = 0.25 * named[0], 0.75 * named[1]
     expected = (first * (z[0] - level[0]) + second * (z[1] - level[1])) / (first + second)
     torch.testing.assert_close(found.float(), expected + 0.25 * level[0] + 0.75 * level[1])
     # parents that name all classes alike often: their mean, which is what is taken without it
@@ -172,6 +173,10 @@ def test_a_class_is_answered_by_the_parents_that_name_it():
     torch.testing.assert_close(mean, 0.25 * even[0] + 0.75 * even[1])
     torch.testing.assert_close(heads.joint_logits(even, (0.25, 0.75), "competence").float(), mean)
     torch.testing.assert_close(heads.joint_logits(z, (0.0, 1.0), "competence").float(), z[1])  # alone: its own logits
+    # of a class that one never names, the other's word stands; in the mean it would go under
+    z = [torch.tensor([[0.0, 1.0, -50.0]] * 2), torch.tensor([[0.0, -1.0, 3.0], [3.0, 0.0, -1.0]])]
+    assert heads.joint_logits(z, (0.5, 0.5), "competence").argmax(dim=1).tolist() == [2, 0]
+    assert heads.joint_logits(z, (0.5, 0.5)).argmax(dim=1).tolist() == [0, 0]
     never = [torch.tensor([[0.0, -2000.0]])] * 2  # a class that nobody ever names
     assert torch.isfinite(heads.joint_logits(never, (0.5, 0.5), "competence")).all()
 
