@@ -18,6 +18,7 @@ FOLDERS = ("study", "study_epochs", "study_images", "study_skew")
 FUSED = "activation + least_squares"
 AVERAGED = "activation + least_squares(select=false)"
 RESET = "activation + bn_reset"
+IMAGES = 2000  # that matching and correcting look at, where nothing else is said
 TARGETS = ("", "competence", "ensemble")  # what the last layer is fitted to; "" is the mean of the logits
 
 Study = Mapping[str, list[pool.Row]]
@@ -150,8 +151,9 @@ def _share(study: Study) -> Iterator[Comparison]:
 def _skew(study: Study) -> Iterator[Comparison]:
     """Fused network and head are fitted to the same target; what is asked is asked at the one with which the head does
     best on the held-out images."""
-    for (skew, width), rows in grouped(study["study_skew"], "skew", "width").items():
-        place = f"{skew}, ×{width_label(width)}"
+    for (skew, width, images), rows in grouped(study["study_skew"], "skew", "width", "correct_images").items():
+        more = images != IMAGES
+        place = f"{skew}, ×{width_label(width)}" + (f", {images:,} images" if more else "")
         pairs = {}
         for target in TARGETS:
             fused, head = (name + (f"(target={target})" if target else "") for name in (FUSED, "head"))
@@ -160,7 +162,7 @@ def _skew(study: Study) -> Iterator[Comparison]:
         strongest = max(pairs, key=pairs.__getitem__, default=None)
         for fused, head in pairs:
             gain = evidence.interval(rows, curve=fused, against=head)
-            asked = (fused, head) == strongest
+            asked = (fused, head) == strongest and not more
             holds = _decided(gain, (gain.low or 0) > 0) if asked else None
             yield Comparison(place, f"fused − {head}", gain, "> 0, interval" if asked else "", holds)
         for other in ("parent", "ensemble"):
