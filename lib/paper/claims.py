@@ -13,6 +13,7 @@ from .pool import Records
 from .tables import Table
 
 LEAST_SQUARES, AVERAGED = "activation + least_squares", "activation + least_squares(select=false)"
+COMPETENT = "activation + least_squares(target=competence)"
 RESET = "activation + bn_reset"
 STUDY = "make sweep SWEEP=study"
 
@@ -63,6 +64,14 @@ CLAIMS = (
         "… but is no better than plain weight matching",
         "simplenet_pairs", "graph", "weight", _LEVEL, _SIMPLENETS,
     ),
+    Claim(
+        "SimpleNet, whose parents saw different digits: their average under graph matching beats the better parent",
+        "simplenet_pairs", "graph", "parent", _GAIN, _SIMPLENETS,
+    ),
+    Claim(
+        "… but, with images at hand, is behind a linear layer on the features of an untrained network",
+        "simplenet_pairs", "graph", "untrained_head", _LOSS, _SIMPLENETS,
+    ),
     *(
         Claim(text.format(width=label), "study", curve, control, sign, STUDY, {"width": width})
         for width, label in ((0.125, "⅛"), (0.25, "¼"), (0.5, "½"))
@@ -84,11 +93,26 @@ CLAIMS = (
         )
     ),
     *(
-        Claim(text.format(skew=label), "study_skew", LEAST_SQUARES, control, sign, STUDY, {"skew": skew})
-        for skew, label in (("halves", "halves"), ("dirichlet0.1", "Dir(.1)"), ("dirichlet0.5", "Dir(.5)"))
-        for text, control, sign in (
-            ("VGG11-BN ×⅛, classes skewed by {skew}: fused beats the better parent", "parent", _GAIN),
-            ("VGG11-BN ×⅛, classes skewed by {skew}: fused beats one parent's features with a new head", "head", _GAIN),
+        Claim(text.format(skew=label), records, fused, control, _GAIN, STUDY, {"skew": skew})
+        for skew, label, records in (
+            ("halves", "halves", "study_skew"),
+            ("halves", "halves, 10,000 images", "study_skew_images"),
+            ("dirichlet0.1", "Dir(.1)", "study_skew"),
+            ("dirichlet0.5", "Dir(.5)", "study_skew"),
+        )
+        for text, fused, control in (
+            ("VGG11-BN ×⅛, classes skewed by {skew}: fused beats the better parent", COMPETENT, "parent"),
+            (
+                "VGG11-BN ×⅛, classes skewed by {skew}: fused beats one parent's features with a new head",
+                COMPETENT, "head(target=competence)",
+            ),
+            (
+                "… the same, the last layer of both fitted to the mean of the parents' logits", LEAST_SQUARES, "head",
+            ),
+            (
+                "… fused by matching, it beats the parents pruned side by side",
+                COMPETENT, "activation + least_squares(units=side_by_side, target=competence)",
+            ),
         )
     ),
     *(

@@ -14,7 +14,7 @@ from .style import GREEN, GREY, VERMILLION, Drawn, PaperFigure, styled
 from .tables import Table
 
 ASKED = 5  # pairs that each comparison was planned with
-FOLDERS = ("study", "study_epochs", "study_images", "study_skew")
+FOLDERS = ("study", "study_epochs", "study_images", "study_skew", "study_skew_images")
 FUSED = "activation + least_squares"
 AVERAGED = "activation + least_squares(select=false)"
 RESET = "activation + bn_reset"
@@ -151,7 +151,8 @@ def _share(study: Study) -> Iterator[Comparison]:
 def _skew(study: Study) -> Iterator[Comparison]:
     """Fused network and head are fitted to the same target; what is asked is asked at the one with which the head does
     best on the held-out images."""
-    for (skew, width, images), rows in grouped(study["study_skew"], "skew", "width", "correct_images").items():
+    every = [*study["study_skew"], *study["study_skew_images"]]
+    for (skew, width, images), rows in grouped(every, "skew", "width", "correct_images").items():
         more = images != IMAGES
         place = f"{skew}, ×{width_label(width)}" + (f", {images:,} images" if more else "")
         pairs = {}
@@ -212,7 +213,7 @@ HYPOTHESES = (
         "the paired interval of fused − head, both fitted to the target with which the head does best on held-out "
         "images, includes 0 or lies below it",
         _skew,
-        ("study_skew",),
+        ("study_skew", "study_skew_images"),
     ),
     Hypothesis(
         "H5",
