@@ -8,13 +8,10 @@ from typing import Any
 
 from . import evidence, pool
 from .evidence import Interval
-from .hypotheses import spread
+from .hypotheses import AVERAGED, COMPETENT, FUSED, RESET, SIDE_BY_SIDE, spread
 from .pool import Records
 from .tables import Table
 
-LEAST_SQUARES, AVERAGED = "activation + least_squares", "activation + least_squares(select=false)"
-COMPETENT = "activation + least_squares(target=competence)"
-RESET = "activation + bn_reset"
 STUDY = "make sweep SWEEP=study"
 
 
@@ -76,19 +73,19 @@ CLAIMS = (
         Claim(text.format(width=label), "study", curve, control, sign, STUDY, {"width": width})
         for width, label in ((0.125, "⅛"), (0.25, "¼"), (0.5, "½"))
         for text, curve, control, sign in (
-            ("VGG11-BN ×{width}: least squares beats the BatchNorm reset", LEAST_SQUARES, RESET, _GAIN),
-            ("VGG11-BN ×{width}: fused, the network is behind its better parent", LEAST_SQUARES, "parent", _LOSS),
+            ("VGG11-BN ×{width}: least squares beats the BatchNorm reset", FUSED, RESET, _GAIN),
+            ("VGG11-BN ×{width}: fused, the network is behind its better parent", FUSED, "parent", _LOSS),
             (
                 "VGG11-BN ×{width}: where every unit is averaged, matching by activations helps",
                 AVERAGED, AVERAGED.replace("activation", "none"), _GAIN,
             ),
             (
                 "VGG11-BN ×{width}: with units selected, matching adds to pruning both parents side by side",
-                LEAST_SQUARES, "side_by_side", _GAIN,
+                FUSED, "side_by_side", _GAIN,
             ),
             (
                 "VGG11-BN ×{width}: both parents' units are used: fused beats half of one parent",
-                LEAST_SQUARES, "half_parent", _GAIN,
+                FUSED, "half_parent", _GAIN,
             ),
         )
     ),
@@ -106,19 +103,17 @@ CLAIMS = (
                 "VGG11-BN ×⅛, classes skewed by {skew}: fused beats one parent's features with a new head",
                 COMPETENT, "head(target=competence)",
             ),
-            (
-                "… the same, the last layer of both fitted to the mean of the parents' logits", LEAST_SQUARES, "head",
-            ),
+            ("… and with that layer fitted to the mean of the parents' logits", COMPETENT, "head"),
             (
                 "… fused by matching, it beats the parents pruned side by side",
-                COMPETENT, "activation + least_squares(units=side_by_side, target=competence)",
+                COMPETENT, SIDE_BY_SIDE,
             ),
         )
     ),
     *(
         Claim(
             f"VGG11-BN ×⅛, {images} images: least squares beats tuned distillation",
-            "study_images", LEAST_SQUARES, "distillation", _GAIN, STUDY, {"correct_images": images},
+            "study_images", FUSED, "distillation", _GAIN, STUDY, {"correct_images": images},
         )
         for images in (250, 500)
     ),
