@@ -1,6 +1,7 @@
 """The hypotheses of the study: each as it was stated before the results, with the rule that falsifies it, and what the
 records say of it."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ COMPETENT = "activation + least_squares(target=competence)"
 SIDE_BY_SIDE = "activation + least_squares(units=side_by_side, target=competence)"
 
 Study = Mapping[str, list[pool.Row]]
+KEYS = {True: (GREEN, "as asked"), False: (VERMILLION, "not as asked"), None: (GREY, "not asked, or too few pairs")}
 
 
 @dataclass(frozen=True)
@@ -169,16 +171,20 @@ def _skew(study: Study) -> Iterator[Comparison]:
         strongest = max(sorted(heads), key=held_out.__getitem__)
         gain = evidence.interval(rows, curve=fused, against=strongest)
         holds = None if more else _decided(gain, (gain.low or 0) > 0)
-        label = fused.partition(" + ")[2]
-        yield Comparison(place, f"{label} − {strongest}", gain, "" if more else "> 0, interval", holds)
-        for one, other in (
-            (fused, "parent"), (fused, "ensemble"), (fused, SIDE_BY_SIDE), (fused, fused.replace("activation", "none")),
-            (fused, FUSED), (FUSED, "head"), (FUSED, "side_by_side"),
-        ):  # fmt: skip
-            if one != other and {one, other} <= curves:
+        what = f"{_short(fused)} − {_short(strongest)}"
+        yield Comparison(place, what, gain, "" if more else "> 0, interval", holds)
+        for one, other in ((fused, "parent"), (fused, "ensemble"), (fused, SIDE_BY_SIDE), (FUSED, "head")):
+            if {one, other} <= curves and (one, other) != (fused, strongest):
                 gain = evidence.interval(rows, curve=one, against=other)
-                names = (name.removeprefix("activation + ") for name in (one, other))
-                yield Comparison(place, " − ".join(names), gain)
+                yield Comparison(place, f"{_short(one)} − {_short(other)}", gain)
+
+
+def _short(curve: str) -> str:
+    """A curve or control in few words: "fused (competence)" for activation matching and least squares."""
+    method = curve.removeprefix("activation + ").replace("units=side_by_side, ", "side_by_side ")
+    target = re.search(r"target=(\w+)", method)
+    name = "side by side" if "side_by_side" in method else base(method).replace("least_squares", "fused")
+    return name + (f" ({target[1]})" if target else "")
 
 
 def _few_images(study: Study) -> Iterator[Comparison]:
@@ -247,24 +253,27 @@ def verdicts(study: Study) -> Table:
 
 @styled
 def figure(hypothesis: Hypothesis, comparisons: Iterable[Comparison], columns: int = 2) -> Drawn:
-    """A line a comparison: the mean over pairs and its 95 % interval; green where what was asked is met, vermillion
-    where it is not, grey where nothing was asked or too few pairs are there (hollow)."""
+    """A line a comparison: the mean over pairs and its 95 % interval, none below three pairs (hollow); colours say
+    whether what the hypothesis asks is met."""
     comparisons = [c for c in comparisons if c.interval.mean is not None]
-    drawn = PaperFigure(columns, 0.9 + 0.21 * max(1, len(comparisons)))
+    drawn = PaperFigure(columns, 1.1 + 0.19 * max(1, len(comparisons)))
     axes = drawn.subplots()
+    labels, place = [], None
     for y, one in enumerate(comparisons):
-        colour = {True: GREEN, False: VERMILLION, None: GREY}[one.holds]
+        colour, told = KEYS[one.holds]
         if one.interval.low is not None:
             axes.plot([100 * one.interval.low, 100 * one.interval.high], [y, y], color=colour, linewidth=1.4)
         face = {} if one.interval.low is not None else {"markerfacecolor": "white"}
-        axes.plot(100 * one.interval.mean, y, marker="o", markersize=4.5, color=colour, linestyle="none", **face)
-    asked = [f"; asked: {one.rule}" if one.rule else "" for one in comparisons]
-    labels = [
-        f"{one.place}: {one.what}{rule} (n = {one.interval.n})" for one, rule in zip(comparisons, asked, strict=True)
-    ]
+        mark = axes.plot(100 * one.interval.mean, y, marker="o", markersize=4.5, color=colour, linestyle="none", **face)
+        drawn.key(told, *mark)
+        if place not in (None, one.place):
+            axes.axhline(y - 0.5, color="#CCCCCC", linewidth=0.6)
+        few = f" (n = {one.interval.n})" if one.interval.n < ASKED else ""
+        labels.append(("" if one.place == place else f"{one.place}:  ") + one.what + few)
+        place = one.place
     axes.set_yticks(range(len(comparisons)), labels)
     axes.set_ylim(len(comparisons) - 0.5, -0.5)
     axes.axvline(0, color="#333333", linewidth=0.7)
     axes.grid(False, axis="y")
     axes.set_xlabel(" / ".join(dict.fromkeys("points" if c.unit == "points" else "per cent" for c in comparisons)))
-    return drawn, f"{hypothesis.name}: {hypothesis.statement} {verdict(comparisons)}."
+    return drawn, f"{hypothesis.name}: {hypothesis.statement.rstrip('.')}: {verdict(comparisons)}"

@@ -42,13 +42,8 @@ README_ROWS = (
     ("study_w0.125", _FITTED, _ALIKE, "matched by activations, layers refitted by least squares"),
     ("study_w0.125", "side_by_side", _ALIKE, "nothing matched: pruned side by side, layers refitted by least squares"),
     ("study_w0.125", "parent", _ALIKE, _PARENT),
-    ("study_skew_halves", _FITTED, _SKEWED, "matched by activations, layers refitted by least squares"),
-    (
-        "study_skew_halves",
-        "head",
-        _SKEWED,
-        "nothing fused but the last layer, refitted on the better parent's features",
-    ),
+    ("study_skew_halves", claims.COMPETENT, _SKEWED, "matched by activations, layers refitted by least squares"),
+    ("study_skew_halves", "head(target=competence)", _SKEWED, "one parent's features, only the last layer refitted"),
     ("study_skew_halves", "parent", _SKEWED, _PARENT),
     ("study_skew_halves", "ensemble", _SKEWED, _ENSEMBLE),
 )
