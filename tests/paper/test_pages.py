@@ -16,9 +16,7 @@ DIRTY = {
     "graph_matching_scaling/graph_matching_scaling",
     "leaderboard_vgg11-w0.25/leaderboard_vgg11-w0.25-s0",
     "simplenet_mnist_published/simplenet_mnist_published",
-    *(f"simplenet_pairs/simplenet_mnist_s{seed}" for seed in range(0, 20, 2)),
     *(f"vgg11_widths_w0.0625/vgg11_cifar10_w0.0625-s{seed}" for seed in (2, 4, 6, 8)),
-    *(f"vgg11_widths_w0.125/vgg11_cifar10_w0.125-s{seed}" for seed in (0, 2, 4)),
 }
 PAGES = [name for name in ("README.md", "figures/README.md", "figures/CLAIMS.md") if (ROOT / name).is_file()]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
