@@ -251,10 +251,12 @@ class Normal:
     def _begin(self) -> None:
         """Factors what is there by now."""
         if self.dual:
-            # by pairs of blocks: there need be no second copy of H
-            products = [torch.cat([(one @ other.mT).double() for other in self.held], dim=2) for one in self.held]
-            matrix = torch.cat(products, dim=1)
-            del products
+            # by pairs of blocks, in place: there need be no second copy of H, nor of the products
+            sizes = [h.shape[1] for h in self.held]
+            matrix = self.held[0].new_empty(len(self.held[0]), sum(sizes), sum(sizes), dtype=torch.float64)
+            for one, rows in zip(self.held, matrix.split(sizes, dim=1), strict=True):
+                for other, product in zip(self.held, rows.split(sizes, dim=2), strict=True):
+                    product.copy_(one @ other.mT)
             if self.bias:
                 matrix -= matrix.mean(dim=1, keepdim=True)
                 matrix -= matrix.mean(dim=2, keepdim=True)
@@ -274,7 +276,7 @@ class Normal:
             self.pull = ridge * pull
             self.factor, failed = torch.linalg.cholesky_ex(matrix)
             if not failed.any():
-                self.gram = None if self.dual else matrix[:0]  # it may be large, and is of no further use
+                self.gram = None if self.dual else matrix.new_empty(0)  # it may be large, and is of no further use
                 return
             ridge = max(10 * ridge, 1e-12)
         raise InputError("correction 'least_squares' has no solution with a finite ridge; accepted: ridge ≤ 1")

@@ -34,7 +34,7 @@ def _least_squares(
     units: least_squares.Units = "matched",
     target: Target = "mean",
     rows: int = least_squares.ROWS,
-    memory: float = 2 * least_squares.GIB,
+    memory: float = least_squares.GIB,
 ) -> Result:
     """`least_squares.fit` on the interpolated network; it says what the options mean.
 

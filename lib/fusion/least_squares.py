@@ -171,7 +171,7 @@ def fit(
     select: bool = True,
     units: Units = "matched",
     rows: int = ROWS,
-    memory: float = 2 * GIB,
+    memory: float = GIB,
     progress: bool = True,
 ) -> dict:
     """Solves for the weights of `fused`, in place, layer by layer on its own inputs.
