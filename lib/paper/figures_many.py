@@ -1,6 +1,7 @@
 """Figures of many pairs."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -166,8 +167,9 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     `summary` as `evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
     the n of pairs that have both. Filled: told from 0 over all comparisons of the figure (`evidence.holm`, 5 %).
     """
-    kinds = grouped(summary, "model", "norm", "width", "dataset")
-    labels = {row["curve"]: curve_label(row) for alike in kinds.values() for row in alike}
+    kinds = grouped(summary, "model", "norm", "width", "skew", "correct_images", "dataset")
+    room = 30 if columns == 1 else 60  # letters of a line
+    labels = {row["curve"]: textwrap.fill(curve_label(row), room) for alike in kinds.values() for row in alike}
     curves = list(labels)
     wide = min(len(kinds), 2 * columns - 1)
     figure = PaperFigure(columns, 0.9 + math.ceil(len(kinds) / wide) * (0.6 + 0.19 * len(curves)))
@@ -186,7 +188,8 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
             axes.plot(scale * row["mean"], y, **(method.mark() | face))
         axes.axvline(0, color="#333333", linewidth=0.7)
         kind = alike[0] | {"name": alike[0]["model"]}
-        axes.set_title(f"{model_label(kind)}\n{dataset}, n = {_range_of_n(alike)}", fontsize=7)
+        apart = f", {kind['skew']}" if kind.get("skew") else ""
+        axes.set_title(f"{model_label(kind)}{apart}\n{dataset}, n = {_range_of_n(alike)}", fontsize=7)
         axes.set_yticks(range(len(curves)), list(labels.values()) if first else [])
         axes.set_ylim(len(curves) - 0.5, -0.5)
         axes.grid(False, axis="y")

@@ -27,25 +27,21 @@ from .tables import write_text
 INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the next one removes what is no longer made
 
 # What README.md shows, in words: (records, curve or control, what was fused, how).
-_SIMPLENETS = "two SimpleNets on MNIST, each of which saw mostly half of the digits"
-_ALIKE = "two VGG11 with BatchNorm, an eighth as wide, on a JPEG copy of CIFAR-10"
-_SKEWED = "two such networks, each of which saw five of the ten classes and a tenth of the others"
-_PARENT = "nothing fused: the better parent alone"
-_RESET, _FITTED = "activation + bn_reset", "activation + least_squares"
-_ENSEMBLE = "not one network: both parents, their probabilities averaged"
+_SIMPLENETS = "two SimpleNets that saw different digits of MNIST"
+_ALIKE = "two VGG11-BN ×1/8 that saw the same images of a JPEG copy of CIFAR-10"
+_SKEWED = "two of these that saw different classes"
+_PARENT, _FITTED = "nothing fused: the better parent", "matched by activations, refitted by least squares"
 README_ROWS = (
     ("simplenet_pairs", "none", _SIMPLENETS, "averaged as they are"),
-    ("simplenet_pairs", "graph_reference", _SIMPLENETS, "matched as published, averaged"),
-    ("simplenet_pairs", "graph", _SIMPLENETS, "two-sided graph matching, which looks at no image; averaged"),
+    ("simplenet_pairs", "graph", _SIMPLENETS, "graph matching, which looks at no image; averaged"),
     ("simplenet_pairs", "parent", _SIMPLENETS, _PARENT),
-    ("study_w0.125", _RESET, _ALIKE, "matched by activations, averaged, BatchNorm statistics reset"),
-    ("study_w0.125", _FITTED, _ALIKE, "matched by activations, layers refitted by least squares"),
-    ("study_w0.125", "side_by_side", _ALIKE, "nothing matched: pruned side by side, layers refitted by least squares"),
+    ("study_w0.125", "activation + bn_reset", _ALIKE, "matched by activations, BatchNorm statistics reset"),
+    ("study_w0.125", "activation + least_squares", _ALIKE, _FITTED),
+    ("study_w0.125", "side_by_side", _ALIKE, "nothing matched: pruned side by side, refitted"),
     ("study_w0.125", "parent", _ALIKE, _PARENT),
-    ("study_skew_halves", claims.COMPETENT, _SKEWED, "matched by activations, layers refitted by least squares"),
-    ("study_skew_halves", "head(target=competence)", _SKEWED, "one parent's features, only the last layer refitted"),
+    ("study_skew_halves", claims.COMPETENT, _SKEWED, _FITTED),
+    ("study_skew_halves", "head(target=competence)", _SKEWED, "one parent, its last layer refitted"),
     ("study_skew_halves", "parent", _SKEWED, _PARENT),
-    ("study_skew_halves", "ensemble", _SKEWED, _ENSEMBLE),
 )
 # What figures/README.md shows of an experiment (matcher, correction); results.md has every curve.
 SHOWN = {
@@ -150,12 +146,11 @@ def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, A
 
 def readme_table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
     """README.md's table, as Markdown."""
-    part = [["what was fused", "how", "accuracy at the midpoint, %", "drop below the parents, points", "n", "record"]]
+    part = [["what was fused", "how", "accuracy, %", "n", "record"]]
     for records, wanted, what, how in README_ROWS:
         alike = {curve_name(row): row for row in rows.get(records, ())}
         if row := alike.get(wanted):
-            cells = [tables.interval_cell(row, metric, 1) for metric in ("test_accuracy", "drop")]
-            part.append([what, how, *cells, f"{row['n']}", f"`{records}`"])
+            part.append([what, how, tables.interval_cell(row, "test_accuracy", 1), f"{row['n']}", f"`{records}`"])
     return tables.Table([part]).markdown()
 
 
@@ -276,7 +271,11 @@ def _contents_of_sweep(sweep: str, records: Records, rows: Mapping[str, list[dic
         return
     pooled = [row for name in alike for row in rows[name]]
     yield f"{sweep}.tex", tables.pooled_table(pooled, curve_label).latex()
-    drawn = {f"{name}_curves": partial(figures.curves, pairs) for name, pairs in alike.items()}
+    # of a midpoint alone there is no path to draw
+    paths = {
+        name: any(len(c["points"]) > 1 for r in pairs.values() for c in r["curves"]) for name, pairs in alike.items()
+    }
+    drawn = {f"{name}_curves": partial(figures.curves, pairs) for name, pairs in alike.items() if paths[name]}
     pairs = [record for of_kind in alike.values() for record in of_kind.values()]
     if len(alike) == len({r["model"]["width"] for r in pairs}) > 1 and len({r["dataset"] for r in pairs}) == 1:
         yield f"{sweep}_widths.tex", tables.widths_table(pairs).latex()

@@ -240,6 +240,7 @@ def test_a_layer_worked_out_by_a_function_keeps_its_interpolated_weights_and_is_
     statistics = {"three"}
     expected = {"repair": statistics | {"norm"}, "rescale": statistics | {"norm"}, "closed_form": statistics}
     expected |= {"none": set(), "bn_reset": {"norm"}, "least_squares": {"two", "three", "fc"}}
+    expected |= {"temperature": {"fc"}}
     assert changed == expected[kind]
     assert torch.equal(found["norm.weight"], mean["norm.weight"])
     left = dict.fromkeys(("one", "two", "bare"), sites.FUNCTION)

@@ -221,7 +221,8 @@ def test_a_leaderboard_refuses_in_one_line(given, said):
 
 def test_all_kinds_are_those_that_have_the_seeds(capsys):
     runs = board.open_pairs(BOARD | {"pairs": ["all"], "seeds": [10], "dataset": "mnist-5k"})
-    assert list(runs) == ["leaderboard_vgg11bn-w0.5-s10"]
+    kinds = ("0.125", "0.125-halves", "0.5")
+    assert list(runs) == [f"leaderboard_vgg11bn-w{kind}-s10" for kind in kinds]
     assert "left out: simplenet, no pair of seeds [10] is shipped\n" in capsys.readouterr().out
 
 
