@@ -172,7 +172,8 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     labels = {row["curve"]: textwrap.fill(curve_label(row), room) for alike in kinds.values() for row in alike}
     curves = list(labels)
     wide = min(len(kinds), 2 * columns - 1)
-    figure = PaperFigure(columns, 0.9 + math.ceil(len(kinds) / wide) * (0.6 + 0.19 * len(curves)))
+    tall = 0.07 + 0.12 * max(label.count("\n") + 1 for label in labels.values())  # inches a line of the figure
+    figure = PaperFigure(columns, 0.9 + math.ceil(len(kinds) / wide) * (0.6 + tall * len(curves)))
     metric = ""
     grid = panels(figure, len(kinds), wide, sharex=True)
     for (axes, first, last), ((*_, dataset), alike) in zip(grid, kinds.items(), strict=True):

@@ -110,7 +110,9 @@ def test_a_figure_has_a_line_a_comparison():
     figure = hypotheses.figure(hypothesis, comparisons)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(labels) == len(comparisons) == 2
-    assert all("n = 5" in label for label in labels)
+    assert labels[0].startswith("×1/8:") and not labels[1].startswith("×1/8:")  # the place is said once
+    fewer = hypothesis.comparisons(hypotheses.rows_of({"study": study(0.125, 0.692, n=3)}))
+    assert all("n = 3" in label.get_text() for label in hypotheses.figure(hypothesis, fewer).axes[0].get_yticklabels())
     colours = {line.get_color() for line in figure.axes[0].lines if line.get_marker() == "o"}
     assert colours == {hypotheses.GREEN}
 
