@@ -28,9 +28,8 @@ class Claim:
     command: str
     where: Mapping[str, Any] = field(default_factory=dict)
 
-    def rows(self, records: Mapping[str, Records]) -> list[pool.Row]:
-        """Its rows, of records by the name of their sweep or kind."""
-        rows = pool.rows(records.get(self.records, {}))
+    def among(self, rows: Iterable[pool.Row]) -> list[pool.Row]:
+        """Those of `rows` that it speaks of."""
         return [row for row in rows if all(row.get(name) == value for name, value in self.where.items())]
 
     def measured(self, rows: Iterable[pool.Row]) -> bool:
@@ -124,7 +123,10 @@ def table(records: Mapping[str, Records], claims: Iterable[Claim] = CLAIMS) -> T
     fused network and the control (%), their difference (points) with its interval, n, its p value by Holm's procedure
     over the table, whether the claim stands by it, the command that would overturn it, records."""
     heads = ["claim", "fused, %", "control", "control, %", "difference, points", "n", "p (Holm)", ""]
-    there = [(claim, rows) for claim in claims if (rows := claim.rows(records)) and claim.measured(rows)]
+    claims = list(claims)
+    rows_of = {name: pool.rows(records.get(name, {})) for name in {claim.records for claim in claims}}
+    chosen = [(claim, claim.among(rows_of[claim.records])) for claim in claims]
+    there = [(claim, rows) for claim, rows in chosen if claim.measured(rows)]
     differences = [evidence.interval(rows, curve=claim.curve, against=claim.control) for claim, rows in there]
     # that there is no difference is no finding: such a claim takes no part in the adjustment
     p_values = [d.p if claim.sign else None for (claim, _), d in zip(there, differences, strict=True)]
