@@ -536,3 +536,10 @@ def test_dirichlet_parts_refuse_a_beta_that_is_none():
         models.dirichlet_parts(torch.arange(10), 0, seed=0)
     with pytest.raises(InputError, match="accepted: one of them"):
         models.Spec("mlp", 0, models.Recipe(epochs=1), classes=(0, 1), part=models.Part(0.1, 0, 0))
+
+
+def test_no_dirichlet_part_is_left_with_less_than_a_fifth():
+    labels = torch.arange(2).repeat_interleave(50)  # of two classes alone, one part often gets both
+    for seed in range(20):
+        parts = models.dirichlet_parts(labels, 0.1, seed)
+        assert min(map(len, parts)) >= 20
