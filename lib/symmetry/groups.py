@@ -8,6 +8,11 @@ import torch
 from torch import fx
 
 
+# The maps that a group may allow, each kind holding those before it: permutations; orthogonal matrices M with M·1 = 1,
+# which LayerNorm allows; all orthogonal ones; all invertible ones.
+KINDS = ("permutation", "centred", "orthogonal", "invertible")
+
+
 class SymmetryError(Exception):
     """Permuting a group changed what the network computes."""
 

@@ -33,11 +33,18 @@ _NATIVE = {
 _NATIVE[getattr] = "getattr"
 
 
-def rule(*operations) -> Callable:
-    """Registers a rule for module classes, functions or names (see `RULES`)."""
+# Rules that say themselves which maps beyond permutations an operation allows; any other allows none.
+LINEAR: set[Callable] = set()
+
+
+def rule(*operations, linear: bool = False) -> Callable:
+    """Registers a rule for module classes, functions or names (see `RULES`). `linear`: what goes in may be mapped by any
+    matrix, and the result with it, except where the rule itself limits it (`_Tracer.limit`); else by permutations."""
 
     def register(function: Callable) -> Callable:
         RULES.update(dict.fromkeys(operations, function))
+        if linear:
+            LINEAR.add(function)
         return function
 
     return register

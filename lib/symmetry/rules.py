@@ -5,11 +5,12 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import fx, nn
 
 from .groups import Layer
 from .registry import MAKERS, RULES, function_rule, rule, spelled
-from .tracer import PART, PARTS, UNIT, Labels, Layout, _is_tensor, _shape, _Tracer
+from .tracer import COLUMNS, PART, PARTS, SIGN, UNIT, Labels, Layout, _is_tensor, _shape, _Tracer
 
 
 def is_activation(operation: object) -> bool:
@@ -67,13 +68,13 @@ def _tensors(t: _Tracer, node: fx.Node, arguments: Sequence[object]) -> list[str
     return [name if name in t.state else None for name in names]
 
 
-@rule("conv1d", "conv2d", "conv3d", nn.Conv1d, nn.Conv2d, nn.Conv3d)
+@rule("conv1d", "conv2d", "conv3d", nn.Conv1d, nn.Conv2d, nn.Conv3d, linear=True)
 def _convolution(t: _Tracer, node: fx.Node, module) -> Layout:
     return _convolve(t, node, module, transposed=False)
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", linear=True)
+@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, linear=True)
 def _transposed_convolution(t: _Tracer, node: fx.Node, module) -> Layout:
     return _convolve(t, node, module, transposed=True)
 
@@ -105,7 +106,7 @@ def _convolve(t: _Tracer, node: fx.Node, module, *, transposed: bool) -> Layout:
     channels, inputs, outputs = layout.get(1), _shape(source)[1], _shape(node)[1]
     makes, reads = (1, 0) if transposed else (0, 1)  # the weight's axes
     if groups == 1:
-        t.unify(node, weight.get(reads), channels)
+        t.unify(node, weight.get(reads), channels, dual=True)
         units = weight.get(makes)
     elif groups == inputs and shape[1 if transposed else 0] == (outputs // groups if transposed else outputs):
         # depthwise: each channel makes its own outputs, those of a multiplier one after the other
@@ -118,6 +119,9 @@ def _convolve(t: _Tracer, node: fx.Node, module, *, transposed: bool) -> Layout:
             t.unify(node, weight.get(0), units)
     else:
         units = _grouped(t, node, weight, tensors[0], channels, groups, (inputs, outputs), transposed)
+    if groups > 1:  # a channel meets its own weights alone
+        t.limit(channels)
+        t.limit(units)
     t.tie(node, [bias], 0, units)
     _layer(t, node, "conv", name, units, tensors)
     layout.pop(1, None)
@@ -161,7 +165,7 @@ def _grouped(t: _Tracer, node: fx.Node, weight: Layout, tensor, channels, groups
     return units
 
 
-@rule("linear", nn.Linear)
+@rule("linear", nn.Linear, linear=True)
 def _linear(t: _Tracer, node: fx.Node, module) -> Layout:
     layout = t.layout(node.args[0])
     arguments = [node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")] if module is None else []
@@ -171,7 +175,7 @@ def _linear(t: _Tracer, node: fx.Node, module) -> Layout:
     else:
         weight, bias = (_operand(t, argument) for argument in arguments)
     last = len(_shape(node.args[0])) - 1
-    t.unify(node, weight.get(1), layout.pop(last, None))
+    t.unify(node, weight.get(1), layout.pop(last, None), dual=True)
     units = weight.get(0)
     t.tie(node, [bias], 0, units)
     name = node.target if module is not None else _owner(node, arguments[0])
@@ -179,7 +183,7 @@ def _linear(t: _Tracer, node: fx.Node, module) -> Layout:
     return layout if units is None else layout | {last: units}
 
 
-@rule("embedding", nn.Embedding)
+@rule("embedding", nn.Embedding, linear=True)
 def _embedding(t: _Tracer, node: fx.Node, module) -> Layout:
     if module is not None:
         weight, rank, name = t.tensor(node, f"{node.target}.weight"), len(_shape(node.args[0])), node.target
@@ -251,19 +255,32 @@ def _group_norm(t: _Tracer, node: fx.Node, module) -> Layout:
     return layout
 
 
-@rule("layer_norm", "rms_norm", nn.LayerNorm, nn.RMSNorm)
+@rule("layer_norm", "rms_norm", nn.LayerNorm, nn.RMSNorm, linear=True)
 def _layer_norm(t: _Tracer, node: fx.Node, module) -> Layout:
-    layout = t.layout(node.args[0])
+    """Once its gain is folded into what reads it, any rotation passes, through LayerNorm those that keep the mean."""
+    layout = t.layout(node.args[0], split=True)
     if module is not None:
-        shape, parts = module.normalized_shape, [t.tensor(node, f"{node.target}.{name}") for name in ("weight", "bias")]
+        shape, names = module.normalized_shape, [f"{node.target}.{name}" for name in ("weight", "bias")]
+        parts, names = [t.tensor(node, name) for name in names], [name if name in t.state else None for name in names]
+        root = isinstance(module, nn.RMSNorm)
     else:
-        known = {"normalized_shape": (), "weight": None, "bias": None, "eps": 0, "cudnn_enable": True}
-        shape, weight, bias = _arguments(t, node, **known)[:3]
-        parts = [_operand(t, weight), _operand(t, bias)]
+        root = spelled(node.target) == "rms_norm"
+        known = {"normalized_shape": (), "weight": None} | ({} if root else {"bias": None}) | {"eps": 0}
+        shape, weight, *others = _arguments(t, node, **known, cudnn_enable=True)
+        bias = None if root else others[0]
+        parts, names = [_operand(t, weight), _operand(t, bias)], _tensors(t, node, [weight, bias])
+        if weight is not None and names[0] is None:  # made from other tensors: nothing to fold
+            t.limit(layout)
     shape = (shape,) if isinstance(shape, int) else shape
-    first = len(_shape(node.args[0])) - len(shape)
+    rank = len(_shape(node.args[0]))
+    first = rank - len(shape)
+    _joined(t, layout, range(first, rank))
     for axis in range(len(shape)):
         t.tie(node, parts, axis, layout.get(first + axis))
+        kind = "permutation" if len(shape) > 1 else "orthogonal" if root else "centred"
+        t.limit(layout.get(first + axis), kind)
+    if names[0] is not None:
+        t.gains[names[0]] = (node, names[1])
     t.kinds[node] = "post_norm"
     return layout
 
@@ -315,32 +332,31 @@ def _gated(t: _Tracer, node: fx.Node, module) -> Layout:
     return layout
 
 
-@rule(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout")
-@rule(
-    "abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "sin", "cos", "erf", "sign", "neg"
-)
-@rule(
-    "floor",
-    "ceil",
-    "round",
-    "clamp",
-    "clip",
-    "clamp_min",
-    "clamp_max",
-    "logit",
-    "nan_to_num",
-    "logical_not",
-    "positive",
-)
-@rule("contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "type_as", "type", "cpu", "alias")
-@rule("torchvision.ops.stochastic_depth.stochastic_depth")
+_AS_THEY_ARE = (
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "neg", "positive",
+    "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "type_as", "type", "cpu", "alias",
+    "stochastic_depth",
+)  # fmt: skip
+_ONE_BY_ONE = (
+    "abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "sin", "cos", "erf", "sign",
+    "floor", "ceil", "round", "clamp", "clip", "clamp_min", "clamp_max", "logit", "nan_to_num", "logical_not",
+)  # fmt: skip
+
+
+@rule(*_ONE_BY_ONE)
 def _pass(t: _Tracer, node: fx.Node, module) -> Layout:
     """Element by element: the layout passes through."""
     others = [n for n in node.all_input_nodes if n is not node.args[0] and _is_tensor(n) and math.prod(_shape(n)) > 1]
     if others and spelled(node.target) not in ("to", "type_as"):  # x.to(y) reads no entry of y
         raise t.fail(node, f"its rule takes one tensor, and '{others[0].name}' goes in too")
     return t.layout(node.args[0], split=True)
+
+
+@rule(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+@rule(*_AS_THEY_ARE, "torchvision.ops.stochastic_depth.stochastic_depth", linear=True)
+def _as_it_is(t: _Tracer, node: fx.Node, module) -> Layout:
+    """The same numbers, all negative, or in another precision."""
+    return _pass(t, node, module)
 
 
 @rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, "softmax", "log_softmax", "softmin", "normalize")
@@ -370,7 +386,7 @@ def _joined(t: _Tracer, layout: Layout, dims: Sequence[int]) -> None:
             continue
         place = key.index(kept[0])
         units = t.units.new(labels.shape[place])
-        t.units.unify(np.moveaxis(labels, place, 0), _parted(units, labels.size // 3 // len(units)))
+        t.units.unify(np.moveaxis(labels, place, 0), _parted(units, labels.size // COLUMNS // len(units)))
         layout[kept[0]] = units
 
 
@@ -398,7 +414,7 @@ def _kept(t: _Tracer, layout: Layout, axes: Sequence[int]) -> Layout:
 
 @rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, "interpolate", "upsample")
 @rule(*(f"upsample_{how}" for how in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")))
-@rule("roll", "flip")
+@rule("roll", "flip", linear=True)
 def _resize(t: _Tracer, node: fx.Node, module) -> Layout:
     layout = t.layout(node.args[0])
     dims = _arguments(t, node, shifts=(), dims=())[1] if spelled(node.target) == "roll" else ()
@@ -408,11 +424,13 @@ def _resize(t: _Tracer, node: fx.Node, module) -> Layout:
     return _kept(t, layout, [axis for axis in layout if (axis in dims if moved else axis > 1)])
 
 
-@rule("pad", "constant_pad_nd")
+@rule("pad", "constant_pad_nd", linear=True)
 def _pad(t: _Tracer, node: fx.Node, module) -> Layout:
     """Padding with a constant: the new entries are alike, units that nothing tells apart."""
     layout, rank = t.layout(node.args[0]), len(_shape(node))
-    widths, mode, _ = _arguments(t, node, pad=(), mode="constant", value=None)
+    widths, mode, value = _arguments(t, node, pad=(), mode="constant", value=None)
+    if value or (spelled(node.target) != "pad" and mode):  # ATen's constant_pad_nd has its value in this place
+        t.limit(layout)
     for i in range(len(widths) // 2):
         axis, before, after = rank - 1 - i, widths[2 * i], widths[2 * i + 1]
         if axis not in layout or not (before or after):
@@ -449,7 +467,7 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, rang
 
 
 def _whole(t: _Tracer, node: fx.Node, layout: Layout, axes: range, shape: Sequence[int]) -> Labels | None:
-    """Labels of every entry of a run of axes (… sizes …, 3); None if none of them is permuted."""
+    """Labels of every entry of a run of axes (… sizes …, 4); None if none of them is permuted."""
     keys = [key for key in layout if set(key if isinstance(key, tuple) else [key]) & set(axes)]
     if not keys:
         return None
@@ -464,30 +482,39 @@ def _whole(t: _Tracer, node: fx.Node, layout: Layout, axes: range, shape: Sequen
     inner = [shape[axis] if axis not in own else 1 for axis in axes]
     parts = math.prod(inner)
     view = [shape[axis] if axis in own else 1 for axis in axes]
-    labels = np.broadcast_to(layout[keys[0]].reshape(*view, 3), (*sizes, 3)).copy()
+    labels = np.broadcast_to(layout[keys[0]].reshape(*view, COLUMNS), (*sizes, COLUMNS)).copy()
     labels[..., PART] = labels[..., PART] * parts + np.arange(parts).reshape(inner)
     labels[..., PARTS] *= parts
     return labels
 
 
-def _factored(labels: Labels) -> tuple[int, Labels] | None:
-    """(axis, its labels) if units vary along one axis alone, and the others count their parts in order."""
-    for axis in range(labels.ndim - 1):
-        rest = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1, 3)
-        parts = rest.shape[1]
-        first = rest[:, :1]
-        if (
+def _simplified(key: tuple[int, ...], labels: Labels) -> Layout:
+    """The layout of labels over several axes (…, 4), without the axes along which units do not vary: where labels do not
+    either, or count parts in order."""
+    for place in reversed(range(len(key))):
+        if len(key) == 1:
+            break
+        rest = np.moveaxis(labels, place, -2)
+        count, first = rest.shape[-2], rest[..., :1, :]
+        if (rest == first).all():
+            labels = first[..., 0, :]
+        elif (
             (rest[..., UNIT] == first[..., UNIT]).all()
-            and (rest[..., PARTS] % parts == 0).all()
-            and (rest[..., PART] % parts == np.arange(parts)).all()
-            and (rest[..., PART] // parts == first[..., PART] // parts).all()
+            and (rest[..., PARTS] % count == 0).all()
+            and (rest[..., PART] % count == np.arange(count)).all()
+            and (rest[..., PART] // count == first[..., PART] // count).all()
         ):
-            return axis, np.stack([first[:, 0, UNIT], first[:, 0, PART] // parts, first[:, 0, PARTS] // parts], axis=-1)
-    return None
+            labels = first[..., 0, :].copy()
+            labels[..., PART] //= count
+            labels[..., PARTS] //= count
+        else:
+            continue
+        key = key[:place] + key[place + 1 :]
+    return {key if len(key) > 1 else key[0]: labels}
 
 
 @rule(nn.Flatten, nn.Unflatten, "flatten", "unflatten", "reshape", "view", "view_as", "reshape_as", "_unsafe_view")
-@rule("squeeze", "unsqueeze")
+@rule("squeeze", "unsqueeze", linear=True)
 def _reshape(t: _Tracer, node: fx.Node, module) -> Layout:
     """Axes that merge: those after a permuted axis count the parts of its units, those before it repeat them."""
     source, before, after = t.layout(node.args[0], split=True), _shape(node.args[0]), _shape(node)
@@ -496,26 +523,26 @@ def _reshape(t: _Tracer, node: fx.Node, module) -> Layout:
     moved = {old[0]: new[0] for old, new in runs if len(old) == len(new) == 1}
     own = {axis: position for position, (old, _) in enumerate(runs) for axis in old}
     for key in [key for key in source if isinstance(key, tuple)]:
+        touched = sorted({own[axis] for axis in key})
         if all(axis in moved for axis in key):
             layout[tuple(moved[axis] for axis in key)] = source.pop(key)
-        elif len({own[axis] for axis in key}) > 1:  # some of it merges with what is no part of it, as in depth to space
-            _joined(t, source, [axis for axis in key if axis not in moved])
+        elif len(touched) > 1:
+            if all(axis in key or before[axis] == 1 for each in touched for axis in runs[each][0]):
+                wide = tuple(axis for each in touched for axis in runs[each][1] if after[axis] > 1)
+                labels = source.pop(key).reshape(*(after[axis] for axis in wide), COLUMNS)
+                layout |= _simplified(wide, t.units.resolve(labels))
+            else:  # some of it merges with what is no part of it, as in depth to space
+                _joined(t, source, [axis for axis in key if axis not in moved])
     for old, new in runs:
         labels = _whole(t, node, source, old, before)
         if labels is None:
             continue
-        wide = [axis for axis in new if after[axis] > 1]
-        labels = labels.reshape(*(after[axis] for axis in wide), 3)
-        if len(wide) == 1:
-            layout[wide[0]] = labels
-        elif factored := _factored(t.units.resolve(labels)):
-            layout[wide[factored[0]]] = factored[1]
-        else:
-            layout[tuple(wide)] = labels
+        wide = tuple(axis for axis in new if after[axis] > 1)
+        layout |= _simplified(wide, t.units.resolve(labels.reshape(*(after[axis] for axis in wide), COLUMNS)))
     return layout
 
 
-@rule("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "adjoint")
+@rule("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "adjoint", linear=True)
 def _transpose(t: _Tracer, node: fx.Node, module) -> Layout:
     rank, name = len(_shape(node.args[0])), spelled(node.target)
     order = list(range(rank))
@@ -547,7 +574,7 @@ def _reordered(layout: Layout, order: Sequence[int]) -> Layout:
     return moved
 
 
-@rule("getattr")
+@rule("getattr", linear=True)
 def _attribute(t: _Tracer, node: fx.Node, module) -> Layout:
     if not _is_tensor(node):
         return {}
@@ -572,98 +599,124 @@ def _sliced(t: _Tracer, labels: Labels, index: slice | int) -> Labels | None:
     return None
 
 
-@rule("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "hsplit")
+def _cut(t: _Tracer, layout: Layout, axis: int, index: slice | int) -> None:
+    """Leaves of an axis the entries of a slice, or one alone; the axis stays in place."""
+    for key in [key for key in layout if key == axis or (isinstance(key, tuple) and axis in key)]:
+        labels = layout.pop(key)
+        if key == axis:
+            if (part := _sliced(t, labels, index)) is not None:
+                layout[axis] = part
+        elif not t.inside and key[1:] == (axis,):  # what is cut is each head
+            layout[key] = labels
+            _joined(t, layout, [axis])
+        else:
+            labels = np.moveaxis(np.moveaxis(labels, key.index(axis), 0)[index if isinstance(index, slice) else [index]], 0, key.index(axis))
+            layout |= _simplified(key, labels)
+
+
+def _placed(layout: Layout, place: dict[int, int]) -> Layout:
+    """The layout with each axis in another place."""
+    return {
+        tuple(place[axis] for axis in key) if isinstance(key, tuple) else place[key]: labels
+        for key, labels in layout.items()
+    }
+
+
+def _cut_out(t: _Tracer, node: fx.Node, dim: int, index: slice | int) -> Layout:
+    """The layout of a slice of a node's first argument, or of one entry along an axis, which goes."""
+    layout, rank = t.layout(node.args[0], split=True), len(_shape(node.args[0]))
+    dim %= rank
+    _cut(t, layout, dim, index)
+    gone = not isinstance(index, slice)
+    return _placed(layout, {axis: axis - (gone and axis > dim) for axis in range(rank)})
+
+
+@rule("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "hsplit", linear=True)
 def _chunk(t: _Tracer, node: fx.Node, module) -> list[Layout]:
-    layout, shape = t.layout(node.args[0]), _shape(node.args[0])
+    shape = _shape(node.args[0])
     name = "split_size" if "split" in spelled(node.target) else "chunks"
     given = {k: v for k, v in node.kwargs.items() if k in ("dim", "axis")}
     dim = t.value(given.get("dim", given.get("axis", node.args[2] if len(node.args) > 2 else 0))) % len(shape)
     pieces, first = [], 0
     for meta in node.meta["tensor_meta"]:
-        piece = dict(layout)
-        labels = piece.pop(dim, None)
-        size = meta.shape[dim]
-        if labels is not None and (part := _sliced(t, labels, slice(first, first + size))) is not None:
-            piece[dim] = part
-        first += size
-        pieces.append(piece)
+        pieces.append(_cut_out(t, node, dim, slice(first, first + meta.shape[dim])))
+        first += meta.shape[dim]
     if first != shape[dim]:
         raise t.fail(node, f"its rule cannot read its {name}")
     return pieces
 
 
-@rule("unbind")
+@rule("unbind", linear=True)
 def _unbind(t: _Tracer, node: fx.Node, module) -> list[Layout]:
-    layout, rank = t.layout(node.args[0], split=True), len(_shape(node.args[0]))
-    dim = _arguments(t, node, dim=0)[0] % rank
-    return [_selected(t, node, layout, dim, i) for i in range(_shape(node.args[0])[dim])]
+    dim = _arguments(t, node, dim=0)[0]
+    return [_cut_out(t, node, dim, i) for i in range(_shape(node.args[0])[dim])]
 
 
-def _selected(t: _Tracer, node: fx.Node, layout: Layout, dim: int, index: int) -> Layout:
-    """The layout of one entry along an axis, which goes."""
-    left: Layout = {}
-    for key, labels in layout.items():
-        if key == dim:
-            _sliced(t, labels, index)
-        elif isinstance(key, tuple) and dim in key:
-            rest = tuple(axis - (axis > dim) for axis in key if axis != dim)
-            left[rest if len(rest) > 1 else rest[0]] = np.take(labels, index, axis=key.index(dim))
-        elif isinstance(key, tuple):
-            left[tuple(axis - (axis > dim) for axis in key)] = labels
-        else:
-            left[key - (key > dim)] = labels
-    return left
-
-
-@rule("select")
+@rule("select", linear=True)
 def _select(t: _Tracer, node: fx.Node, module) -> Layout:
-    dim, index = _arguments(t, node, dim=0, index=0)
-    layout = t.layout(node.args[0], split=True)
-    return _selected(t, node, layout, dim % len(_shape(node.args[0])), index)
+    return _cut_out(t, node, *_arguments(t, node, dim=0, index=0))
 
 
-@rule("narrow", "slice")
+@rule("narrow", "slice", linear=True)
 def _narrow(t: _Tracer, node: fx.Node, module) -> Layout:
-    layout, shape = t.layout(node.args[0]), _shape(node.args[0])
     if spelled(node.target) == "narrow":
         dim, start, length = _arguments(t, node, dim=0, start=0, length=0)
-        part = slice(start, start + length)
-    else:
-        dim, start, end, step = _arguments(t, node, dim=0, start=None, end=None, step=1)
-        part = slice(start, end, step)
-    dim %= len(shape)
-    if dim in layout and (labels := _sliced(t, layout.pop(dim), part)) is not None:
-        layout[dim] = labels
-    return layout
+        return _cut_out(t, node, dim, slice(start, start + length))
+    dim, *part = _arguments(t, node, dim=0, start=None, end=None, step=1)
+    return _cut_out(t, node, dim, slice(*part))
 
 
-@rule("getitem")
+@rule("getitem", linear=True)
 def _getitem(t: _Tracer, node: fx.Node, module) -> Layout:
     source, index = node.args[0], t.value(node.args[1])
     if not _is_tensor(node):
         return {}
     if isinstance(source.meta["tensor_meta"], list):
         return t.items(source)[index]
-    layout, axis, after = t.layout(source), 0, 0
-    index = index if isinstance(index, tuple | list) else (index,)
+    return _indexed(t, node, index if isinstance(index, tuple | list) else (index,))
+
+
+@rule("index", linear=True)
+def _index(t: _Tracer, node: fx.Node, module) -> Layout:
+    """ATen's: a list of tensors or None, one an axis."""
+    return _indexed(t, node, [slice(None) if each is None else each for each in node.args[1]])
+
+
+@rule("index_select", linear=True)
+def _index_select(t: _Tracer, node: fx.Node, module) -> Layout:
+    layout, dim = t.layout(node.args[0]), _arguments(t, node, dim=0, index=None)[0]
+    return _kept(t, layout, [axis for axis in layout if axis == dim % len(_shape(node))])
+
+
+def _indexed(t: _Tracer, node: fx.Node, index: Sequence) -> Layout:
+    """A step an axis: a slice, a number, or once whole numbers in a tensor; None for a new axis."""
+    layout, rank = t.layout(node.args[0], split=True), len(_shape(node.args[0]))
     named = sum(each is not None and each is not Ellipsis for each in index)
-    result: Layout = {}
     steps: list = []
     for each in index:
-        steps += [slice(None)] * (len(_shape(source)) - named) if each is Ellipsis else [each]
-    steps += [slice(None)] * (len(_shape(source)) - sum(step is not None for step in steps))
+        steps += [slice(None)] * (rank - named) if each is Ellipsis else [each]
+    steps += [slice(None)] * (rank - sum(step is not None for step in steps))
+    axis = after = 0
+    place: dict[int, int] = {}
     for step in steps:
         if step is None:
             after += 1
             continue
-        labels = layout.get(axis)
+        picked = isinstance(step, fx.Node) and _is_tensor(step)
+        if picked and (sum(isinstance(s, fx.Node) for s in steps) > 1 or step.meta["tensor_meta"].dtype == torch.bool):
+            raise t.fail(node, "its rule knows one tensor of whole numbers as an index, not several or a mask")
+        if not picked and (not isinstance(step, int | slice) or isinstance(step, bool)):
+            raise t.fail(node, "its rule knows slices, single entries and a tensor of whole numbers as an index")
+        place[axis] = after
+        if picked:  # entries in an order of their own, some of them perhaps more than once
+            _kept(t, layout, [key for key in layout if key == axis or (isinstance(key, tuple) and axis in key)])
+            after += len(_shape(step))
+        else:
+            if step != slice(None):
+                _cut(t, layout, axis, step)
+            after += isinstance(step, slice)
         axis += 1
-        if not isinstance(step, int | slice) or isinstance(step, bool):
-            raise t.fail(node, "its rule knows slices and single entries, not a tensor as an index")
-        if labels is not None and (part := _sliced(t, labels, step)) is not None:
-            result[after] = part
-        after += isinstance(step, slice)
-    return result
+    return _placed(layout, place)
 
 
 def _parts(t: _Tracer, node: fx.Node) -> tuple[list[Layout], list[tuple[int, ...]]]:
@@ -671,61 +724,82 @@ def _parts(t: _Tracer, node: fx.Node) -> tuple[list[Layout], list[tuple[int, ...
     parts = node.args[0]
     if isinstance(parts, fx.Node):
         return t.items(parts), [tuple(meta.shape) for meta in parts.meta["tensor_meta"]]
-    return [t.layout(part) for part in parts], [_shape(part) for part in parts]
+    return [t.layout(part, split=True) for part in parts], [_shape(part) for part in parts]
 
 
-@rule("cat")
+def _together(t: _Tracer, node: fx.Node, labels: Sequence[Labels | None]) -> Labels | None:
+    """Ties labels that lie in one place of several tensors."""
+    for other in labels[1:]:
+        t.unify(node, labels[0], other)
+    return None if any(each is None for each in labels) else labels[0]
+
+
+@rule("cat", linear=True)
 def _cat(t: _Tracer, node: fx.Node, module) -> Layout:
     (dim,) = _arguments(t, node, dim=0)
     parts, shapes = _parts(t, node)
     along = dim % len(_shape(node))
     layout: Layout = {}
-    for axis in range(len(_shape(node))):
-        axes = [part.get(axis) for part in parts]
-        if all(labels is None for labels in axes):
-            continue
-        if axis == along:
-            sizes = [shape[axis] for shape in shapes]
+    for key in dict.fromkeys(key for part in parts for key in part):
+        each = [part.get(key) for part in parts]
+        if key == along:
+            sizes = [shape[key] for shape in shapes]
             pieces = [
                 t.units.new(size, fixed=True) if labels is None else labels
-                for labels, size in zip(axes, sizes, strict=True)
+                for labels, size in zip(each, sizes, strict=True)
             ]
-            layout[axis] = np.concatenate(pieces)
-            continue
-        for other in axes[1:]:
-            t.unify(node, axes[0], other)
-        if all(labels is not None for labels in axes):
-            layout[axis] = axes[0]
+            layout[key] = np.concatenate(pieces)
+        elif isinstance(key, tuple) and along in key and all(labels is not None for labels in each):
+            layout[key] = np.concatenate(each, axis=key.index(along))
+        elif (labels := _together(t, node, each)) is not None:
+            layout[key] = labels
     return layout
 
 
-@rule("stack")
+@rule("stack", linear=True)
 def _stack(t: _Tracer, node: fx.Node, module) -> Layout:
     (dim,) = _arguments(t, node, dim=0)
     parts, shapes = _parts(t, node)
     along = dim % len(_shape(node))
     layout: Layout = {}
-    for axis in range(len(shapes[0])):
-        axes = [part.get(axis) for part in parts]
-        for other in axes[1:]:
-            t.unify(node, axes[0], other)
-        if all(labels is not None for labels in axes):
-            layout[axis + (axis >= along)] = axes[0]
+    for key in dict.fromkeys(key for part in parts for key in part):
+        if (labels := _together(t, node, [part.get(key) for part in parts])) is not None:
+            layout[key] = labels
+    return _placed(layout, {axis: axis + (axis >= along) for axis in range(len(shapes[0]))})
+
+
+@rule("expand", "expand_as", "broadcast_to", linear=True)
+def _expand(t: _Tracer, node: fx.Node, module) -> Layout:
+    layout, before, after = t.layout(node.args[0], split=True), _shape(node.args[0]), _shape(node)
+    lead = len(after) - len(before)
+    layout = _placed(layout, {axis: axis + lead for axis in range(len(before))})
+    for key in [key for key in layout if isinstance(key, tuple)]:
+        # axes between those of a split one repeat it, and may merge with them, as where heads share their keys
+        wide = tuple(axis for axis in range(key[0], key[-1]) if axis in key or (after[axis] > 1 == before[axis - lead]))
+        wide += key[-1:]
+        labels = layout.pop(key).reshape(*(after[axis] if axis in key else 1 for axis in wide), COLUMNS)
+        layout[wide] = np.broadcast_to(labels, (*(after[axis] for axis in wide), COLUMNS)).copy()
     return layout
 
 
-@rule("expand", "expand_as", "broadcast_to")
-def _expand(t: _Tracer, node: fx.Node, module) -> Layout:
-    layout, shape = t.layout(node.args[0]), _shape(node)
-    lead = len(shape) - len(_shape(node.args[0]))
-    return {axis + lead: labels for axis, labels in layout.items()}
-
-
-@rule("repeat", "tile")
+@rule("repeat", "tile", linear=True)
 def _repeat(t: _Tracer, node: fx.Node, module) -> Layout:
     layout, before, after = t.layout(node.args[0]), _shape(node.args[0]), _shape(node)
     lead = len(after) - len(before)
     return {axis + lead: np.tile(x, (after[axis + lead] // before[axis], 1)) for axis, x in layout.items()}
+
+
+@rule("repeat_interleave", linear=True)
+def _repeat_interleave(t: _Tracer, node: fx.Node, module) -> Layout:
+    """Each entry of an axis several times, one behind the other."""
+    layout, rank = t.layout(node.args[0], split=True), len(_shape(node))
+    repeats, dim, _ = _arguments(t, node, repeats=1, dim=None, output_size=None)
+    if dim is None or not isinstance(repeats, int):
+        raise t.fail(node, "its rule knows one number of repeats, along an axis")
+    for key in layout:
+        if key == dim % rank or (isinstance(key, tuple) and dim % rank in key):
+            layout[key] = np.repeat(layout[key], repeats, axis=key.index(dim % rank) if isinstance(key, tuple) else 0)
+    return layout
 
 
 @rule("pixel_shuffle", nn.PixelShuffle)
@@ -755,61 +829,75 @@ def _channel_shuffle(t: _Tracer, node: fx.Node, module) -> Layout:
     layout = t.layout(node.args[0])
     groups = module.groups if module is not None else _arguments(t, node, groups=1)[0]
     if 1 in layout:
-        layout[1] = layout[1].reshape(groups, -1, 3).swapaxes(0, 1).reshape(-1, 3)
+        layout[1] = layout[1].reshape(groups, -1, COLUMNS).swapaxes(0, 1).reshape(-1, COLUMNS)
     return layout
 
 
 # Several tensors ------------------------------------------------------------------------------------------------------
 
 
-@rule("add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum", "fmod", "remainder", "atan2", "lerp")
-@rule("addcmul", "addcdiv", "where", "masked_fill", "true_divide", "multiply", "subtract", "divide", "floor_divide")
+@rule("add", "sub", "rsub", "mul", "div", "true_divide", "multiply", "subtract", "divide", linear=True)
+def _arithmetic(t: _Tracer, node: fx.Node, module) -> Layout:
+    """Sums of tensors alone, and products with a number or with a tensor that is the same along an axis, are linear."""
+    layout, rank = _elementwise(t, node, module), len(_shape(node))
+    operands = [n for n in node.all_input_nodes if _is_tensor(n)]
+    name = spelled(node.target)
+    sums = any(name.lstrip("_i").startswith(each) for each in ("add", "sub", "rsub"))
+    numbers = len(operands) < 2
+    for key in layout:
+        axes = key if isinstance(key, tuple) else (key,)
+        wide = [
+            any(len(_shape(o)) - rank + axis >= 0 and _shape(o)[len(_shape(o)) - rank + axis] > 1 for axis in axes)
+            for o in operands
+        ]
+        divided = "div" in name and (numbers and node.args[0] is not operands[0] or any(wide[1:]))
+        if divided or (numbers or not all(wide) if sums else sum(wide) > 1):
+            t.limit(layout[key])
+    return layout
+
+
+@rule("pow", "maximum", "minimum", "fmod", "remainder", "atan2", "lerp", "addcmul", "addcdiv", "where", "masked_fill")
 @rule("gt", "lt", "ge", "le", "eq", "ne", "logical_and", "logical_or", "floordiv", "hypot", "copysign", "mod")
+@rule("floor_divide")
 def _elementwise(t: _Tracer, node: fx.Node, module) -> Layout:
     """Arithmetic with broadcasting: axes that meet are tied, an axis of one entry meets nothing."""
     known = {"other": None, "exponent": None, "alpha": 1, "rounding_mode": None, "value": 1, "weight": None}
     _arguments(t, node, **known, tensor1=None, tensor2=None, mask=None, input=None)  # operands may come by keyword
     operands = [n for n in node.all_input_nodes if _is_tensor(n)]
-    layouts = [t.layout(operand, split=True) for operand in operands]
     rank = len(_shape(node))
+    shapes = [(1,) * (rank - len(_shape(operand))) + _shape(operand) for operand in operands]
+    layouts = []
+    for operand in operands:
+        lead = rank - len(_shape(operand))
+        own = t.layout(operand, split=True)
+        layouts.append(_placed(own, {axis: axis + lead for axis in range(len(_shape(operand)))}))
     layout: Layout = {}
-    split = {
-        key: rank - len(_shape(o))
-        for o, own in zip(operands, layouts, strict=True)
-        for key in own
-        if isinstance(key, tuple)
-    }
-    for key in {tuple(axis + lead for axis in key) for key, lead in split.items()}:
-        _meet(t, node, operands, layouts, key, rank, layout)
-    taken = {axis + lead for key, lead in split.items() for axis in key}
+    split = {key for own in layouts for key in own if isinstance(key, tuple)}
+    for key in split:  # what is the same for all slices along the first axis leaves whole slices to be permuted: heads
+        for shape in shapes:
+            inner = [axis for axis in key[1:] if shape[axis] > 1]
+            if inner and shape[key[0]] == 1:
+                for each in layouts:
+                    _joined(t, each, inner)
+    split = {key for own in layouts for key in own if isinstance(key, tuple)}
+    for key in split:
+        _meet(t, node, layouts, shapes, key, layout)
+    taken = {axis for key in split for axis in key}
     for axis in range(rank):
         if axis in taken:
             continue
-        meeting = []
-        for operand, own_layout in zip(operands, layouts, strict=True):
-            own = axis - rank + len(_shape(operand))
-            if own >= 0 and _shape(operand)[own] > 1:
-                meeting.append(own_layout.get(own))
-        for other in meeting[1:]:
-            t.unify(node, meeting[0], other)
-        if meeting and all(labels is not None for labels in meeting):
-            layout[axis] = meeting[0]
+        meeting = [own.get(axis) for own, shape in zip(layouts, shapes, strict=True) if shape[axis] > 1]
+        if meeting and (labels := _together(t, node, meeting)) is not None:
+            layout[axis] = labels
     if len(operands) > 1:
         t.kinds[node] = "post_norm"
     return layout
 
 
-def _meet(t: _Tracer, node: fx.Node, operands, layouts, key: tuple[int, ...], rank: int, layout: Layout) -> None:
+def _meet(t: _Tracer, node: fx.Node, layouts, shapes, key: tuple[int, ...], layout: Layout) -> None:
     """Operands that meet on axes which a reshape has split in at least one of them."""
     meeting: list[Labels | None] = []
-    for operand, own_layout in zip(operands, layouts, strict=True):
-        shape = (1,) * (rank - len(_shape(operand))) + _shape(operand)
-        own = {
-            tuple(a + rank - len(_shape(operand)) for a in k)
-            if isinstance(k, tuple)
-            else k + rank - len(_shape(operand)): x
-            for k, x in own_layout.items()
-        }
+    for own, shape in zip(layouts, shapes, strict=True):
         if all(shape[axis] == 1 for axis in key):
             continue
         if any(isinstance(k, tuple) and k != key and set(k) & set(key) for k in own):
@@ -822,13 +910,9 @@ def _meet(t: _Tracer, node: fx.Node, operands, layouts, key: tuple[int, ...], ra
         # Along the axis that is not permuted, the entries are parts of the units on the one that is.
         meeting.append(_whole(t, node, inner, range(min(key), max(key) + 1), whole) if inner else None)
     shape = tuple(_shape(node)[axis] for axis in key)
-    meeting = [None if labels is None else labels.reshape(*shape, 3) for labels in meeting]
-    for other in meeting[1:]:
-        t.unify(node, meeting[0], other)
-    if any(labels is None for labels in meeting):
-        return
-    factored = _factored(t.units.resolve(meeting[0]))
-    layout |= {key[factored[0]]: factored[1]} if factored else {key: meeting[0]}
+    meeting = [None if labels is None else labels.reshape(*shape, COLUMNS) for labels in meeting]
+    if (labels := _together(t, node, meeting)) is not None:
+        layout |= _simplified(key, t.units.resolve(labels))
 
 
 @rule(*sorted(MAKERS))
@@ -838,7 +922,7 @@ def _constant(t: _Tracer, node: fx.Node, module) -> Layout:
     return {axis: t.units.new(size) for axis, size in enumerate(shape) if size > 1 and (axis or len(shape) == 1)}
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "norm", "logsumexp", "prod", "linalg_vector_norm", "vector_norm")
+@rule("amax", "amin", "var", "std", "norm", "logsumexp", "prod", "linalg_vector_norm", "vector_norm")
 def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
     """A sum, mean, maximum or norm over whole axes does not see their order."""
     layout, rank = t.layout(node.args[0], split=True), len(_shape(node.args[0]))
@@ -853,6 +937,9 @@ def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
     else:
         gone, keep, _ = _arguments(t, node, **known)
     gone = [d % rank for d in (gone if isinstance(gone, Sequence) else [gone]) if d is not None] or range(rank)
+    for key, labels in layout.items():
+        if set(key if isinstance(key, tuple) else [key]) & set(gone):
+            t.limit(labels)
     _joined(t, layout, gone)
     place = {axis: axis if keep else axis - sum(d < axis for d in gone) for axis in range(rank) if axis not in gone}
     return {
@@ -860,6 +947,12 @@ def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
         for key, labels in layout.items()
         if key not in gone
     }
+
+
+@rule("mean", "sum", linear=True)
+def _average(t: _Tracer, node: fx.Node, module) -> Layout:
+    """Over other axes than those that are mapped, it is linear."""
+    return _reduce(t, node, module)
 
 
 @rule("max", "min")
@@ -876,12 +969,12 @@ def _largest(t: _Tracer, node: fx.Node, module) -> Layout | list[Layout]:
     return [{axis - (axis > dim and not keep): labels for axis, labels in layout.items()}] * 2
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", linear=True)
 def _matmul(t: _Tracer, node: fx.Node, module) -> Layout:
     return _product(t, node, node.args[0], node.args[1])
 
 
-@rule("addmm", "baddbmm", "addmv")
+@rule("addmm", "baddbmm", "addmv", linear=True)
 def _added_matmul(t: _Tracer, node: fx.Node, module) -> Layout:
     layout = _product(t, node, node.args[1], node.args[2])
     added, rank = t.layout(node.args[0]), len(_shape(node))
@@ -889,19 +982,25 @@ def _added_matmul(t: _Tracer, node: fx.Node, module) -> Layout:
         own = axis - rank + len(_shape(node.args[0]))
         if own >= 0 and _shape(node.args[0])[own] > 1:
             t.unify(node, added.get(own), layout.get(axis))
+        else:
+            t.limit(layout.get(axis))
     return layout
+
+
+def _letters(rank: int, batch: int, last: str) -> list[str]:
+    """Names of the axes of a matrix or a stack of matrices; the last ones are named."""
+    names = [chr(ord("A") + i) for i in range(batch)]
+    return [*names[batch - max(rank - len(last), 0) :], *last[-rank:]]
 
 
 def _product(t: _Tracer, node: fx.Node, first: fx.Node, second: fx.Node) -> Layout:
     """A product of matrices: what is summed over meets, the batch axes meet, the others pass."""
-    a, b = t.layout(first), t.layout(second)
-    rank_a, rank_b = len(_shape(first)), len(_shape(second))
-    letters = "abcdefghijklmnop"
-    batch = letters[: max(rank_a, rank_b, 2) - 2]
-    left = [*batch[len(batch) - max(rank_a - 2, 0) :], *("xy" if rank_a > 1 else "y")]
-    right = [*batch[len(batch) - max(rank_b - 2, 0) :], *("yz" if rank_b > 1 else "y")]
-    out = [*batch, *("x" if rank_a > 1 else ""), *("z" if rank_b > 1 else "")]
-    layout = _contract(t, node, [(left, a, _shape(first)), (right, b, _shape(second))], out)
+    (a, shape_a), (b, shape_b) = ((t.layout(each, split=True), _shape(each)) for each in (first, second))
+    batch = max(len(shape_a), len(shape_b), 2) - 2
+    left = _letters(len(shape_a), batch, "xy" if len(shape_a) > 1 else "y")
+    right = _letters(len(shape_b), batch, "yz" if len(shape_b) > 1 else "y")
+    out = [*_letters(batch, batch, ""), *("x" if len(shape_a) > 1 else ""), *("z" if len(shape_b) > 1 else "")]
+    layout = _contract(t, node, [(left, a, shape_a), (right, b, shape_b)], out)
     weights = [n for n in (second, first) if n.op == "get_attr"]
     if weights and layout:
         made = layout.get(len(out) - 1 if weights[0] is second else len(out) - 2)
@@ -911,7 +1010,7 @@ def _product(t: _Tracer, node: fx.Node, first: fx.Node, second: fx.Node) -> Layo
     return layout
 
 
-@rule("einsum")
+@rule("einsum", linear=True)
 def _einsum(t: _Tracer, node: fx.Node, module) -> Layout:
     equation, operands = node.args[0], node.args[1:]
     operands = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
@@ -920,27 +1019,100 @@ def _einsum(t: _Tracer, node: fx.Node, module) -> Layout:
     ins, _, out = equation.replace(" ", "").partition("->")
     if "->" not in equation:
         out = "".join(sorted(c for c in set(ins) - {","} if ins.count(c) == 1))
-    terms = [(list(term), t.layout(o), _shape(o)) for term, o in zip(ins.split(","), operands, strict=True)]
+    pairs = zip(ins.split(","), operands, strict=True)
+    terms = [(list(term), t.layout(operand, split=True), _shape(operand)) for term, operand in pairs]
     layout = _contract(t, node, terms, list(out))
     t.kinds[node] = "pre_norm"
     return layout
 
 
+@rule("scaled_dot_product_attention", linear=True)
+def _attention(t: _Tracer, node: fx.Node, module) -> Layout:
+    """softmax(q·kᵀ)·v of queries (…, L, E), keys (…, S, E) and values (…, S, V); heads are a batch axis of all three."""
+    known = {"key": None, "value": None, "attn_mask": None, "dropout_p": 0, "is_causal": False, "scale": None}
+    key, value, mask, _, _, _, grouped = _arguments(t, node, **known, enable_gqa=False)
+    (q, shape_q), (k, shape_k), (v, shape_v) = (
+        (t.layout(each, split=True), _shape(each)) for each in (node.args[0], key, value)
+    )
+    rank = len(shape_q)
+    if grouped and (repeats := shape_q[-3] // shape_k[-3]) > 1:
+        k, v = (
+            {
+                each: np.repeat(labels, repeats, axis=each.index(rank - 3) if isinstance(each, tuple) else 0)
+                if rank - 3 in (each if isinstance(each, tuple) else [each])
+                else labels
+                for each, labels in layout.items()
+            }
+            for layout in (k, v)
+        )
+        shape_k, shape_v = ((*s[:-3], s[-3] * repeats, *s[-2:]) for s in (shape_k, shape_v))
+    batch = rank - 2
+    names = [_letters(rank, batch, last) for last in ("le", "se", "sv", "ls", "lv")]
+    pattern = _contract(t, node, [(names[0], q, shape_q), (names[1], k, shape_k)], names[3])
+    shape = (*shape_q[:-1], shape_k[-2])
+    if isinstance(mask, fx.Node):
+        own, lead = t.layout(mask), rank - len(_shape(mask))
+        for axis, size in enumerate(_shape(mask), lead):
+            if size > 1:
+                t.unify(node, own.get(axis - lead), pattern.get(axis))
+    pattern.pop(rank - 1, None)
+    t.limit(pattern)
+    layout = _contract(t, node, [(names[3], pattern, shape), (names[2], v, shape_v)], names[4])
+    t.kinds[node] = "pre_norm"
+    return layout
+
+
 def _contract(t: _Tracer, node: fx.Node, terms, out: list[str]) -> Layout:
-    """Axes of one letter meet; an axis of one entry that is broadcast meets nothing."""
-    met: dict[str, list] = {}
+    """Axes of one letter meet; an axis of one entry that is broadcast meets nothing.
+
+    Where an axis was split into heads and what is inside them, the letter of the heads is in all terms and in the
+    result: a head is taken with its own head. Then heads are units and the inside keeps its order; or, where the inside
+    is traced, it is mapped head by head, and heads keep their order.
+    """
+    counts = {letter: sum(letter in letters for letters, *_ in terms) for letter in {*sum((x[0] for x in terms), [])}}
+    batch = {letter for letter, count in counts.items() if count > 1 and letter in out}
+    met: dict[str | tuple[str, ...], list] = {}
     for letters, layout, shape in terms:
         if len(set(letters)) < len(letters):
             raise t.fail(node, "its rule knows no diagonals")
+        split = [key for key in layout if isinstance(key, tuple)]
+        for key in split:
+            inner = [axis for axis in key if letters[axis] not in batch]
+            free = all(counts[letters[axis]] == 1 and letters[axis] in out for axis in key)
+            if not t.inside and not free:
+                _joined(t, layout, inner if len(inner) < len(key) else inner[1:])
+            elif t.inside and len(inner) < len(key) and isinstance(labels := layout[key], np.ndarray):
+                heads = [place for place, axis in enumerate(key) if letters[axis] in batch]
+                rows = np.moveaxis(labels, heads, range(len(heads)))
+                t.apart += list(rows.reshape(-1, math.prod(labels.shape[p] for p in range(len(key)) if p not in heads), COLUMNS))
+        for key, labels in layout.items():
+            if isinstance(key, tuple):
+                met.setdefault(tuple(letters[axis] for axis in key), []).append(labels)
         for axis, letter in enumerate(letters):
-            if shape[axis] > 1:
+            if shape[axis] > 1 and not any(isinstance(key, tuple) and axis in key for key in layout):
                 met.setdefault(letter, []).append(layout.get(axis))
-    for labels in met.values():
-        for other in labels[1:]:
-            t.unify(node, labels[0], other)
+    for key, labels in list(met.items()):
+        names = key if isinstance(key, tuple) else (key,)
+        summed = [name for name in names if name not in out]
+        sharing = sum(all(name in letters for name in names) for letters, *_ in terms)
+        if isinstance(key, tuple):
+            if len(labels) < sharing and summed:  # another term has these axes in their order
+                met[key] = labels = [*labels, None]
+        if len(labels) == 2 and summed and len(terms) == 2:
+            t.unify(node, *labels, dual=True)
+        else:
+            for other in labels[1:]:
+                t.unify(node, labels[0], other)
+            if len(labels) > 1 or summed:
+                for each in labels:
+                    t.limit(each)
     # An axis that one tensor alone has and that is summed over is seen as a whole.
-    return {
-        axis: met[letter][0]
-        for axis, letter in enumerate(out)
-        if letter in met and all(labels is not None for labels in met[letter])
-    }
+    layout: Layout = {}
+    for key, labels in met.items():
+        names = key if isinstance(key, tuple) else (key,)
+        if all(name in out for name in names) and all(each is not None for each in labels):
+            axes = tuple(out.index(name) for name in names)
+            if list(axes) != sorted(axes):
+                raise t.fail(node, "its rule knows no axes that were split and change places")
+            layout[axes if len(axes) > 1 else axes[0]] = labels[0]
+    return layout

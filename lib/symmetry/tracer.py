@@ -9,16 +9,18 @@ from torch import fx, nn
 
 from ..checks import first_line, unwrapped
 from .graph import Graph, UnsupportedError, capture
-from .groups import Group, Groups, Layer, Member, Tap
-from .registry import MAKERS, function_rule, kind_of_layer, module_rule, reads_numbers, spelled
+from .groups import KINDS, Group, Groups, Layer, Member, Tap
+from .registry import LINEAR, MAKERS, function_rule, kind_of_layer, module_rule, reads_numbers, spelled
 
-# Labels (n, 3) say what stands in each of n entries of an axis: (unit, part, parts) is one of the parts of a unit,
-# so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together.
+# Labels (n, 4) say what stands in each of n entries of an axis: (unit, part, parts, sign) is one of the parts of a unit,
+# so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together. Where
+# units take a linear map M, those of sign 1 move with M and those of sign −1 with its dual, the inverse of Mᵀ.
 # A layout maps axes to labels; an axis that is absent keeps its order. A key of several axes (1, 2) has labels
-# (n1, n2, 3): a reshape has split a permuted axis in two.
+# (n1, n2, 4): a reshape has split a permuted axis in two.
 Labels = np.ndarray
 Layout = dict[int | tuple[int, ...], Labels]
-UNIT, PART, PARTS = range(3)
+UNIT, PART, PARTS, SIGN = range(4)
+COLUMNS = 4
 
 
 class _Units:
@@ -26,16 +28,21 @@ class _Units:
 
     def __init__(self) -> None:
         self.count = 0
-        self.to = np.zeros((1024, 3), dtype=np.int64)  # what each unit is
+        self.to = np.zeros((1024, COLUMNS), dtype=np.int64)  # what each unit is
         self.fixed = np.zeros(1024, dtype=bool)
+        self.kind = np.zeros(1024, dtype=np.int8)  # which maps of KINDS, at most
 
     def new(self, count: int, fixed: bool = False) -> Labels:
         first, self.count = self.count, self.count + count
         while self.count > len(self.to):
-            self.to, self.fixed = (np.concatenate([x, np.zeros_like(x)]) for x in (self.to, self.fixed))
+            grown = (np.concatenate([x, np.zeros_like(x)]) for x in (self.to, self.fixed, self.kind))
+            self.to, self.fixed, self.kind = grown
         here = slice(first, self.count)
-        self.to[here, UNIT], self.to[here, PART], self.to[here, PARTS] = np.arange(first, self.count), 0, 1
+        self.to[here] = 0
+        self.to[here, UNIT] = np.arange(first, self.count)
+        self.to[here, PARTS] = self.to[here, SIGN] = 1
         self.fixed[here] = fixed
+        self.kind[here] = len(KINDS) - 1
         return self.to[here].copy()
 
     def resolve(self, labels: Labels) -> Labels:
@@ -46,15 +53,23 @@ class _Units:
                 return labels
             parts = labels[..., PARTS]
             part = target[..., PART] * parts + labels[..., PART]
-            labels = np.stack([target[..., UNIT], part, target[..., PARTS] * parts], axis=-1)
+            columns = [target[..., UNIT], part, target[..., PARTS] * parts, target[..., SIGN] * labels[..., SIGN]]
+            labels = np.stack(columns, axis=-1)
 
     def fix(self, labels: Labels) -> None:
         self.fixed[self.resolve(labels)[..., UNIT]] = True
 
+    def limit(self, labels: Labels, kind: str) -> None:
+        """Says that at most maps of a kind leave what is computed as it is."""
+        unit = self.resolve(labels)[..., UNIT]
+        np.minimum.at(self.kind, unit, KINDS.index(kind))
+
     def unify(self, a: Labels, b: Labels) -> None:
         """Ties two axes entry by entry."""
-        a, b = self.resolve(a.reshape(-1, 3)), self.resolve(b.reshape(-1, 3))
-        differ = (a != b).any(axis=1)
+        a, b = self.resolve(a.reshape(-1, COLUMNS)), self.resolve(b.reshape(-1, COLUMNS))
+        differ = (a[:, :SIGN] != b[:, :SIGN]).any(axis=1)
+        if (crossed := ~differ & (a[:, SIGN] != b[:, SIGN])).any():  # it moves with M and with its dual: they are one
+            self.limit(a[crossed], "orthogonal")
         a, b = a[differ], b[differ]
         if not len(a):
             return
@@ -62,26 +77,34 @@ class _Units:
             alone = (new[:, PARTS] == 1).all() and len(np.unique(new[:, UNIT])) == len(new)
             if alone and not np.isin(new[:, UNIT], old[:, UNIT]).any():
                 self.to[new[:, UNIT]] = old
+                self.to[new[:, UNIT], SIGN] *= new[:, SIGN]
                 np.logical_or.at(self.fixed, old[:, UNIT], self.fixed[new[:, UNIT]])
+                np.minimum.at(self.kind, old[:, UNIT], self.kind[new[:, UNIT]])
                 return
         for x, y in zip(a, b, strict=True):
-            (p, s, n), (q, t, m) = sorted(
+            (p, s, n, e), (q, t, m, f) = sorted(
                 map(tuple, self.resolve(np.stack([x, y])).tolist()), key=lambda u: (u[2], -u[0])
             )
             if p == q and (s, n) == (t, m):
+                if e != f:
+                    self.kind[p] = min(self.kind[p], KINDS.index("orthogonal"))
                 continue
             if p != q and m % n == 0 and t % n == s:  # p's n parts are n of q's m
-                self.to[p] = q, t // n, m // n
+                self.to[p] = q, t // n, m // n, e * f
                 self.fixed[q] |= self.fixed[p]
+                self.kind[q] = min(self.kind[p], self.kind[q])
             else:  # no permutation but the identity is known to respect both; it always does
                 self.fixed[[p, q]] = True
 
 
 class _Tracer:
-    def __init__(self, model: nn.Module, graph: Graph) -> None:
-        self.graph = graph.graph
+    def __init__(self, model: nn.Module, graph: Graph, *, inside: bool = False) -> None:
+        """`inside`: heads of attention stay in their order, and what runs inside them is labelled; else heads are."""
+        self.graph, self.inside = graph.graph, inside
         self.modules = dict(model.named_modules())
         self.state = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+        # What is left of a table (a mask) when the example is shorter moves nothing; statistics come with parameters.
+        self.parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         self.aliases = aliases(model)
         self.units = _Units()
         self.layouts: dict[fx.Node, Layout | list[Layout]] = {}
@@ -91,6 +114,8 @@ class _Tracer:
         self.producers: list[tuple[str, Labels]] = []
         self.kinds: dict[fx.Node, str] = {}
         self.layers: list[Layer] = []
+        self.gains: dict[str, tuple[fx.Node, str | None]] = {}  # a norm's gain: its node, and its bias
+        self.heads: list[tuple[Labels, Labels]] = []  # of each attention, the heads of its queries and of its values
         self.visited: fx.Node | None = None
 
     # What rules use -------------------------------------------------------------------------------------------------
@@ -123,8 +148,7 @@ class _Tracer:
 
     def items(self, node: fx.Node) -> list[Layout]:
         """The layouts of the tensors in a node's value."""
-        layout = self._read(node)
-        return [dict(each) for each in layout] if isinstance(layout, list) else [dict(layout)]
+        return [dict(each) for each in _list(self._read(node))]
 
     def value(self, argument: object) -> object:
         """An argument with the numbers that other nodes computed on the example in their place."""
@@ -185,8 +209,17 @@ class _Tracer:
         if labels is not None:
             self.units.fix(labels)
 
-    def unify(self, node: fx.Node, first: Labels | None, second: Labels | None) -> None:
-        """Ties two axes of one length entry by entry; None is an axis that keeps its order."""
+    def limit(self, layout: Layout | Labels | None, kind: str = "permutation") -> None:
+        """Says that only maps of a kind (`KINDS`) may act on what carries these labels."""
+        for labels in layout.values() if isinstance(layout, dict) else [layout]:
+            if labels is not None:
+                self.units.limit(labels, kind)
+
+    def unify(self, node: fx.Node, first: Labels | None, second: Labels | None, *, dual: bool = False) -> None:
+        """Ties two axes of one length entry by entry; None is an axis that keeps its order. `dual`: the entries are
+        multiplied and summed over, so one moves with the dual of the map that moves the other."""
+        if dual and second is not None:
+            second = second * np.array([1, 1, 1, -1])
         if first is None or second is None:
             self.fix(first)
             self.fix(second)
@@ -233,6 +266,9 @@ class _Tracer:
             raise
         except Exception as error:
             raise self.fail(node, f"its rule cannot read it: {first_line(error)}") from error
+        if handler not in LINEAR:
+            for each in [*(i for n in node.all_input_nodes for i in self.items(n)), *_list(layout)]:
+                self.limit(each)
         if module is not None:
             for name, tensor in module.state_dict(keep_vars=True).items():
                 full = self.aliases.get(f"{node.target}.{name}", f"{node.target}.{name}")
@@ -243,8 +279,7 @@ class _Tracer:
     def _labelled(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return node.target in self.state and self.state[node.target].numel() > 1
-        layout = self.layouts[node]
-        return any(layout) if isinstance(layout, list) else bool(layout)
+        return any(_list(self.layouts[node]))
 
     # The groups -----------------------------------------------------------------------------------------------------
 
@@ -265,13 +300,11 @@ class _Tracer:
         """
         generator = np.random.default_rng(0)
         known = np.zeros(self.units.count, dtype=np.uint64)
-        layouts = [
-            each for layout in self.layouts.values() for each in (layout if isinstance(layout, list) else [layout])
-        ]
+        layouts = [each for layout in self.layouts.values() for each in _list(layout)]
         axes = [labels for layout in layouts for labels in layout.values()]
         axes += [labels for *_, labels in self._places()] + self.apart
         for labels in {id(labels): labels for labels in axes}.values():
-            unit, part, parts = self.units.resolve(labels.reshape(-1, 3)).T
+            unit, part, parts, _ = self.units.resolve(labels.reshape(-1, COLUMNS)).T
             order = np.argsort(unit, kind="stable")
             starts = np.r_[True, unit[order][1:] != unit[order][:-1]]
             first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
@@ -331,7 +364,8 @@ class _Tracer:
         for name, made_classes in sorted(made, key=lambda producer: len(producer[1]) > 1):
             for unit_class in made_classes:
                 makers.setdefault(unit_class, []).append(name)
-        free = [unit_class for unit_class, size in sizes.items() if size > 1]
+        own = {*self.parameters}
+        free = [c for c, size in sizes.items() if size > 1 and any(m.tensor in own for m in members[c])]
         free.sort(key=lambda unit_class: order.get(unit_class, len(made)))
         titles = _names([makers.get(unit_class) or [members[unit_class][0].tensor] for unit_class in free])
         groups = {
@@ -390,6 +424,10 @@ def aliases(model: nn.Module) -> dict[str, str]:
         if isinstance(tensor, torch.Tensor) and first.setdefault(id(tensor), name) != name:
             names[name] = first[id(tensor)]
     return names
+
+
+def _list(layout: Layout | list[Layout]) -> list[Layout]:
+    return layout if isinstance(layout, list) else [layout]
 
 
 def _is_tensor(node: fx.Node) -> bool:
