@@ -4,7 +4,7 @@ import contextlib
 import copy
 import inspect
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,11 @@ class _Shapes(Interpreter):
         return value
 
 
+# Of torch's own modules, those that are looked into: what they are made of has rules.
+_LAYERED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+_LAYERED += (nn.TransformerDecoder, nn.TransformerDecoderLayer, nn.Transformer)
+
+
 class _Symbolic(fx.Tracer):
     """torch.fx's tracer, for the first `count` arguments of `forward`: the others keep their defaults. Modules that
     have a rule are leaves."""
@@ -68,7 +73,7 @@ class _Symbolic(fx.Tracer):
         self.count, self.has_rule = count, has_rule
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return self.has_rule(module) or super().is_leaf_module(module, name)
+        return self.has_rule(module) or (not isinstance(module, _LAYERED) and super().is_leaf_module(module, name))
 
     def create_args_for_root(self, function: Callable, is_module: bool, concrete_args=None):
         names = [p.name for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_POSITIONAL][1:]
@@ -86,12 +91,15 @@ def on(example: object, device: torch.device | str) -> tuple:
     return tuple(x.to(device, copy=True) if isinstance(x, torch.Tensor) else x for x in inputs_of(example))
 
 
-def capture(model: nn.Module, example: object, has_rule: Callable[[nn.Module], bool]) -> Graph:
+def capture(
+    model: nn.Module, example: object, has_rule: Callable[[nn.Module], bool], knows: Callable[[object], bool]
+) -> Graph:
     """The graph of a network in evaluation mode, with the shapes of its values.
 
     Args:
         example: an input, or a tuple of several.
         has_rule: which modules are nodes of their own instead of being looked into.
+        knows: which functions need not be looked into.
 
     Raises:
         UnsupportedError: the network does not take the example, or neither way can trace it.
@@ -104,16 +112,33 @@ def capture(model: nn.Module, example: object, has_rule: Callable[[nn.Module], b
         except Exception as error:
             shapes = " and ".join(map(_described, inputs_of(example)))
             raise UnsupportedError(f"the example {shapes} does not go through {name}: {first_line(error)}") from None
-        reasons = {}
+        reasons, wrapped = {}, None
         for way, trace in (("torch.fx", _symbolic), ("torch.export", _exported)):
             try:
-                graph = trace(model, on(example, device), has_rule)
+                with _written_out():
+                    graph = trace(model, on(example, device), has_rule)
                 _Shapes(model, graph).run(*on(example, device))
+                if any(node.op == "call_function" and not knows(node.target) for node in graph.nodes):
+                    wrapped = wrapped or Graph(graph, way)  # by torch.fx.wrap; torch.export looks into it
+                    continue
                 return Graph(graph, way)
             except Exception as error:
                 reasons[way] = first_line(error.__cause__ or error).rstrip(".")
+    if wrapped is not None:
+        return wrapped
     both = "; ".join(f"{way}: {reason}" for way, reason in reasons.items())
     raise UnsupportedError(f"cannot trace {name}: {both}")
+
+
+@contextlib.contextmanager
+def _written_out() -> Iterator[None]:
+    """nn.MultiheadAttention as what it computes, not as one operation that does it faster."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _described(example: object) -> str:

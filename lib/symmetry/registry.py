@@ -70,6 +70,12 @@ def function_rule(target: object) -> Callable | None:
     return RULES.get(_IN_PLACE.get(plain, plain))
 
 
+def known(target: object) -> bool:
+    """Whether a function has a rule or is torch's or Python's own, into which there is no looking."""
+    module = (getattr(target, "__module__", None) or "torch").partition(".")[0]
+    return module in ("torch", "_operator", "builtins", "math", "numpy") or function_rule(target) is not None
+
+
 def module_rule(module: nn.Module) -> Callable | None:
     """The rule of a module: that of its class, or of the class that it computes the same as."""
     for kind in type(module).__mro__:

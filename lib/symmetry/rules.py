@@ -335,11 +335,11 @@ def _gated(t: _Tracer, node: fx.Node, module) -> Layout:
 _AS_THEY_ARE = (
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "neg", "positive",
     "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "type_as", "type", "cpu", "alias",
-    "stochastic_depth",
+    "stochastic_depth", "zero",
 )  # fmt: skip
 _ONE_BY_ONE = (
     "abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "sin", "cos", "erf", "sign",
-    "floor", "ceil", "round", "clamp", "clip", "clamp_min", "clamp_max", "logit", "nan_to_num", "logical_not",
+    "floor", "ceil", "round", "clamp", "clip", "clamp_min", "clamp_max", "logit", "nan_to_num", "logical_not", "fill",
 )  # fmt: skip
 
 
@@ -466,8 +466,11 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, rang
     return runs
 
 
-def _whole(t: _Tracer, node: fx.Node, layout: Layout, axes: range, shape: Sequence[int]) -> Labels | None:
-    """Labels of every entry of a run of axes (… sizes …, 4); None if none of them is permuted."""
+def _whole(
+    t: _Tracer, node: fx.Node, layout: Layout, axes: range, shape: Sequence[int], repeated: Sequence[int] = ()
+) -> Labels | None:
+    """Labels of every entry of a run of axes (… sizes …, 4), which are alike along those `repeated`; None if none of them
+    is permuted."""
     keys = [key for key in layout if set(key if isinstance(key, tuple) else [key]) & set(axes)]
     if not keys:
         return None
@@ -479,7 +482,7 @@ def _whole(t: _Tracer, node: fx.Node, layout: Layout, axes: range, shape: Sequen
         keys = [min(keys)]
     own = keys[0] if isinstance(keys[0], tuple) else (keys[0],)
     sizes = [shape[axis] for axis in axes]
-    inner = [shape[axis] if axis not in own else 1 for axis in axes]
+    inner = [shape[axis] if axis not in own and axis not in repeated else 1 for axis in axes]
     parts = math.prod(inner)
     view = [shape[axis] if axis in own else 1 for axis in axes]
     labels = np.broadcast_to(layout[keys[0]].reshape(*view, COLUMNS), (*sizes, COLUMNS)).copy()
@@ -533,8 +536,13 @@ def _reshape(t: _Tracer, node: fx.Node, module) -> Layout:
                 layout |= _simplified(wide, t.units.resolve(labels))
             else:  # some of it merges with what is no part of it, as in depth to space
                 _joined(t, source, [axis for axis in key if axis not in moved])
+    repeated = []
+    if node.args[0].op != "call_module" and function_rule(node.args[0].target) is _expand:
+        narrow = _shape(node.args[0].args[0])
+        narrow = (1,) * (len(before) - len(narrow)) + narrow
+        repeated = [axis for axis, size in enumerate(narrow) if size < before[axis]]
     for old, new in runs:
-        labels = _whole(t, node, source, old, before)
+        labels = _whole(t, node, source, old, before, repeated)
         if labels is None:
             continue
         wide = tuple(axis for axis in new if after[axis] > 1)

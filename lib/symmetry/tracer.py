@@ -10,7 +10,7 @@ from torch import fx, nn
 from ..checks import first_line, unwrapped
 from .graph import Graph, UnsupportedError, capture
 from .groups import KINDS, Group, Groups, Layer, Member, Tap
-from .registry import LINEAR, MAKERS, function_rule, kind_of_layer, module_rule, reads_numbers, spelled
+from .registry import LINEAR, MAKERS, function_rule, kind_of_layer, known, module_rule, reads_numbers, spelled
 
 # Labels (n, 4) say what stands in each of n entries of an axis: (unit, part, parts, sign) is one of the parts of a unit,
 # so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together. Where
@@ -462,7 +462,7 @@ def trace(model: nn.Module, example: torch.Tensor | tuple) -> Groups:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        graph = capture(model, example, lambda module: module_rule(module) is not None)
+        graph = capture(model, example, lambda module: module_rule(module) is not None, known)
     finally:
         for module, mode in training.items():
             module.training = mode
