@@ -167,7 +167,7 @@ def _pruned(units: str) -> Callable[[Parents], Result]:
 def _self(parents: Parents) -> Result:
     first, generator = parents.networks[0], torch.Generator().manual_seed(parents.seed)
     order = parents.groups.random(generator)
-    moved = models.load_state(copy.deepcopy(first), symmetry.permute(models.state_of(first), parents.groups, order))
+    moved = models.load_state(copy.deepcopy(first), symmetry.act(models.state_of(first), parents.groups, order))
     aligned = align([first, moved], parents.groups, [parents.groups.identity()] * 2)
     return _corrected(parents, aligned, "least_squares").model(), {}
 

@@ -231,7 +231,7 @@ class Versioned(nn.Module):
 def test_entries_that_are_no_tensors_are_kept(perms):
     net = Versioned()
     assert symmetry.prove(net, PAIR, torch.randn(4, 6), perms) < 1e-9
-    moved = symmetry.permute(net.state_dict(), PAIR, {"a": torch.tensor([1, 2, 3, 4, 0])})
+    moved = symmetry.act(net.state_dict(), PAIR, {"a": torch.tensor([1, 2, 3, 4, 0])})
     assert moved["_extra_state"] == {"version": 3}
     with pytest.raises(SymmetryError, match="permuting a changes"):
         symmetry.prove(net, forget(PAIR, "a", 1), torch.randn(4, 6), perms)
@@ -396,7 +396,7 @@ def test_permute_moves_parts_of_axes_and_rows_one_by_one():
                 else:
                     expected[rows[0] : rows[-1] + 1, to] = source[rows[0] : rows[-1] + 1, of]
     before = state["w"].clone()
-    assert torch.equal(symmetry.permute(state, groups, perms)["w"], expected)
+    assert torch.equal(symmetry.act(state, groups, perms)["w"], expected)
     assert torch.equal(state["w"], before)
 
 
