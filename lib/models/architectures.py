@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .. import loaders
 from ..checks import InputError
 from .transformers import GPT, ViT
 
@@ -189,7 +190,7 @@ ARCHITECTURES = {
     **{name: Architecture(VGG, (None, "batch", "group"), (3, 32, 32), augment=True) for name in VGG_CHANNELS},
     "vit_mnist": _vit((1, 28, 28), augment=False, patch=7, d=64, depth=3),
     "vit_cifar": _vit((3, 32, 32), augment=True, patch=4, d=96, depth=4),
-    "gpt": _gpt(128, 64, d=96, depth=4),
+    "gpt": _gpt(len(loaders.CHARACTERS), loaders.WINDOW, d=96, depth=4),
 }
 
 
