@@ -259,7 +259,7 @@ def act(
         group = groups[name]
         if isinstance(perm, torch.Tensor) and perm.is_floating_point():
             _check_matrix(name, perm, group, state)
-            _multiply(moved, group, perm.double())
+            _multiply(moved, own, group, perm.double())
             continue
         _check_permutation(name, perm, group.size)
         for member in group.members:
@@ -284,23 +284,31 @@ def act(
             other = max((a for a in range(part.dim()) if a != axis), key=lambda a: part.shape[a])
             for piece in part.split(max(1, 2**20 * part.shape[other] // max(1, part.numel())), other):
                 piece.copy_(piece.index_select(axis, order))
+    for tensor in own:
+        moved[tensor] = moved[tensor].to(state[tensor].dtype)
     return moved
 
 
-def _multiply(moved: dict[str, torch.Tensor], group: Group, matrix: torch.Tensor) -> None:
-    """Replaces each tensor of a group's members by one that the matrix has mapped, calculated in float64."""
+def _multiply(moved: dict[str, torch.Tensor], own: set[str], group: Group, matrix: torch.Tensor) -> None:
+    """Maps each member of a group by a matrix, in tensors that become float64."""
     both, gains = (matrix, torch.linalg.inv(matrix).T), {gain.weight for gain in group.gains}
     for member in group.members:
         if member.tensor in gains:
             continue
-        tensor = moved[member.tensor]
-        whole = tensor.double().clone()
-        part = whole[slice(*member.rows)] if member.rows else whole
-        places = entries(member, torch.arange(group.size)).to(tensor.device)
-        units = part.index_select(member.axis, places).movedim(member.axis, 0).unflatten(0, (group.size, member.block))
-        units = torch.tensordot(both[member.dual].to(tensor.device), units, 1).flatten(0, 1)
-        part.index_copy_(member.axis, places, units.movedim(0, member.axis))
-        moved[member.tensor] = whole.to(tensor.dtype)
+        if member.tensor not in own or moved[member.tensor].dtype != torch.float64:
+            moved[member.tensor] = moved[member.tensor].to(torch.float64, copy=True)
+            own.add(member.tensor)
+        tensor, count = moved[member.tensor], group.size * member.block
+        part = tensor[slice(*member.rows)] if member.rows else tensor
+        places = None
+        if member.starts is not None:
+            places = entries(member, torch.arange(group.size)).to(tensor.device)
+            units = part.index_select(member.axis, places)
+        else:
+            units = part.narrow(member.axis, member.offset, count)
+        mapped = units.movedim(member.axis, 0).unflatten(0, (group.size, member.block))
+        mapped = torch.tensordot(both[member.dual].to(tensor.device), mapped, 1).flatten(0, 1).movedim(0, member.axis)
+        units.copy_(mapped) if places is None else part.index_copy_(member.axis, places, mapped)
 
 
 def fold(state: Mapping[str, torch.Tensor], groups: Mapping[str, Group]) -> dict[str, torch.Tensor]:
