@@ -134,7 +134,9 @@ def descend(
             if alike is None:
                 alike = torch.zeros(group.size, group.size, dtype=torch.float64)
                 for member in group.members:
-                    outer = {n for n, _ in others[member.tensor] if n in groups.groups and n not in (name, *_around(group))}
+                    outer = {
+                        n for n, _ in others[member.tensor] if n in groups.groups and n not in (name, *_around(group))
+                    }
                     if member.tensor not in gains and (rounds > 1 or outer <= done):
                         a, b = (entries_of(state, member, group.size) for state in (state_a, current))
                         alike += a @ b.T
@@ -186,7 +188,9 @@ def from_activations(
     state_b = {name: t.cpu() for name, t in models.state_of(model_b).items()}
     state_b = symmetry.act(symmetry.fold(state_b, groups) if maps != "permutation" else state_b, groups, found)
     pair = [models.load_state(copy.deepcopy(model), state) for model, state in ((model_a, state_a), (model_b, state_b))]
-    alike = similar(*pair, dataclasses.replace(groups, groups=rest, inside={}), kind=None if maps == "permutation" else "relative")
+    alike = similar(
+        *pair, dataclasses.replace(groups, groups=rest, inside={}), kind=None if maps == "permutation" else "relative"
+    )
     steps = {name: _nearest(alike[name], allowed(group, maps), name) for name, group in rest.items()}
     return symmetry.compose(found, steps, groups)
 

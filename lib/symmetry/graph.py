@@ -176,7 +176,13 @@ def _with_patterns(graph: fx.Graph) -> fx.Graph:
             continue
         given = dict(zip(names, node.args, strict=False)) | node.kwargs
         with graph.inserting_before(node):
-            asked = (given["query"], given["key"], given.get("attn_mask"), given.get("is_causal", False), given.get("scale"))
+            asked = (
+                given["query"],
+                given["key"],
+                given.get("attn_mask"),
+                given.get("is_causal", False),
+                given.get("scale"),
+            )
             pattern = graph.call_function(attention_pattern, asked)
             output = graph.call_function(attention_output, (pattern, given["value"]))
         for new in (pattern, output):

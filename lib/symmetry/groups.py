@@ -145,10 +145,10 @@ class Groups(Mapping[str, Group]):
                 extent = f"×{m.block}" if m.block > 1 else ""
                 start = "*" if m.starts else f"+{m.offset}" if m.offset else ""
                 places.append(f"{m.tensor}:{m.axis}{extent}{start}")
-            kind = f" [{group.kind}]" if group.kind != "permutation" else ""
-            rows.append((name, str(group.size) + kind, ", ".join(places)))
+            kind = f"[{group.kind}] " if group.kind != "permutation" else ""
+            rows.append((name, str(group.size), kind + ", ".join(places)))
         first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
-        lines = [f"{name:<{first}}  {size:<{second}}  {places}" for name, size, places in rows]
+        lines = [f"{name:<{first}}  {size:>{second}}  {places}" for name, size, places in rows]
         if self.inside:
             sizes = sorted({group.size for group in self.inside.values()})
             kinds = sorted({group.kind for group in self.inside.values()})
@@ -257,7 +257,7 @@ def act(
         if name not in groups:
             raise SymmetryError(f"there is no group '{name}'; groups: {', '.join(groups)}")
         group = groups[name]
-        if isinstance(perm, torch.Tensor) and perm.is_floating_point():
+        if group.kind != "permutation" and isinstance(perm, torch.Tensor) and perm.is_floating_point():
             _check_matrix(name, perm, group, state)
             _multiply(moved, own, group, perm.double())
             continue
@@ -335,7 +335,9 @@ def fold(state: Mapping[str, torch.Tensor], groups: Mapping[str, Group]) -> dict
         if bias is not None:
             if not carried and not weight.all():
                 raise SymmetryError(f"{gain.weight} has entries of 0, so it cannot be folded into {gain.readers[0][0]}")
-            folded[gain.bias] = torch.zeros_like(folded[gain.bias]) if carried else (bias / weight).to(folded[gain.bias])
+            folded[gain.bias] = (
+                torch.zeros_like(folded[gain.bias]) if carried else (bias / weight).to(folded[gain.bias])
+            )
         folded[gain.weight] = torch.ones_like(folded[gain.weight])
     return folded
 
@@ -357,7 +359,7 @@ def by_tensor(groups: Mapping[str, Group]) -> dict[str, list[tuple[str, Member]]
 
 
 def _check_permutation(name: str, perm: torch.Tensor, size: int) -> None:
-    what = f"perms['{name}'] is no permutation of {size} units"
+    what = f"maps['{name}'] is no permutation of {size} units"
     if not isinstance(perm, torch.Tensor) or perm.dtype != torch.int64 or perm.shape != (size,):
         got = f"{tuple(perm.shape)} {perm.dtype}" if isinstance(perm, torch.Tensor) else type(perm).__name__
         raise SymmetryError(f"{what}: it is {got.replace('torch.', '')}; accepted: int64 of shape ({size},)")
@@ -367,14 +369,14 @@ def _check_permutation(name: str, perm: torch.Tensor, size: int) -> None:
 
 def _check_matrix(name: str, matrix: torch.Tensor, group: Group, state: Mapping[str, torch.Tensor]) -> None:
     what, size = f"maps['{name}'] is refused", group.size
-    if group.kind == "permutation":
-        raise SymmetryError(f"{what}: a matrix; accepted: permutations of its {size} units, int64 ({size},)")
     if matrix.shape != (size, size) or not bool(matrix.isfinite().all()):
         raise SymmetryError(f"{what}: {tuple(matrix.shape)}; accepted: finite numbers ({size}, {size})")
     square = matrix.double() @ matrix.double().T
     if group.kind != "invertible" and not torch.allclose(square, torch.eye(size).to(square), atol=1e-6):
         raise SymmetryError(f"{what}: it is not orthogonal; accepted: orthogonal matrices")
-    if group.kind == "centred" and not torch.allclose(matrix.double().sum(dim=1).cpu(), torch.ones(size).double(), atol=1e-6):
+    if group.kind == "centred" and not torch.allclose(
+        matrix.double().sum(dim=1).cpu(), torch.ones(size).double(), atol=1e-6
+    ):
         raise SymmetryError(f"{what}: its rows do not sum to 1; accepted: orthogonal matrices that keep the mean")
     for gain in group.gains:
         if not bool((state[gain.weight] == 1).all()):

@@ -394,9 +394,10 @@ def _joined(t: _Tracer, layout: Layout, dims: Sequence[int]) -> None:
         layout[kept[0]] = units
 
 
-SPATIAL = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+SPATIAL = ("MaxPool", "LPPool", "AdaptiveMaxPool")
+MEANS = ("AvgPool", "AdaptiveAvgPool")
 PADS = ("ReplicationPad", "ReflectionPad", "ZeroPad", "CircularPad", "ConstantPad")
-POOLS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
+POOLS = ("max_pool", "lp_pool", "adaptive_max_pool")
 
 
 @rule(*(getattr(nn, f"{name}{d}d") for d in (1, 2, 3) for name in (*SPATIAL, *PADS) if hasattr(nn, f"{name}{d}d")))
@@ -407,6 +408,12 @@ def _spatial(t: _Tracer, node: fx.Node, module) -> Layout:
     name = type(module).__name__ if module is not None else spelled(node.target)
     first = len(_shape(node.args[0])) - int(re.search(r"([123])d", name)[1])
     return _kept(t, layout, [axis for axis in layout if axis >= first])
+
+
+@rule(*(getattr(nn, f"{name}{d}d") for d in (1, 2, 3) for name in MEANS))
+@rule(*(f"{name}{d}d" for name in ("avg_pool", "adaptive_avg_pool") for d in (1, 2, 3)), linear=True)
+def _mean_pool(t: _Tracer, node: fx.Node, module) -> Layout:
+    return _spatial(t, node, module)
 
 
 def _kept(t: _Tracer, layout: Layout, axes: Sequence[int]) -> Layout:
@@ -622,7 +629,11 @@ def _cut(t: _Tracer, layout: Layout, axis: int, index: slice | int) -> None:
             layout[key] = labels
             _joined(t, layout, [axis])
         else:
-            labels = np.moveaxis(np.moveaxis(labels, key.index(axis), 0)[index if isinstance(index, slice) else [index]], 0, key.index(axis))
+            labels = np.moveaxis(
+                np.moveaxis(labels, key.index(axis), 0)[index if isinstance(index, slice) else [index]],
+                0,
+                key.index(axis),
+            )
             layout |= _simplified(key, labels)
 
 
@@ -927,11 +938,13 @@ def _meet(t: _Tracer, node: fx.Node, layouts, shapes, key: tuple[int, ...], layo
         layout |= _simplified(key, t.units.resolve(labels))
 
 
-@rule(*sorted(MAKERS))
+@rule(*sorted(MAKERS), linear=True)
 def _constant(t: _Tracer, node: fx.Node, module) -> Layout:
     """Equal entries: units that nothing tells apart; the batch axis is left alone."""
     shape = _shape(node)
-    return {axis: t.units.new(size) for axis, size in enumerate(shape) if size > 1 and (axis or len(shape) == 1)}
+    layout = {axis: t.units.new(size) for axis, size in enumerate(shape) if size > 1 and (axis or len(shape) == 1)}
+    t.limit(layout)
+    return layout
 
 
 @rule("amax", "amin", "var", "std", "norm", "logsumexp", "prod", "linalg_vector_norm", "vector_norm")

@@ -97,12 +97,14 @@ class _Units:
                 self.fixed[[p, q]] = True
 
 
-# What leaves the entries of an axis as they are, one by one.
+# What leaves the entries of an axis as they are, one by one, or takes their mean over other axes.
 PASSING = {
     "dropout", "contiguous", "clone", "detach", "float", "double", "to", "alias", "view", "reshape", "flatten",
     "unflatten", "_unsafe_view", "permute", "transpose", "movedim", "getitem", "select", "slice", "narrow", "chunk",
     "split", "split_with_sizes", "unbind", "squeeze", "unsqueeze", "mean", "roll", "expand",
+    "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
 }  # fmt: skip
+PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 
 
 class _Tracer:
@@ -364,15 +366,17 @@ class _Tracer:
         while waiting:
             node = waiting.pop()
             for user in node.users:
-                if user.op != "output" and not _is_tensor(user):
-                    continue
+                if user.op != "output" and (not _is_tensor(user) or spelled(user.target) in MAKERS):
+                    continue  # it reads a shape alone
                 name, module = spelled(user.target), self.modules.get(user.target) if user.op == "call_module" else None
                 linear = isinstance(module, nn.Linear) or (module is None and name == "linear")
                 if linear and user.args[0] is node:
                     arguments = [*user.args[1:], *user.kwargs.values()]
-                    own = [f"{user.target}.{n}" for n in ("weight", "bias")] if module is not None else [
-                        a.target for a in arguments if isinstance(a, fx.Node)
-                    ]
+                    own = (
+                        [f"{user.target}.{n}" for n in ("weight", "bias")]
+                        if module is not None
+                        else [a.target for a in arguments if isinstance(a, fx.Node)]
+                    )
                     weight, bias = (own[0], own[1] if len(own) > 1 and own[1] in self.state else None)
                     axis = self.tensors.get(weight, {}).get(1)
                     if weight in found or weight in shared or bias in shared or axis is None:
@@ -380,7 +384,7 @@ class _Tracer:
                     if not np.array_equal(self.units.resolve(axis)[:, UNIT], unit):
                         return None
                     found[weight] = bias
-                elif user.op != "output" and (name in PASSING or isinstance(module, nn.Identity | nn.Dropout | nn.Flatten)):
+                elif user.op != "output" and (name in PASSING or isinstance(module, PASSING_MODULES)):
                     waiting.append(user)
                 elif name in ("pad", "constant_pad_nd") and _shape(user) == _shape(node):
                     waiting.append(user)
@@ -414,7 +418,7 @@ class _Tracer:
                 if unit_class not in sizes:  # its first place says how its units are counted
                     ordered = unit[positions][np.sort(np.unique(unit[positions], return_index=True)[1])]
                     rank[ordered], sizes[unit_class] = np.arange(len(ordered)), len(ordered)
-                    sign[unit[positions]] = signs[positions]
+                    sign[unit[positions[::-1]]] = signs[positions[::-1]]
                 turned = signs * sign[unit]  # −1 where an entry moves with the dual
                 for *run, columns in _runs(positions, rank[unit[positions]], sizes[unit_class], turned):
                     if (turned[columns] != turned[columns[:1]]).any():
@@ -432,6 +436,11 @@ class _Tracer:
                         runs = _runs(positions, rank[unit[positions]], sizes[unit_class])
                         every = [Tap(node.name, kind, axis, *run[:3], at) for run in runs]
                         taps.setdefault(unit_class, []).extend(every)
+        # What reads a stream reads it through its norms; sums that they normalise show the same again, on any scale.
+        normed = {node.name for _, nodes in self.gains.values() for node in nodes}
+        for unit_class, each in taps.items():
+            if any(tap.node in normed for tap in each):
+                taps[unit_class] = [tap for tap in each if tap.kind != "post_norm" or tap.node in normed]
         makers: dict[int, list[str]] = {}
         order: dict[int, int] = {}
         # A layer whose outputs are all one group names it better than one whose outputs are split over several.
@@ -449,7 +458,9 @@ class _Tracer:
         free.sort(key=lambda unit_class: order.get(unit_class, len(made)))
         titles = _names([makers.get(unit_class) or [members[unit_class][0].tensor] for unit_class in free])
         gains = self._foldable(classes, kinds)
-        roles = {int(c): role for role, labels in self.roles for c in classes[self.units.resolve(labels)[..., UNIT]].flat}
+        roles = {
+            int(c): role for role, labels in self.roles for c in classes[self.units.resolve(labels)[..., UNIT]].flat
+        }
         groups = {
             title: Group(
                 sizes[unit_class],
@@ -580,7 +591,9 @@ def _with_inside(groups: Groups, traced: Groups) -> Groups:
         patterns = tuple(tap for tap in group.taps if tap.kind == "pattern")
         outer[name] = dataclasses.replace(group, taps=patterns) if name in inside and patterns else group
     order = {name: sorted(each, key=lambda g: (g.role, g.within[1])) for name, each in inside.items()}
-    named = {f"{name}.{group.role}[{group.within[1]}]": group for name in groups if name in order for group in order[name]}
+    named = {
+        f"{name}.{group.role}[{group.within[1]}]": group for name in groups if name in order for group in order[name]
+    }
     return dataclasses.replace(groups, groups=outer, inside=named)
 
 
