@@ -162,28 +162,34 @@ def _swin(**options) -> nn.Module:
     return SwinTransformer([4, 4], 8, [2, 2], [2, 2], [2, 2], num_classes=5, **options)
 
 
-# {name: (constructor, example, kind of the stream, kind inside heads ("" for none))}
+T, S, INNER = TOKENS, SEQUENCE, "invertible"
+# {name: (constructor, example, kind of the stream, kind inside heads)}
 NETWORKS = {
     **{
         f"{layout}, {'written out' if written else 'fused'}": (
             lambda layout=layout, written=written: Encoder(layout=layout, written=written, causal=written),
-            SEQUENCE, "centred", "invertible",
+            S, "centred", INNER,
         )
         for layout in ("apart", "timm", "split", "interleaved") for written in (False, True)
     },
-    "class token": (lambda: Encoder(token=True, layout="timm"), SEQUENCE, "centred", "invertible"),
-    "MultiheadAttention": (lambda: Torch(nn.MultiheadAttention(16, 4, batch_first=True)), SEQUENCE, "invertible", "invertible"),
-    "MultiheadAttention, length first": (lambda: Torch(nn.MultiheadAttention(16, 4)), SEQUENCE, "invertible", "invertible"),
-    "TransformerEncoder": (lambda: _encoder(True), SEQUENCE, "permutation", "invertible"),
-    "TransformerEncoder, norms behind": (lambda: _encoder(False), SEQUENCE, "permutation", "invertible"),
-    "GPT": (lambda: GPT(False), TOKENS, "centred", "invertible"),
-    "GPT, tied": (lambda: GPT(True), TOKENS, "permutation", "invertible"),
-    "GPT, RMSNorm": (lambda: GPT(False, nn.RMSNorm), TOKENS, "orthogonal", "invertible"),
-    "GPT, tied, RMSNorm": (lambda: GPT(True, nn.RMSNorm), TOKENS, "permutation", "invertible"),
-    **{f"Llama, {how}": (lambda how=how: Llama(how), TOKENS, "orthogonal", "invertible") for how in ("repeat_interleave", "expand", "enable_gqa")},
-    "torchvision's ViT": (lambda: VisionTransformer(32, 8, 2, 4, 16, 24, num_classes=5), IMAGES, "centred", "invertible"),
-    "torchvision's Swin": (_swin, IMAGES, "centred", "invertible"),
-    "torchvision's Swin V2": (lambda: _swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2), IMAGES, "permutation", "invertible"),
+    "class token": (lambda: Encoder(token=True, layout="timm"), S, "centred", INNER),
+    "MultiheadAttention": (lambda: Torch(nn.MultiheadAttention(16, 4, batch_first=True)), S, "invertible", INNER),
+    "MultiheadAttention, length first": (lambda: Torch(nn.MultiheadAttention(16, 4)), S, "invertible", INNER),
+    "TransformerEncoder": (lambda: _encoder(True), S, "permutation", INNER),
+    "TransformerEncoder, norms behind": (lambda: _encoder(False), S, "permutation", INNER),
+    "GPT": (lambda: GPT(False), T, "centred", INNER),
+    "GPT, tied": (lambda: GPT(True), T, "permutation", INNER),
+    "GPT, RMSNorm": (lambda: GPT(False, nn.RMSNorm), T, "orthogonal", INNER),
+    "GPT, tied, RMSNorm": (lambda: GPT(True, nn.RMSNorm), T, "permutation", INNER),
+    **{
+        f"Llama, {how}": (lambda how=how: Llama(how), T, "orthogonal", INNER)
+        for how in ("repeat_interleave", "expand", "enable_gqa")
+    },
+    "torchvision's ViT": (lambda: VisionTransformer(32, 8, 2, 4, 16, 24, num_classes=5), IMAGES, "centred", INNER),
+    "torchvision's Swin": (_swin, IMAGES, "centred", INNER),
+    "torchvision's Swin V2": (
+        lambda: _swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2), IMAGES, "permutation", INNER,
+    ),
 }  # fmt: skip
 
 

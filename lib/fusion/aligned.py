@@ -21,9 +21,10 @@ State = Mapping[str, Tensor]
 class Aligned:
     """Networks of one architecture in one order of units.
 
-    `states`: their state dicts, on the CPU, mapped; `maps`: the maps that were applied, one {group: LongTensor (size,) or
-    matrix (size, size)} a network, gains of norms folded first in all of them where one is a matrix that asks for it; `groups`; `model`: a network of the architecture, of which only the structure counts;
-    `parents`: for each network {"name", "sha256" of its weights as they were given}.
+    `states`: their state dicts, on the CPU, mapped; `maps`: the maps that were applied, one {group: LongTensor (size,)
+    or matrix (size, size)} a network, gains of norms folded first in all of them where one is a matrix that asks for
+    it; `groups`; `model`: a network of the architecture, of which only the structure counts; `parents`: for each
+    network {"name", "sha256" of its weights as they were given}.
     """
 
     def __init__(
@@ -107,8 +108,8 @@ def align(
     Args:
         networks: of one architecture, wrapped (DataParallel, torch.compile) or not; they are not changed.
         groups: their groups (`symmetry.trace`).
-        maps: {group: LongTensor (size,) or matrix (size, size)} a network, as `matching.match` gives: unit perm[i] takes
-            place i (`symmetry.act`).
+        maps: {group: LongTensor (size,) or matrix (size, size)} a network, as `matching.match` gives; see
+            `symmetry.act`.
         names: what to call the networks in reports; by default by number.
 
     Raises:

@@ -80,8 +80,8 @@ class Moments:
         self.products += products.addr_(centre[0], rest[1]).addr_(sums[0], centre[1])
 
     def similarity(self, kind: str, epsilon: float) -> Tensor:
-        """(size, size) float64: "correlation", "covariance", "uncentred" (the mean product) or "relative" (the covariance
-        over the root of both networks' total variances, so that places of any scale count alike)."""
+        """(size, size) float64: "correlation", "covariance", "uncentred" (the mean product) or "relative" (the
+        covariance over the root of both networks' total variances, so that places of any scale count alike)."""
         mean_a, mean_b = self.sums / self.count
         if kind == "uncentred":
             return self.products / self.count

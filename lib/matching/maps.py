@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import models, symmetry
-from ..symmetry import Group, Groups, Maps, Member
+from ..checks import InputError
+from ..symmetry import Group, Groups, Member
 from .activation import activation_similarity
 from .assignment import assign
 
@@ -25,8 +26,8 @@ FAINT = 1e-6  # of a head's mean square: directions fainter than that are not st
 
 
 def allowed(group: Group, maps: str) -> str:
-    """The kind of map that is looked for in a group: "permutation" if that is what `maps` says, else the largest kind of
-    orthogonal ones that the group allows."""
+    """The kind of map that is looked for in a group: "permutation" if that is what `maps` says, else the largest kind
+    of orthogonal ones that the group allows."""
     if maps == "permutation" or group.kind == "permutation":
         return "permutation"
     return "centred" if group.kind == "centred" else "orthogonal"
@@ -50,8 +51,8 @@ def _sides(state: Mapping[str, Tensor], group: Group) -> tuple[Tensor, Tensor]:
 
 
 def balance(state: Mapping[str, Tensor], groups: Groups) -> dict[str, Tensor]:
-    """For each group that allows any invertible map, the symmetric positive matrix (size, size) float64 under which what
-    makes its units and what reads them have the same Gram matrix: then only rotations are left of its freedom."""
+    """For each group that allows any invertible map, the symmetric positive matrix (size, size) float64 under which
+    what makes its units and what reads them have the same Gram matrix: then only rotations are left of its freedom."""
     maps = {}
     for name, group in groups.every.items():
         if group.kind == "invertible" and any(member.dual for member in group.members):
@@ -70,8 +71,8 @@ def _power(matrix: Tensor, exponent: float) -> Tensor:
 
 
 def canonical(network: nn.Module, groups: Groups, maps: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(maps, state) of a network in the coordinates in which matrices are compared: gains of norms folded, balanced. With
-    `maps` "permutation" the network as it is."""
+    """(maps, state) of a network in the coordinates in which matrices are compared: gains of norms folded, balanced.
+    With `maps` "permutation" the network as it is."""
     state = {name: t.cpu() for name, t in models.state_of(network).items() if not models.is_extra(name, t)}
     if maps == "permutation":
         return {}, state
@@ -101,6 +102,27 @@ def circuits(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], group
     return total
 
 
+REACH = ("hidden", "heads", "inside", "all")
+
+
+def reached(found: Mapping[str, Tensor], groups: Groups, reach: str) -> dict[str, Tensor]:
+    """Of B's maps those of "hidden" units alone, which no attention reads or writes; of "heads", too; of what is "inside"
+    them, too; or "all", streams included.
+
+    Raises:
+        InputError: less than all of a network without heads.
+    """
+    if reach == "all":
+        return dict(found)
+    heads = {group.within[0] for group in groups.inside.values()}
+    if not heads:
+        raise InputError(f"reach '{reach}' is not accepted, this network has no heads of attention; accepted: all")
+    tensors = {member.tensor for name in heads for member in groups[name].members}
+    hidden = {n for n, group in groups.items() if not tensors & {member.tensor for member in group.members}}
+    kept = hidden | (heads if reach != "hidden" else set()) | ({*groups.inside} if reach == "inside" else set())
+    return {name: each for name, each in found.items() if name in kept}
+
+
 def _nearest(similarity: Tensor, kind: str, name: str) -> Tensor:
     return assign(similarity, name) if kind == "permutation" else symmetry.nearest(similarity, kind)
 
@@ -108,8 +130,8 @@ def _nearest(similarity: Tensor, kind: str, name: str) -> Tensor:
 def descend(
     model_a: nn.Module, model_b: nn.Module, groups: Groups, *, maps: str = "permutation", progress: bool = True
 ) -> tuple[dict[str, Tensor], float, dict]:
-    """B's maps from weights alone: each group in turn, until nothing moves (as Git Re-Basin's weight matching, with heads
-    by their circuits and Procrustes where a group allows it).
+    """B's maps from weights alone: each group in turn, until nothing moves (as Git Re-Basin's weight matching, with
+    heads by their circuits and Procrustes where a group allows it).
 
     At first a group is matched by those of its weights whose other side is matched already or does not move.
 

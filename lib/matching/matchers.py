@@ -20,7 +20,7 @@ from ..symmetry import Groups
 from . import solvers
 from .activation import TAPS, _exact, activation_similarity
 from .assignment import assign
-from .maps import canonical, descend, from_activations, similarity_of
+from .maps import REACH, canonical, descend, from_activations, reached, similarity_of
 from .peak import Peak
 from .problem import GIB, Problem
 from .spectral import chain, spectral
@@ -88,8 +88,9 @@ def _activation(
     tap: Literal[tuple(TAPS)] = "post_relu",
     epsilon: float = 1e-4,
     maps: Literal["permutation", "orthogonal"] = "permutation",
+    reach: Literal[REACH] = "all",
 ) -> _Result:
-    """`maps`: with "orthogonal", groups that allow it are turned by a matrix (`maps`)."""
+    """`maps`: with "orthogonal", groups that allow it are turned by a matrix; `reach`: see `maps.reached`."""
     options = {"tap": tap, "epsilon": epsilon, "device": pair.device, "progress": pair.progress}
     similar = similarity_of(pair.batches, similarity=similarity, **options)
     similarities = similar(pair.model_a, pair.model_b, pair.groups)
@@ -98,6 +99,7 @@ def _activation(
     # A unit that is constant on the images is like every other and like none: nothing says which its partner is.
     constant = {name: [int((m == 0).all(dim).sum()) for dim in (1, 0)] for name, m in similarities.items()}
     found = from_activations(pair.model_a, pair.model_b, pair.groups, perms, similar, maps=maps)
+    found = reached(found, pair.groups, reach)
     return found, objective, similarities, {"constant": {name: c for name, c in constant.items() if any(c)}}
 
 
@@ -137,21 +139,22 @@ def _weight(
     restarts: int = 0,
     best: bool = False,
     maps: Literal["permutation", "orthogonal"] = "permutation",
+    reach: Literal[REACH] = "all",
 ) -> _Result:
-    """Where there are heads of attention, or matrices are asked for, `maps.descend`, which takes none of the other
-    options; else Git Re-Basin's descent, from the identity as published and from `solvers.forward`: with `best` whichever gets
-    further; without it the first, unless it gets less than half as far: it has then stuck where it began."""
+    """Git Re-Basin's descent, from the identity as published and from `solvers.forward`: with `best` whichever gets
+    further; without it the first, unless it gets less than half as far: it has then stuck where it began. Where there
+    are heads of attention, or matrices are asked for, `maps.descend` instead, which takes `maps` and `reach` alone."""
     if pair.groups.inside or maps != "permutation":
         found, objective, info = descend(pair.model_a, pair.model_b, pair.groups, maps=maps, progress=pair.progress)
-        return found, objective, None, info
+        return reached(found, pair.groups, reach), objective, None, info
     problem = _problem(pair, memory, activations)
     options = {"solver": "coordinate_descent", "kernel": "inner", "generator": pair.generator}
     descents = {"identity": solvers.solve(problem, restarts=restarts, progress=pair.progress, **options)}
     if problem.sizes:
         descents["forward"] = solvers.solve(problem, start=solvers.forward(problem), progress=pair.progress, **options)
-    reached = {start: problem.objective(solution.perms, "inner") for start, solution in descents.items()}
-    further = max(reached, key=reached.__getitem__)
-    start = further if best or 2 * reached["identity"] < reached[further] else "identity"
+    values = {start: problem.objective(solution.perms, "inner") for start, solution in descents.items()}
+    further = max(values, key=values.__getitem__)
+    start = further if best or 2 * values["identity"] < values[further] else "identity"
     solution = descents[start]
     info = {"solver": solution.solver, "iterations": solution.iterations, "converged": solution.converged}
     return solution.perms, solution.objective, solution.soft, info | {"start": start}
@@ -265,8 +268,8 @@ def match(
         options: the matcher's own, such as similarity="covariance" or solver="pygmtools".
 
     Returns:
-        `Matching`s in the order of the networks; the first moves nothing, unless matrices are asked for: then it balances
-        what runs inside heads. Prove them before relying on them
+        `Matching`s in the order of the networks; the first moves nothing, unless matrices are asked for: then it
+        balances what runs inside heads. Prove them before relying on them
         (`fusion.align` does).
 
     Raises:

@@ -1,8 +1,8 @@
-"""Which axes of which tensors share a permutation, or another map: traced from the network's graph, applied, and proved.
+"""Which axes of which tensors share a permutation or another map: traced from a network's graph, applied, proved.
 
 One convention, everywhere: a `perm` is a LongTensor (size,), and unit perm[i] of the moved network takes place i of
-the fixed one, so a permuted tensor is tensor.index_select(axis, perm). With perm = [2, 0, 1], old unit 2 comes first. A matrix M (size, size) is a map z' = M·z of the
-units' values: row i says what of which old unit makes up the new unit i.
+the fixed one, so a permuted tensor is tensor.index_select(axis, perm). With perm = [2, 0, 1], old unit 2 comes first.
+A matrix M (size, size) maps the units' values z to M·z: row i says what of which old unit makes up the new unit i.
 """
 
 from .graph import UnsupportedError

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-
 # The maps that a group may allow, each kind holding those before it: permutations; orthogonal matrices M with M·1 = 1,
 # which LayerNorm allows; all orthogonal ones; all invertible ones.
 KINDS = ("permutation", "centred", "orthogonal", "invertible")
@@ -21,8 +20,8 @@ class SymmetryError(Exception):
 class Member:
     """One axis of one state-dict tensor that a group permutes: entries offset + i·block + j, j < block, belong to
     unit i; or starts[i] + j, where its units do not follow one another. `rows`, if given, limits it to those entries
-    of axis 0 (grouped convolutions). Where units are mapped by a matrix M, entries move with M, those of a `dual` member
-    (what reads the units) with the inverse of Mᵀ: for permutations and orthogonal maps the same."""
+    of axis 0 (grouped convolutions). Where units are mapped by a matrix M, entries move with M, those of a `dual`
+    member (what reads the units) with the inverse of Mᵀ: for permutations and orthogonal maps the same."""
 
     tensor: str
     axis: int
@@ -93,7 +92,8 @@ class Layer:
 class Groups(Mapping[str, Group]):
     """The permutation groups of a network, by name, in execution order. Prints as a table.
 
-    `inside` are the groups of what runs inside the heads of attention, one for the queries and keys of each head and one
+    `inside` are the groups of what runs inside the heads of attention, one for the queries and keys of each head and
+    one
     for its values, named after the group of the heads. They are no entries of this mapping: matchers that know
     permutations alone leave them as they are.
     `way` is where the graph came from: "torch.fx", or "torch.export" where that could not follow the network;

@@ -31,7 +31,8 @@ class Proof(float):
             them would be proved, too. A key's bias before a softmax is one.
         sensitivity: the smallest change, as a share of the outputs' size, by which forgetting any other member would
             have shown (to first order); nan where it was not asked for.
-        matrices: how many groups were mapped by a random matrix, too; none where no group allows more than permutations.
+        matrices: how many groups were mapped by a random matrix, too; none where no group allows more than
+        permutations.
     """
 
     unseen: tuple[str, ...]
@@ -73,7 +74,8 @@ def prove(
             matrix that asks for it; None proves the groups: a permutation that moves every unit, on a copy with random
             weights and inputs at a scale where every member of a group matters, since a fresh BatchNorm (all ones) or
             a dead unit would hide one that is forgotten; then, gains folded, a random matrix of the kind that a group
-            allows. Integer inputs stay as they are, and so do buffers that are no statistics and hold different entries.
+            allows. Integer inputs stay as they are, and so do buffers that are no statistics and hold different
+            entries.
         generator: draws maps, weights and inputs on the CPU; None: one of seed 0.
         tolerance: largest accepted change of an output, as a share of the largest output.
 
@@ -188,8 +190,8 @@ def nearest(matrix: Tensor, kind: str) -> Tensor:
 
 
 def draw(group: Group, generator: torch.Generator) -> Tensor:
-    """A random map of the kind that a group allows: a permutation (size,) that moves every unit, or a matrix (size, size)
-    float64."""
+    """A random map of the kind that a group allows: a permutation (size,) that moves every unit, or a matrix (size,
+    size) float64."""
     if group.kind == "permutation":
         return _cycle(group.size, generator)
     numbers = torch.randn(group.size, group.size, generator=generator).double()

@@ -11,7 +11,7 @@ from torch import fx, nn
 from .graph import attention_output, attention_pattern
 from .groups import Layer
 from .registry import MAKERS, RULES, function_rule, rule, spelled
-from .tracer import COLUMNS, PART, PARTS, SIGN, UNIT, Labels, Layout, _is_tensor, _shape, _Tracer
+from .tracer import COLUMNS, PART, PARTS, UNIT, Labels, Layout, _is_tensor, _shape, _Tracer
 
 
 def is_activation(operation: object) -> bool:
@@ -480,8 +480,8 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, rang
 def _whole(
     t: _Tracer, node: fx.Node, layout: Layout, axes: range, shape: Sequence[int], repeated: Sequence[int] = ()
 ) -> Labels | None:
-    """Labels of every entry of a run of axes (… sizes …, 4), which are alike along those `repeated`; None if none of them
-    is permuted."""
+    """Labels of every entry of a run of axes (… sizes …, 4), which are alike along those `repeated`; None if none of
+    them is permuted."""
     keys = [key for key in layout if set(key if isinstance(key, tuple) else [key]) & set(axes)]
     if not keys:
         return None
@@ -503,8 +503,8 @@ def _whole(
 
 
 def _simplified(key: tuple[int, ...], labels: Labels) -> Layout:
-    """The layout of labels over several axes (…, 4), without the axes along which units do not vary: where labels do not
-    either, or count parts in order."""
+    """The layout of labels over several axes (…, 4), without the axes along which units do not vary: where labels do
+    not either, or count parts in order."""
     for place in reversed(range(len(key))):
         if len(key) == 1:
             break
@@ -1133,9 +1133,8 @@ def _contract(t: _Tracer, node: fx.Node, terms, out: list[str]) -> Layout:
         names = key if isinstance(key, tuple) else (key,)
         summed = [name for name in names if name not in out]
         sharing = sum(all(name in letters for name in names) for letters, *_ in terms)
-        if isinstance(key, tuple):
-            if len(labels) < sharing and summed:  # another term has these axes in their order
-                met[key] = labels = [*labels, None]
+        if isinstance(key, tuple) and len(labels) < sharing and summed:  # another term has these axes in their order
+            met[key] = labels = [*labels, None]
         if len(labels) == 2 and summed and len(terms) == 2:
             t.unify(node, *labels, dual=True)
         else:

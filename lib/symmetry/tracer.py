@@ -12,9 +12,9 @@ from .graph import Graph, UnsupportedError, capture
 from .groups import KINDS, Gain, Group, Groups, Layer, Member, Tap
 from .registry import LINEAR, MAKERS, function_rule, kind_of_layer, known, module_rule, reads_numbers, spelled
 
-# Labels (n, 4) say what stands in each of n entries of an axis: (unit, part, parts, sign) is one of the parts of a unit,
-# so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together. Where
-# units take a linear map M, those of sign 1 move with M and those of sign −1 with its dual, the inverse of Mᵀ.
+# Labels (n, 4) say what stands in each of n entries of an axis: (unit, part, parts, sign) is one of the parts of a
+# unit, so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together.
+# Where units take a linear map M, those of sign 1 move with M and those of sign −1 with its dual, the inverse of Mᵀ.
 # A layout maps axes to labels; an axis that is absent keeps its order. A key of several axes (1, 2) has labels
 # (n1, n2, 4): a reshape has split a permuted axis in two.
 Labels = np.ndarray
@@ -340,8 +340,8 @@ class _Tracer:
                     yield axis[1], (axis[0], entry), row
 
     def _foldable(self, classes: np.ndarray, kinds: np.ndarray) -> dict[int, list[Gain]]:
-        """{class: the gains that have to be folded before its units can be mapped}; where one cannot be folded, the class
-        is left with permutations, in `kinds`."""
+        """{class: the gains that have to be folded before its units can be mapped}; where one cannot be folded, the
+        class is left with permutations, in `kinds`."""
         gains: dict[int, list[Gain]] = {}
         for name, (bias, nodes) in self.gains.items():
             labels = self.tensors[name].get(0)
@@ -372,21 +372,20 @@ class _Tracer:
                 linear = isinstance(module, nn.Linear) or (module is None and name == "linear")
                 if linear and user.args[0] is node:
                     arguments = [*user.args[1:], *user.kwargs.values()]
-                    own = (
-                        [f"{user.target}.{n}" for n in ("weight", "bias")]
-                        if module is not None
-                        else [a.target for a in arguments if isinstance(a, fx.Node)]
-                    )
-                    weight, bias = (own[0], own[1] if len(own) > 1 and own[1] in self.state else None)
+                    names = [a.target for a in arguments if isinstance(a, fx.Node)]
+                    names = names if module is None else [f"{user.target}.{n}" for n in ("weight", "bias")]
+                    weight, bias = names[0], names[1] if len(names) > 1 and names[1] in self.state else None
                     axis = self.tensors.get(weight, {}).get(1)
                     if weight in found or weight in shared or bias in shared or axis is None:
                         return None
                     if not np.array_equal(self.units.resolve(axis)[:, UNIT], unit):
                         return None
                     found[weight] = bias
-                elif user.op != "output" and (name in PASSING or isinstance(module, PASSING_MODULES)):
+                elif user.op == "output":
+                    return None
+                elif name in PASSING or isinstance(module, PASSING_MODULES):
                     waiting.append(user)
-                elif name in ("pad", "constant_pad_nd") and _shape(user) == _shape(node):
+                elif name in ("pad", "constant_pad_nd") and _shape(user) == _shape(node):  # it pads nothing
                     waiting.append(user)
                 else:
                     return None
@@ -492,8 +491,8 @@ def _mixed(values: np.ndarray, salt: np.uint64) -> np.ndarray:
 def _runs(
     positions: np.ndarray, rank: np.ndarray, size: int, turned: np.ndarray | None = None
 ) -> list[tuple[int, int, tuple[int, ...] | None, np.ndarray]]:
-    """The entries of an axis that belong to a group, as (block, offset, starts) of `Member` and the entries (size, block);
-    those that are `turned` (N,) apart from the others."""
+    """The entries of an axis that belong to a group, as (block, offset, starts) of `Member` and the entries (size,
+    block); those that are `turned` (N,) apart from the others."""
     table = positions[np.lexsort((positions, rank))].reshape(size, -1)
     apart = (np.diff(table, axis=1) != 1).any(axis=0)
     if turned is not None:
