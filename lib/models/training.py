@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .. import loaders, paths
-from ..checks import InputError, first_line
+from ..checks import InputError, check_choice, first_line
 from .architectures import ARCHITECTURES, build
 from .checkpoints import (
     Checkpoint,
@@ -39,8 +39,9 @@ LOOK_EVERY = 50
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov-free momentum; the learning rate rises linearly over the first `warmup` share of the steps
-    and falls linearly to 0 (the schedule of the REPAIR notebooks)."""
+    """SGD with Nesterov-free momentum, or AdamW (Loshchilov & Hutter 2019), whose first beta the momentum is; the
+    learning rate rises linearly over the first `warmup` share of the steps and falls linearly to 0 (the schedule of the
+    REPAIR notebooks)."""
 
     epochs: int
     batch_size: int = 500
@@ -49,13 +50,28 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup: float = 0.05
     augment: bool = True
+    optimiser: Literal["sgd", "adamw"] = "sgd"
 
     def __post_init__(self) -> None:
+        check_choice("optimiser", self.optimiser, ("sgd", "adamw"))
         for name in ("epochs", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} {getattr(self, name)} is not positive; accepted: any value > 0")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"warmup {self.warmup} is not within [0, 1]; it is a share of the steps")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What sidecars and resume files say of it; "sgd" is left out, as by those written before there was a
+        choice."""
+        entries = dataclasses.asdict(self)
+        return {name: value for name, value in entries.items() if (name, value) != ("optimiser", "sgd")}
+
+    def optimise(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser of these parameters."""
+        options = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(parameters, betas=(self.momentum, 0.999), **options)
+        return torch.optim.SGD(parameters, momentum=self.momentum, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +90,8 @@ class Spec:
 
     `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. `part`, if
     given, leaves it one part of them. It never sees the last `held_out` training images: they are for choices that must
-    see neither them nor the test set.
+    see neither them nor the test set. `options` are further arguments of the architecture's constructor, such as a
+    transformer's `depth`.
     """
 
     model: str
@@ -86,24 +103,28 @@ class Spec:
     share: float = 1.0
     held_out: int = 0
     part: Part | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.classes is not None and self.part is not None:
             raise InputError("classes and part both say what a network sees; accepted: one of them")
 
     def as_dict(self) -> dict[str, Any]:
-        """What a sidecar says of it; a `held_out` or `part` of none is left out, as by those written before there was
-        one."""
+        """What a sidecar says of it; a `held_out`, `part` or `options` of none is left out, as by those written before
+        there was one."""
         entries = dataclasses.asdict(self)
-        return {name: value for name, value in entries.items() if value or name not in ("held_out", "part")}
+        if self.recipe is not None:
+            entries["recipe"] = self.recipe.as_dict()
+        return {name: value for name, value in entries.items() if value or name not in ("held_out", "part", "options")}
 
     def build(self) -> nn.Module:
         """The freshly initialised network."""
-        return build(self.model, width=self.width, norm=self.norm, seed=self.seed)
+        return build(self.model, width=self.width, norm=self.norm, seed=self.seed, **self.options)
 
 
-def _image_shape(model: str) -> tuple[int, int, int]:
-    """(channels, height, width) of one input of a registered model. Raises InputError for any other."""
+def _shape(model: str) -> tuple[int, ...]:
+    """(channels, height, width) of one input of a registered model, (length,) of a text. Raises InputError for any
+    other."""
     if model not in ARCHITECTURES:
         raise InputError(
             f"unknown model {model!r}; accepted: {', '.join(ARCHITECTURES)}; a model of your own has to be "
@@ -118,16 +139,19 @@ def open_dataset(name: str, model: str) -> loaders.Dataset:
     Raises:
         InputError: the model is not registered, or as `loaders.load`.
     """
-    shape = _image_shape(model)
+    shape = _shape(model)
     auto = ("mnist", "mnist-5k") if shape[0] == 1 else ("cifar10", "cifar10-jpeg", "mnist-5k")
-    return loaders.load(name, auto=auto, shape=shape)
+    return loaders.load(name, auto=auto if len(shape) == 3 else ("paradise-lost",), shape=shape)
 
 
-def normalisation(model: str) -> loaders.Normalisation:
-    """What a network's inputs are normalised by: grey ones by 255 alone (a mean and deviation cost the published
-    SimpleNet pair 2.5 points), colour ones by the reference's mean and deviation. InputError for a model that is not
-    registered."""
-    return loaders.UNIT if _image_shape(model)[0] == 1 else loaders.CIFAR
+def normalisation(model: str) -> loaders.Normalisation | None:
+    """What a network's inputs are normalised by: grey images by 255 alone (a mean and deviation cost the published
+    SimpleNet pair 2.5 points), colour ones by the reference's mean and deviation, a text by nothing. InputError for a
+    model that is not registered."""
+    shape = _shape(model)
+    if len(shape) == 1:
+        return None
+    return loaders.UNIT if shape[0] == 1 else loaders.CIFAR
 
 
 def trained(
@@ -174,6 +198,8 @@ def trained(
         if checkpoint := _already(path, origin, label):  # by now, or by a run that was killed as it tidied up
             resume.unlink(missing_ok=True)
             return checkpoint
+        if dataset.train.is_text and (spec.classes is not None or spec.part is not None):
+            raise InputError(f"classes and part divide images by class, {dataset.name} is a text; accepted: neither")
         generator = torch.Generator().manual_seed(spec.seed)
         labels = dataset.train.labels[: len(dataset.train) - spec.held_out]
         indices = torch.arange(len(labels))
@@ -239,8 +265,8 @@ def train(
     """Trains `model` in place and leaves it in evaluation mode.
 
     Args:
-        loader: yields (images (B, C, H, W), labels (B,)) on `device`, a new epoch at each iteration, drawing all its
-            randomness from `generator`.
+        loader: yields (images (B, C, H, W), labels (B,)), or (tokens (B, L), labels (B, L)), on `device`, a new epoch
+            at each iteration, drawing all its randomness from `generator`.
         resume: file that holds the state after each epoch; read when it is there (a damaged one is said and not
             used); the caller removes it.
 
@@ -263,9 +289,7 @@ def train(
             f"one step of {size} images is no training, its learning rate is 0; accepted: more epochs, or at least "
             f"{2 * size} training images (limit_train)"
         )
-    optimiser = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optimiser = recipe.optimise(model.parameters())
     knots = [0, recipe.warmup * recipe.epochs * steps, recipe.epochs * steps]
     factors = np.interp(np.arange(1 + knots[-1]), knots, [0, 1, 0]).tolist()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: factors[step])
@@ -277,7 +301,7 @@ def train(
     saved = _read_resume(resume, label)
     if saved is not None:
         try:
-            if not isinstance(saved, dict) or saved["recipe"] != dataclasses.asdict(recipe) or saved["steps"] != steps:
+            if not isinstance(saved, dict) or saved["recipe"] != recipe.as_dict() or saved["steps"] != steps:
                 raise ValueError
             for name, part in parts.items():
                 if saved[name]:  # a scaler that is off, as on a CPU, saves nothing
@@ -294,7 +318,7 @@ def train(
             for step, (images, labels) in enumerate(loader, start=1):
                 optimiser.zero_grad(set_to_none=True)
                 with torch.autocast(device.type, enabled=mixed):
-                    loss = F.cross_entropy(model(images), labels)
+                    loss = F.cross_entropy(model(images).flatten(0, -2), labels.flatten())
                 scaler.scale(loss).backward()
                 scaler.step(optimiser)
                 scaler.update()
@@ -309,7 +333,7 @@ def train(
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state |= {"generator": generator.get_state(), "losses": losses, "steps": steps}
                 content = io.BytesIO()
-                torch.save(state | {"recipe": dataclasses.asdict(recipe)}, content)
+                torch.save(state | {"recipe": recipe.as_dict()}, content)
                 with paths.atomic(resume) as temporary:
                     temporary.write_bytes(content.getvalue())  # not getbuffer: an error would keep it exported
     model.eval()
@@ -348,6 +372,11 @@ class Score(NamedTuple):
     calibration: float
     kl: float | None = None
     agreement: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): of so many classes of equal probability, a guess would lose as much."""
+        return torch.tensor(self.loss, dtype=torch.float64).exp().item()
 
 
 CALIBRATION_BINS = 15  # of equal width, as Guo et al. (On Calibration of Modern Neural Networks, 2017)
@@ -391,14 +420,15 @@ def outputs(
     model: nn.Module, batches: Iterable, *, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, classes) float32 and labels (N,), on the CPU, over batches of images (B, …) and labels (B,), as
-    `loaders.read_batch` and `loaders.classes` read them: one pass, from which everything is measured (`score`).
+    `loaders.read_batch` and `loaders.classes` read them: one pass, from which everything is measured (`score`). Of a
+    network that answers at each of L positions, (B, L, classes), each position counts as an image: N is B·L.
 
     `model` is put and left in evaluation mode. Pass a list of batches to have images read and normalised once for many
     networks.
 
     Raises:
         InputError: there are no images; a batch is none, or its labels are missing, not one an image or none of the
-            network's classes; the network puts out no logits (B, classes).
+            network's classes; the network puts out no logits (B, classes) or (B, L, classes).
     """
     model.to(device).eval()
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -406,10 +436,12 @@ def outputs(
     for batch in loaders.batched(batches):
         images, labels = loaders.read_batch(batch)
         logits = model(*_inputs(images, device, dtype))
-        if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        if not isinstance(logits, torch.Tensor) or logits.dim() not in (2, 3):
             what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise InputError(f"the network puts out {what}, which cannot be measured; accepted: logits (N, classes)")
-        found.append((logits.float().cpu(), loaders.classes(labels, loaders.count(images), logits.shape[1]).cpu()))
+        _, *positions, named = logits.shape
+        labels = loaders.classes(labels, loaders.count(images), named, tuple(positions))
+        found.append((logits.float().cpu().flatten(0, -2), labels.cpu()))
     if not found:
         raise InputError("there are no images to evaluate on")
     logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))

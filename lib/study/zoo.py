@@ -23,6 +23,11 @@ def _specs() -> dict[str, tuple[str, Spec]]:
         recipe = Recipe(epochs=5, batch_size=100, lr=0.05, augment=False)
         specs[f"mlp-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5))
         specs[f"mlpln-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5, norm="layer"))
+    for seed in range(6):
+        recipe = Recipe(
+            epochs=3, batch_size=100, lr=2e-3, weight_decay=0.05, warmup=0.1, augment=False, optimiser="adamw"
+        )
+        specs[f"vit_mnist-s{seed}"] = ("mnist", Spec("vit_mnist", seed, recipe))
     cifar = "cifar10-jpeg"
     vgg, residual = Recipe(epochs=10), Recipe(epochs=8, batch_size=250, lr=0.1)
     for seed in range(6):
