@@ -22,7 +22,7 @@ from ..symmetry import Groups
 from ..symmetry.walker import Lockstep
 from . import selection
 from .affine import Affine, Normal, Site, at_least_float32, write
-from .rows import Rows, spread
+from .rows import Rows, drawn, reaching
 from .sites import reader_of, solvable
 
 GIB = 2**30
@@ -47,6 +47,15 @@ def _missing(goal: Tensor, predicted: Tensor, window: int) -> Tensor:
     return torch.where(reach, missing, missing.clamp(max=0)).flatten(1, 2)
 
 
+def _slope(bend: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """(f(z), f'(z)) of an activation that acts on each number alone."""
+    with torch.inference_mode(False), torch.enable_grad():
+        z = z.clone().requires_grad_()
+        value = bend(z)
+        (slope,) = torch.autograd.grad(value.sum(), z)
+    return value.detach(), slope
+
+
 def _means(*shares: Sequence[float]) -> Goal:
     """The parents' means with each of these shares, side by side."""
 
@@ -69,13 +78,16 @@ class Fit:
     ridge: float
     rounds: int
     rows: float
+    reach: dict[str, Tensor]
 
     def solve(self, site: Site, affine: Affine, goal: Goal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from a
         start (G, p, c), whose type the weights keep."""
-        rounds = self.rounds if site.relu else 0
-        rows = Rows(self.lockstep, site, affine, goal, self.rows, again=rounds > 0)
+        rounds = self.rounds if site.relu or site.smooth else 0
+        rows = Rows(self.lockstep, site, affine, goal, self.rows, rounds > 0, self.reach.get(site.name))
         normal, weights = Normal(self.ridge, affine.bias), start
+        if rounds and site.smooth:
+            return self._solve_smooth(rows, normal, weights)
         for turn in range(1 + rounds):
             power = 0
             for block in rows:
@@ -90,6 +102,34 @@ class Fit:
             step, error = normal.step(weights - start)
             weights = weights + step.to(weights)
         return weights, error, power
+
+    def _solve_smooth(self, rows: Rows, normal: Normal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`solve` through a smooth activation f: after the first step, which is as if there were none, steps by f'(z)
+        times what f(z) is missing. The slopes being about 1 at most, plain squares lie above what is to be lowered, as
+        far as f is not bent; each column keeps the weights of its best round."""
+        weights, best, least = start, start, torch.inf
+        for turn in range(2 + self.rounds):
+            error = power = 0
+            for block in rows:
+                predicted = block.inputs @ weights
+                if block.other is not None:
+                    predicted = predicted + block.other
+                if turn:
+                    value, slope = _slope(rows.site.smooth, predicted)
+                    missing = block.bent - value
+                    error = error + missing.square().sum(dim=1).double()
+                    power = power + block.bent.square().sum(dim=1).double()
+                    missing = slope * missing
+                else:
+                    missing = block.target - predicted
+                if turn <= self.rounds:
+                    normal.add(block.inputs, missing)
+            if turn:
+                best = torch.where((error < least)[:, None], weights, best)
+                least = torch.minimum(error, torch.as_tensor(least).to(error))
+            if turn <= self.rounds:
+                weights = weights + normal.step(weights - start)[0].to(weights)
+        return best, least, power
 
     def covariance(self, site: Site, affine: Affine, reader: Site, block: int, fits: Sequence[Tensor] = ()) -> Tensor:
         """Covariance float64 of the site's n units at the reader's input: of the n of each parent, then of those that
@@ -114,7 +154,8 @@ class Fit:
             total = found[0].numel() // size
             if chunk == 0 and math.isfinite(self.rows):  # where a chunk has many positions, some chunks are enough
                 every = max(1, int(total * chunks / (2 * self.rows)))
-            kept = spread(total, self.rows * self.lockstep.part(chunk) * every, chunk).to(x.device)
+            wanted, seen = self.rows * self.lockstep.part(chunk) * every, self.reach.get(reader.name)
+            kept = drawn(total, wanted, chunk, None if seen is None else seen.repeat_interleave(block)).to(x.device)
             columns = [value.reshape(-1, size)[kept].to(at_least_float32(value.dtype)) for value in found]
             columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
             moments = moments + (columns.mT @ columns).double()
@@ -217,7 +258,8 @@ def fit(
     """
     lockstep = Lockstep((*parents, fused), groups.graph, images.split(CHUNK), memory)
     sites, left = solvable(fused, groups)
-    problem = Fit(lockstep, ridge, rounds if through_relu else 0, rows or math.inf)
+    reach = reaching(parents, groups, sites, images)
+    problem = Fit(lockstep, ridge, rounds if through_relu else 0, rows or math.inf, reach)
     modules = [dict(model.named_modules()) for model in parents]
     names = {module: name for name, module in fused.named_modules()}
     alone = [tuple(float(i == which) for i in range(len(parents))) for which in range(len(parents))]
