@@ -4,6 +4,7 @@ import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -212,3 +213,49 @@ def reader_of(
         fits = not any(list(module.parameters()) for module in modules) if bare else (site.relu or site.smooth) and size >= 4
         return (reader, read[0].block) if straight and fits else None
     return None
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Units that several layers make together and one reads: heads of attention, from q, k and v; gated units.
+
+    `columns` LongTensor (size, columns of a unit), one for each of `makers`: which of its outputs a unit has; `read`,
+    likewise, which inputs of `reader`.
+    """
+
+    name: str
+    size: int
+    makers: tuple[Site, ...]
+    columns: tuple[Tensor, ...]
+    reader: Site
+    read: Tensor
+
+
+def joints(sites: Sequence[Site], groups: Groups, lockstep: Lockstep) -> list[Joint]:
+    """The units that can be chosen jointly: all that makes and reads them is solved for, and no maker reads another."""
+    weights = {layer.name: layer.weight for layer in groups.layers}
+    solved = {weights[site.name]: site for site in sites if site.name in weights}
+    found = []
+    for name, group in groups.items():
+        of_layers = [m for m in group.members if m.tensor in weights.values()]
+        written, read = ([m for m in of_layers if m.axis == axis] for axis in (0, 1))
+        if len(written) < 2 or len(read) != 1 or not {m.tensor for m in of_layers} <= solved.keys():
+            continue
+        places = {m: symmetry.entries(m, torch.arange(group.size)).view(group.size, -1) for m in of_layers}
+        columns: dict[str, list[Tensor]] = {}
+        for member in written:
+            columns.setdefault(member.tensor, []).append(places[member])
+        makers = sorted((solved[tensor] for tensor in columns), key=lambda site: lockstep.index[site.node])
+        joined = [torch.cat(columns[weights[site.name]], dim=1) for site in makers]
+        reader, first = solved[read[0].tensor], lockstep.index[makers[0].node]
+        sized = zip((*makers, reader), (*joined, places[read[0]]), (0,) * len(makers) + (1,), strict=True)
+        plain = all(
+            isinstance(site.layer, nn.Linear) and place.numel() == site.layer.weight.shape[axis]
+            for site, place, axis in sized
+        )
+        early = all(
+            site.norm is None and site.other is None and lockstep.index[site.node.args[0]] < first for site in makers
+        )
+        if plain and early and lockstep.index[reader.node] > lockstep.index[makers[-1].node]:
+            found.append(Joint(name, group.size, tuple(makers), tuple(joined), reader, places[read[0]]))
+    return found
