@@ -98,7 +98,7 @@ def _temperature(task: Task) -> Result:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(factor)
-    return fused.state_dict(), {"images": len(logits), "temperature": float(1 / factor)}
+    return fused.state_dict(), {"images": sum(map(loaders.count, batches)), "temperature": float(1 / factor)}
 
 
 @dataclass(frozen=True)

@@ -336,12 +336,13 @@ def fit(
             weights, *both = problem.solve(site, affine, _means(*candidates), starts)
             fits.append(weights.split(affine.shape[0], dim=2))
             sums.append([every.split(affine.shape[0], dim=1) for every in both])
-        problem_of_reader = problem.together(joint, _means(shares), list(zip(*fits, strict=True)))
-        choice = selection.choose_blocks(*problem_of_reader, joint.size, shares, heads == "free")
+        moments = problem.together(joint, _means(shares), list(zip(*fits, strict=True)))
+        choice, units_of = selection.choose_blocks(*moments, joint.size, shares, heads == "free")
         for site, columns, weights, (error, power) in zip(joint.makers, joint.columns, fits, sums, strict=True):
-            chosen = torch.empty(columns.numel(), dtype=torch.long)
-            chosen[columns] = ((choice - 1) % (len(parents) + 1))[:, None].expand_as(columns)
-            picked = [torch.stack(each)[chosen, ..., torch.arange(len(chosen))].movedim(0, -1) for each in (weights, error, power)]
+            # where the columns of each place of the fused network stand among those of all candidates
+            source, candidate = torch.empty_like(columns.flatten()), torch.empty_like(columns.flatten())
+            source[columns], candidate[columns] = columns[units_of], ((choice - 1) % len(candidates))[:, None]
+            picked = [torch.stack(each, dim=-2)[..., candidate, source] for each in (weights, error, power)]
             write(site, Affine(site), picked[0], None)
             layers[site.name] = _unreached(*picked[1:])
         mean, *single = torch.bincount(choice, minlength=len(parents) + 1).tolist()

@@ -58,7 +58,9 @@ def reaching(models: Sequence[nn.Module], groups: Groups, sites: Sequence[Site],
     Where a classifier reads one token alone, say, most of the last block's work is on others. A position matters if
     any output of any of the models on the first few images has a gradient there that is not 0.
     """
-    shapes = {site.end: tuple(site.end.meta["tensor_meta"].shape) for site in sites if isinstance(site.layer, nn.Linear)}
+    shapes = {
+        site.end: tuple(site.end.meta["tensor_meta"].shape) for site in sites if isinstance(site.layer, nn.Linear)
+    }
     shapes = {end: shape for end, shape in shapes.items() if len(shape) > 2}
     example = groups.example if isinstance(groups.example, Tensor) else groups.example[0]
     # Another number than the example has: so it shows which axis the images are on.
@@ -88,9 +90,9 @@ def reaching(models: Sequence[nn.Module], groups: Groups, sites: Sequence[Site],
 class Block(NamedTuple):
     """Some rows of a problem with G groups.
 
-    `inputs` (G, r, p); `target` (G, r, c), before the activation; `bent` (G, r / window, c), the target behind that and
-    pooling, None where no activation follows; `other` (G, r, o), what the network already carries where the layer completes
-    a residual sum, else None.
+    `inputs` (G, r, p); `target` (G, r, c), before the activation; `bent` (G, r / window, c), the target behind that
+    and pooling, None where no activation follows; `other` (G, r, o), what the network already carries where the layer
+    completes a residual sum, else None.
     """
 
     inputs: Tensor

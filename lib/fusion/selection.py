@@ -92,9 +92,11 @@ def _within(counts: Sequence[int], left: int, shares: Sequence[float]) -> bool:
     return any(all(map(operator.le, counts, shared_out(single, shares))) for single in singles)
 
 
-def choose_blocks(covariance: Tensor, targets: Tensor, size: int, shares: Sequence[float], free: bool) -> Tensor:
-    """Chooses for each of `size` units of several columns each, such as heads, what it stands for: greedily, the one
-    that explains most of what those chosen before it leave of the targets.
+def choose_blocks(
+    covariance: Tensor, targets: Tensor, size: int, shares: Sequence[float], free: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Chooses `size` units of several columns each, such as heads, among those of p parents and their means: greedily,
+    the one that explains most of what those chosen before it leave of the targets.
 
     Args:
         covariance: float64 ((p + 1)·n, (p + 1)·n), of the n columns of `size` units fitted to each of p parents, then
@@ -104,28 +106,31 @@ def choose_blocks(covariance: Tensor, targets: Tensor, size: int, shares: Sequen
             unless the choice is `free`.
 
     Returns:
-        LongTensor (size,) of `MEAN` or 1 … p on the CPU.
+        (choice LongTensor (size,) of `MEAN` or 1 … p; LongTensor (size,): which of its units), by that unit's number,
+        on the CPU.
     """
     p = len(shares)
-    rest, ridge = covariance.clone(), _ridge(covariance.diagonal())
-    rest.diagonal().add_(ridge)
+    rest = covariance.clone()
+    rest.diagonal().add_(_ridge(covariance.diagonal()))
     blocks = torch.arange(len(covariance)).view((p + 1) * size, -1).to(rest.device)
-    choice, to_choose = torch.zeros(size, dtype=torch.long), torch.ones(size, dtype=torch.bool)
+    to_choose, chosen, counts = torch.ones(p + 1, size, dtype=torch.bool), [], [0] * (p + 1)
     for left in reversed(range(size)):
-        counts = torch.bincount(choice, minlength=p + 1)[1:].tolist()
         ways = [[count + (which == i) for i, count in enumerate(counts)] for which in range(p + 1)]
-        allowed = torch.tensor([free or _within(way, left, shares) for way in ways])
+        allowed = torch.tensor([free or _within(way[:p], left, shares) for way in ways])
         numbers = (allowed[:, None] & to_choose).flatten().nonzero().flatten()
         own = blocks[numbers.to(blocks.device)]
         inner, wanted = rest[own[:, :, None], own[:, None]], targets[own]
         gains = (wanted * torch.linalg.solve(inner, wanted)).sum(dim=(1, 2))
-        best = int(numbers[gains.argmax().cpu()])
-        choice[best % size], to_choose[best % size] = (best // size + 1) % (p + 1), False
+        which, unit = divmod(int(numbers[gains.argmax().cpu()]), size)
+        chosen.append((unit, (which + 1) % (p + 1)))
+        counts[which] += 1
+        to_choose[which, unit] = False
         # What the chosen unit does not explain is left to the others.
-        own = blocks[best]
+        own = blocks[which * size + unit]
         part = torch.linalg.solve(rest[own][:, own], rest[own])
         targets, rest = targets - part.mT @ targets[own], rest - part.mT @ rest[own]
-    return choice
+    units, choice = torch.tensor(sorted(chosen)).T
+    return choice, units
 
 
 def choose(covariance: Tensor, readers: Tensor, shares: Sequence[float]) -> tuple[Tensor, float, float]:

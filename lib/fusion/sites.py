@@ -210,7 +210,11 @@ def reader_of(
         path = lockstep.nodes[lockstep.index[site.end] : lockstep.index[reader.node] + 1]
         straight = all(node.all_input_nodes == [last] for last, node in itertools.pairwise(path))
         modules = [lockstep.modules[node.target] for node in path[1:-1] if node.op == "call_module"]
-        fits = not any(list(module.parameters()) for module in modules) if bare else (site.relu or site.smooth) and size >= 4
+        fits = (
+            not any(list(module.parameters()) for module in modules)
+            if bare
+            else (site.relu or site.smooth) and size >= 4
+        )
         return (reader, read[0].block) if straight and fits else None
     return None
 
