@@ -237,7 +237,9 @@ def _drawings(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str,
     drawings = {kind: partial(make, studies[kind], record) for kind, make in of_rows.items() if kind in studies}
     if "curves" not in record:
         return drawings
-    drawings["curves"] = partial(curves, record, reference=pool.reference_for(record))
+    climbs = ladder.is_there(record)
+    if not climbs or any(len(curve["points"]) > 1 for curve in record["curves"]):
+        drawings["curves"] = partial(curves, record, reference=pool.reference_for(record))
     by_kind = _by_kind(arrays)
     for matcher, perms in by_kind.get("perm", {}).items():
         perms = {group: perm for group, perm in perms.items() if not group.endswith("]")}  # none inside heads
@@ -248,7 +250,7 @@ def _drawings(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str,
         drawings["correlations"] = partial(correlations, arrays, record)
     if study := record.get("studies", {}).get("bn_images"):
         drawings["bn_images"] = partial(bn_images_study, study, record)
-    if ladder.is_there(record):
+    if climbs:
         drawings["ladder"] = partial(ladder.figure, record)
     return drawings | of_attention(record, arrays)
 

@@ -22,7 +22,7 @@ from .style import GREY, METRIC_LABELS, Drawn, PaperFigure, mark, styled
 from .tables import Table
 
 UNALIGNED = "none"  # the curve whose barrier is the whole
-LEFT = "loss barrier, % of the plain average's"
+LEFT = "loss barrier left (%)"
 
 
 def is_there(record: Mapping[str, Any]) -> bool:
@@ -77,37 +77,37 @@ def table(records: Records) -> Table:
             cells = (spread(found[matcher, correction][name], scale) for name, (_, scale) in heads.items())
             part.append([rung_label(matcher), look(CORRECTIONS, correction).label, *cells])
         parts.append(part)
-    return Table(parts, note=f"At α = 0.5, mean [95 % interval] over pairs; left: {LEFT}", texts=2)
+    return Table(parts, note="At α = 0.5, mean [95 % interval] over pairs; left: of the plain average's", texts=2)
 
 
 @styled
 def figure(records: Records, columns: int = 2) -> Drawn:
-    """The ladder: for each kind of pair a panel of accuracy and one of what is left of the loss barrier, a line a rung,
-    uncorrected hollow, corrected filled, with 95 % intervals from three pairs on; dashed the parents' mean."""
+    """The ladder: for each kind of pair a panel of accuracy and one of what is left of the loss barrier (not in one
+    column of several kinds), a line a rung. Uncorrected hollow, corrected filled, with 95 % intervals from three pairs
+    on; dashed the parents' mean."""
     kinds = _kinds(records)
     found = {kind: rungs(rows) for kind, rows in kinds.items()}
     corrections = ranked((c for of in found.values() for _, c in of if c != "none"), CORRECTIONS)
-    looks = dict(zip(corrections, itertools.cycle(("full", "left", "bottom", "right", "top")))) | {"none": "none"}
+    fill_of = dict(zip(corrections, itertools.cycle(("full", "left", "bottom", "right", "top")))) | {"none": "none"}
     lines = order(dict.fromkeys(matcher for of in found.values() for matcher, _ in of))
-    wide = 2 if columns == 2 else 1
-    rows = len(kinds) * (2 // wide)
+    both = columns == 2 or len(kinds) == 1  # one column of a page has no room for more
+    measures = {"accuracy": METRIC_LABELS["test_accuracy"]} | ({"left": LEFT} if both else {})
+    rows = len(kinds) * len(measures) // columns
     drawn = PaperFigure(columns, 0.75 + rows * (0.55 + 0.15 * len(lines)))
-    grid = drawn.subplots(rows, wide, squeeze=False, sharey=True).ravel()
-    for index, (kind, of) in enumerate(found.items()):
-        for axes, measure in zip(grid[2 * index : 2 * index + 2], ("accuracy", "left"), strict=True):
-            for (matcher, correction), values in of.items():
-                fill = looks[correction]
-                _draw_rung(axes, lines.index(matcher), look(MATCHERS, matcher), fill, values[measure])
-                grey = Line2D([], [], color=GREY, linestyle="none", **mark("o", fill=fill))
-                drawn.key(look(CORRECTIONS, correction).label, grey)
-            axes.set_title(kind, fontsize=7)
-            axes.set_yticks(range(len(lines)), list(map(rung_label, lines)))
-            axes.set_ylim(len(lines) - 0.5, -0.5)
-            axes.set_xlabel(METRIC_LABELS["test_accuracy"] if measure == "accuracy" else LEFT)
-            axes.set_xlim(left=min(0, axes.get_xlim()[0]))
-        middle = [(row["parent_a_test_accuracy"] + row["parent_b_test_accuracy"]) / 2 for row in kinds[kind]]
-        line = {"color": "#444444", "linestyle": (0, (3, 2)), "linewidth": 0.9, "zorder": 1}
-        drawn.key("the parents' mean", grid[2 * index].axvline(100 * fmean(middle), **line))
+    grid = iter(drawn.subplots(rows, columns, squeeze=False, sharey=True).ravel())
+    for (kind, of), (measure, label) in itertools.product(found.items(), measures.items()):
+        axes = next(grid)
+        for (matcher, correction), values in of.items():
+            _draw_rung(axes, lines.index(matcher), look(MATCHERS, matcher), fill_of[correction], values[measure])
+            grey = Line2D([], [], color=GREY, linestyle="none", **mark("o", fill=fill_of[correction]))
+            drawn.key(look(CORRECTIONS, correction).label, grey)
+        axes.set_title(kind, fontsize=7)
+        axes.set_yticks(range(len(lines)), list(map(rung_label, lines)))
+        axes.set(ylim=(len(lines) - 0.5, -0.5), xlim=(min(0, axes.get_xlim()[0]), None), xlabel=label)
+        if measure == "accuracy":
+            middle = [(row["parent_a_test_accuracy"] + row["parent_b_test_accuracy"]) / 2 for row in kinds[kind]]
+            line = {"color": "#444444", "linestyle": (0, (3, 2)), "linewidth": 0.9, "zorder": 1}
+            drawn.key("the parents' mean", axes.axvline(100 * fmean(middle), **line))
     spans = any(values["accuracy"].low is not None for of in found.values() for values in of.values())
     return drawn, "at the midpoint, rung by rung" + (": mean, 95 % interval where n ≥ 3" if spans else "")
 

@@ -295,12 +295,12 @@ def _contents_of_sweep(
         drawn[f"{sweep}_widths"] = partial(figures_many.width_drop, pairs)
     curves = {curve_name(row) for row in pooled if "control" not in row}
     against = next((name for name in BASELINES if name in curves), None)
-    if against and (differences := evidence.summary(pool.rows(records), against=against)):
-        drawn[f"{sweep}_differences"] = partial(figures_many.differences, differences, against)
     rungs = {stem: record for stem, record in records.items() if ladder.is_there(record)}
     if rungs:
         drawn[f"{sweep}_ladder"] = partial(ladder.figure, rungs)
         yield f"{sweep}_ladder.tex", ladder.table(rungs).latex()
+    elif against and (differences := evidence.summary(pool.rows(records), against=against)):
+        drawn[f"{sweep}_differences"] = partial(figures_many.differences, differences, against)
     for stem, draw in drawn.items():
         yield stem, draw(columns=2)
         yield f"{stem}_column", draw(columns=1)

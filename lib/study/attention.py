@@ -65,7 +65,7 @@ def check_layer(run: Run, layer: int) -> None:
 
 def heads(run: Run) -> list[str]:
     """The groups of the heads of attention, layer by layer."""
-    return list(dict.fromkeys(group.within[0] for group in run.groups.inside.values()))
+    return [name for name, group in run.groups.items() if any(tap.kind == "pattern" for tap in group.taps)]
 
 
 def streams(run: Run) -> list[str]:
