@@ -306,6 +306,8 @@ class Explorer:
         starts = (name for name, member in symmetry.by_tensor(groups).get(weight, ()) if member.axis == 0)
         similarity = matched.arrays.get(f"corr/{matcher}/{next(starts, None)}")
         units = len(rows["A"])
+        if similarity is not None and len(similarity) != units:  # of heads, of which each is many units
+            similarity = None
         which = f"the {FILTERS} largest of {units}" if units > FILTERS else f"{units} units"
         title = f"{model_label(pair.run.architecture)}: first-layer filters ({which})"
         title += ", with the correlation of matched units" if similarity is not None else ""

@@ -52,12 +52,12 @@ def test_a_vit_has_a_class_token_and_one_for_each_patch(patch, tokens):
 
 def test_a_gpt_has_the_names_of_nanogpt():
     state = models.build("gpt", depth=1).state_dict()
-    layers = {"ln_1": (96,), "attn.c_attn": (288, 96), "attn.c_proj": (96, 96), "ln_2": (96,)}
-    layers |= {"mlp.c_fc": (384, 96), "mlp.c_proj": (96, 384)}
+    layers = {"ln_1": (64,), "attn.c_attn": (192, 64), "attn.c_proj": (64, 64), "ln_2": (64,)}
+    layers |= {"mlp.c_fc": (256, 64), "mlp.c_proj": (64, 256)}
     shapes = {f"transformer.h.0.{layer}.weight": shape for layer, shape in layers.items()}
     shapes |= {f"transformer.h.0.{layer}.bias": shape[:1] for layer, shape in layers.items()}
-    shapes |= {"transformer.wte.weight": (65, 96), "transformer.wpe.weight": (64, 96), "lm_head.weight": (65, 96)}
-    shapes |= {"transformer.ln_f.weight": (96,), "transformer.ln_f.bias": (96,)}
+    shapes |= {"transformer.wte.weight": (65, 64), "transformer.wpe.weight": (64, 64), "lm_head.weight": (65, 64)}
+    shapes |= {"transformer.ln_f.weight": (64,), "transformer.ln_f.bias": (64,)}
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
 
 
@@ -87,7 +87,7 @@ def test_a_position_sees_those_before_it_alone():
 def test_a_tied_head_is_the_table_of_the_tokens(tmp_path):
     net, apart = tiny(tied=True), tiny()
     assert net.lm_head.weight is net.transformer.wte.weight
-    assert sum(p.numel() for p in apart.parameters()) - sum(p.numel() for p in net.parameters()) == 7 * 12
+    assert sum(p.numel() for p in apart.parameters()) - sum(p.numel() for p in net.parameters()) == 7 * 8
     state = models.state_of(net)
     assert state.keys() == models.state_of(apart).keys()
     models.save_checkpoint(tmp_path / "tied.safetensors", state, {})
