@@ -22,7 +22,7 @@ from .assignment import assign
 
 ROUNDS = 30  # over all groups, at most
 ENOUGH = 1e-5  # of the objective: less gained in a round is an end
-FAINT = 1e-6  # of a head's mean square: directions fainter than that are not stretched to balance it
+FAINT = 1e-9  # of a head's mean square: directions fainter than that are not stretched to balance it
 
 
 def allowed(group: Group, maps: str) -> str:
@@ -106,8 +106,8 @@ REACH = ("hidden", "heads", "inside", "all")
 
 
 def reached(found: Mapping[str, Tensor], groups: Groups, reach: str) -> dict[str, Tensor]:
-    """Of B's maps those of "hidden" units alone, which no attention reads or writes; of "heads", too; of what is "inside"
-    them, too; or "all", streams included.
+    """Of B's maps those of "hidden" units alone, which no attention reads or writes; of "heads", too; of what is
+    "inside" them, too; or "all", streams included.
 
     Raises:
         InputError: less than all of a network without heads.

@@ -200,8 +200,8 @@ def compose(first: Maps, second: Maps, groups: Groups | None = None) -> dict[str
     return {name: both[name] for name in sorted(both, key=order.index)}
 
 
-def _nested(maps: Maps, groups: Groups | None) -> list[tuple[str, tuple[str, int]]]:
-    inside = {} if groups is None else groups.inside
+def _nested(maps: Maps, groups: Mapping[str, Group] | None) -> list[tuple[str, tuple[str, int]]]:
+    inside = getattr(groups, "inside", {})
     return [(name, inside[name].within) for name in maps if name in inside]
 
 

@@ -161,17 +161,20 @@ def _turned(twin: "_Twin", groups: Mapping[str, Group], perms: Maps, matrices: M
         SymmetryError: naming the groups by whose matrices they move.
     """
     twin.unload(groups, perms)
-    state = {name: tensor.clone() for name, tensor in fold(twin.network.state_dict(), groups).items()}
+    twin.network.load_state_dict(fold(twin.network.state_dict(), groups))
+    if not (folded := twin.change(twin.outputs())) <= twin.tolerance:
+        raise SymmetryError(f"folding the gains of norms changes the outputs by {folded:.1e} of their size")
 
     def change(some: Maps) -> float:
-        twin.network.load_state_dict(act(state, groups, some))
-        return twin.change(twin.outputs())
+        twin.load(groups, some)
+        moved = twin.change(twin.outputs())
+        if not moved <= twin.tolerance:
+            twin.load(groups, inverse(some, groups))
+        return moved
 
     largest = change(dict(perms) | dict(matrices))
     if largest <= twin.tolerance:
         return largest
-    if change({}) > twin.tolerance:
-        raise SymmetryError(f"folding the gains of norms changes the outputs by {change({}):.1e} of their size")
     moved = [name for name, each in matrices.items() if not change({name: each}) <= twin.tolerance]
     named = ", ".join(moved[:NAMED]) or "the groups together"
     raise SymmetryError(f"mapping {named} by matrices changes the outputs by {largest:.1e} of their size")

@@ -383,9 +383,7 @@ class _Tracer:
                     found[weight] = bias
                 elif user.op == "output":
                     return None
-                elif name in PASSING or isinstance(module, PASSING_MODULES):
-                    waiting.append(user)
-                elif name in ("pad", "constant_pad_nd") and _shape(user) == _shape(node):  # it pads nothing
+                elif name in PASSING or isinstance(module, PASSING_MODULES) or _unpadded(user, node):
                     waiting.append(user)
                 else:
                     return None
@@ -528,6 +526,11 @@ def aliases(model: nn.Module) -> dict[str, str]:
         if isinstance(tensor, torch.Tensor) and first.setdefault(id(tensor), name) != name:
             names[name] = first[id(tensor)]
     return names
+
+
+def _unpadded(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node pads its input, by nothing."""
+    return spelled(node.target) in ("pad", "constant_pad_nd") and _shape(node) == _shape(source)
 
 
 def _list(layout: Layout | list[Layout]) -> list[Layout]:
