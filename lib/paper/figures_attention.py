@@ -64,5 +64,5 @@ def streams(alike: Mapping[str, Arrays], record: Mapping[str, Any]) -> Drawn:
     figure.colorbar(image, ax=grid, shrink=0.8, label="|correlation|")
     return (
         figure,
-        f"{pool.headline(record)}; how alike the units of both residual streams are, and on the mean of the diagonal",
+        f"{pool.headline(record)}; correlation of the units of both residual streams, its mean on the diagonal",
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import StrMethodFormatter
 
 from ..records import curve_of, point_at
 from . import evidence, pool
@@ -103,7 +104,14 @@ def figure(records: Records, columns: int = 2) -> Drawn:
             drawn.key(look(CORRECTIONS, correction).label, grey)
         axes.set_title(kind, fontsize=7)
         axes.set_yticks(range(len(lines)), list(map(rung_label, lines)))
-        axes.set(ylim=(len(lines) - 0.5, -0.5), xlim=(min(0, axes.get_xlim()[0]), None), xlabel=label)
+        axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=label)
+        least = min(values[measure].mean or 0 for values in of.values())
+        if measure == "left" and least > 0:  # what is refitted and what is not lie two orders apart
+            axes.set_xscale("log")
+            axes.set_xlim(left=50 * least)
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        else:
+            axes.set_xlim(left=min(0, axes.get_xlim()[0]))
         if measure == "accuracy":
             middle = [(row["parent_a_test_accuracy"] + row["parent_b_test_accuracy"]) / 2 for row in kinds[kind]]
             line = {"color": "#444444", "linestyle": (0, (3, 2)), "linewidth": 0.9, "zorder": 1}
