@@ -161,7 +161,7 @@ def rebasin() -> Rows:
 
         def own(a=a, b=b, groups=groups) -> torch.nn.Module:
             perms = matching.match([a, b], groups, "weight", progress=False)[1]
-            return models.load_state(copy.deepcopy(b), symmetry.permute(b.state_dict(), groups, perms))
+            return models.load_state(copy.deepcopy(b), symmetry.act(b.state_dict(), groups, perms))
 
         own()
         ours, quick, small = timed(own)

@@ -81,7 +81,7 @@ def test_what_the_library_is_extended_by_takes_part():
     groups = lib.trace(pair[0], models.example("twolayers"))
     # the matcher: a permuted copy is lined up again, unless its option says otherwise
     truth = groups.random(torch.Generator().manual_seed(0))
-    moved = models.load_state(models.build("twolayers"), symmetry.permute(pair[0].state_dict(), groups, truth))
+    moved = models.load_state(models.build("twolayers"), symmetry.act(pair[0].state_dict(), groups, truth))
     perms = lib.match([pair[0], moved], groups, "by_norm", progress=False)[1]
     assert all(torch.equal(perms[name], inverse) for name, inverse in symmetry.inverse(truth).items())
     other = lib.match([pair[0], moved], groups, "by_norm(reverse=true)", progress=False)[1]

@@ -30,7 +30,7 @@ a, b, x = mlp(), mlp(), torch.randn(64, 6)
 groups = symmetry.trace(a, x[:4])
 symmetry.prove(a, groups, x[:4])
 perms = {name: torch.randperm(group.size) for name, group in groups.items()}
-b.load_state_dict(symmetry.permute(a.state_dict(), groups, perms))
+b.load_state_dict(symmetry.act(a.state_dict(), groups, perms))
 y = fb.fuse([a, b], images=x, progress=False).model()(x)
 torch.testing.assert_close(y, a(x), atol=1e-4, rtol=1e-4)  # two copies of one network, in other orders
 

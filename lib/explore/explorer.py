@@ -5,6 +5,7 @@ puts widgets before it. Neither writes a file.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -221,6 +222,9 @@ class Explorer:
         """A pair in a few lines: what, on what, and what its parents reach."""
         pair = self.pair(name)
         ends = ", ".join(f"{side.upper()} {100 * pair.parents[side]['test_accuracy']:.2f} %" for side in ("a", "b"))
+        if pair.run.dataset.test.is_text:
+            each = " and ".join(f"{math.exp(pair.parents[side]['test_loss']):.2f}" for side in ("a", "b"))
+            ends += f", perplexity {each}"
         lines = [pair.note, f"{name} and {board.partner(name)}: {model_label(pair.run.architecture)}"]
         return "\n".join([*filter(None, lines), f"{pair.run.dataset.name}, {self._on_test(name)}: {ends}"])
 
@@ -294,13 +298,16 @@ class Explorer:
         rows = {"A": pair.states[0][weight], "B": pair.states[1][weight], "aligned B": matched.moved[weight]}
         if self.is_measured(name, matcher, corrected, alpha):
             rows[f"fused, α = {alpha:g}"] = self.point(name, matcher, corrected, alpha).first
-        shape = models.ARCHITECTURES[pair.run.model].shape
-        # a linear layer's rows are images
+        shape, inputs = models.ARCHITECTURES[pair.run.model].shape, rows["A"][0].numel()
+        # a linear layer's rows are images, or what is no image a line
+        shape = shape if len(shape) == 3 and math.prod(shape) == inputs else (1, 1, inputs)
         rows = {key: value.view(-1, *shape) if value.dim() == 2 else value for key, value in rows.items()}
         groups = pair.run.groups
         starts = (name for name, member in symmetry.by_tensor(groups).get(weight, ()) if member.axis == 0)
         similarity = matched.arrays.get(f"corr/{matcher}/{next(starts, None)}")
         units = len(rows["A"])
+        if similarity is not None and len(similarity) != units:  # of heads, of which each is many units
+            similarity = None
         which = f"the {FILTERS} largest of {units}" if units > FILTERS else f"{units} units"
         title = f"{model_label(pair.run.architecture)}: first-layer filters ({which})"
         title += ", with the correlation of matched units" if similarity is not None else ""

@@ -2,6 +2,7 @@
 
 import contextlib
 import html
+import math
 from collections.abc import Iterable, Iterator
 
 import ipywidgets as widgets
@@ -170,7 +171,8 @@ class Panel(widgets.VBox):
         big, loss, line = "—", "not fitted yet", f"{corrected} takes seconds to a minute: press fit and measure"
         if self.explorer.is_measured(*self.chosen):
             accuracy, loss, above = self.explorer.summary(*self.chosen).values()
-            big, loss = f"{100 * accuracy:.1f} %", f"cross-entropy {loss:.3f} nats"
+            more = f", perplexity {math.exp(loss):.2f}" if data.test.is_text else ""
+            big, loss = f"{100 * accuracy:.1f} %", f"cross-entropy {loss:.3f} nats{more}"
             side = "above" if above >= 0 else "below"
             line = f"{abs(100 * above):.1f} points {side} the line between the parents"
         self.readout.value = (

@@ -21,9 +21,10 @@ State = Mapping[str, Tensor]
 class Aligned:
     """Networks of one architecture in one order of units.
 
-    `states`: their state dicts, on the CPU, permuted; `maps`: the permutations that were applied, one {group:
-    LongTensor (size,)} a network; `groups`; `model`: a network of the architecture, of which only the structure counts;
-    `parents`: for each network {"name", "sha256" of its weights as they were given}.
+    `states`: their state dicts, on the CPU, mapped; `maps`: the maps that were applied, one {group: LongTensor (size,)
+    or matrix (size, size)} a network, gains of norms folded first in all of them where one is a matrix that asks for
+    it; `groups`; `model`: a network of the architecture, of which only the structure counts; `parents`: for each
+    network {"name", "sha256" of its weights as they were given}.
     """
 
     def __init__(
@@ -42,14 +43,15 @@ class Aligned:
         self.match_seconds = sum(getattr(m, "seconds", 0.0) for m in maps)
         self.model = copy.deepcopy(networks[0]).cpu().eval()
         self.states, self.parents = [], []
+        folded = symmetry.folded_by(groups, self.maps)  # then all networks are: they are to be averaged
         for name, network, perms in zip(names, networks, self.maps, strict=True):
             state = models.fitting(self.model, models.state_of(network), name)
             self.parents.append({"name": name, "sha256": models.state_sha256(state)})
-            if any(not torch.equal(perm.cpu(), torch.arange(len(perm))) for perm in perms.values()):
+            if folded or any(_moves(each) for each in perms.values()):
                 if groups.example is None:
                     raise InputError("these groups hold no example to prove them with; accepted: groups from trace")
                 symmetry.prove(network, groups, groups.example, perms)
-                state = symmetry.permute(state, groups, perms)
+                state = symmetry.act(symmetry.fold(state, groups) if folded else state, groups, perms)
             self.states.append(state)
 
     def __len__(self) -> int:
@@ -68,6 +70,10 @@ class Aligned:
             InputError: they are anything else.
         """
         return read_shares(len(self), shares)
+
+
+def _moves(each: Tensor) -> bool:
+    return each.is_floating_point() or not torch.equal(each.cpu(), torch.arange(len(each)))
 
 
 def read_shares(count: int, shares: float | Iterable[float] | None) -> tuple[float, ...]:
@@ -101,8 +107,9 @@ def align(
 
     Args:
         networks: of one architecture, wrapped (DataParallel, torch.compile) or not; they are not changed.
-        groups: their permutation groups (`symmetry.trace`).
-        maps: {group: LongTensor (size,)} a network, as `matching.match` gives: unit perm[i] takes place i.
+        groups: their groups (`symmetry.trace`).
+        maps: {group: LongTensor (size,) or matrix (size, size)} a network, as `matching.match` gives; see
+            `symmetry.act`.
         names: what to call the networks in reports; by default by number.
 
     Raises:

@@ -114,7 +114,7 @@ def _best(scores: Sequence[float]) -> int:
 
 
 class Ensemble(nn.Module):
-    """Log-probabilities (N, classes): of the mean of the networks' probabilities, weighted by shares."""
+    """Log-probabilities (N, …, classes): of the mean of the networks' probabilities, weighted by shares."""
 
     def __init__(self, networks: Sequence[nn.Module], shares: Sequence[float]) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def _pruned(units: str) -> Callable[[Parents], Result]:
 def _self(parents: Parents) -> Result:
     first, generator = parents.networks[0], torch.Generator().manual_seed(parents.seed)
     order = parents.groups.random(generator)
-    moved = models.load_state(copy.deepcopy(first), symmetry.permute(models.state_of(first), parents.groups, order))
+    moved = models.load_state(copy.deepcopy(first), symmetry.act(models.state_of(first), parents.groups, order))
     aligned = align([first, moved], parents.groups, [parents.groups.identity()] * 2)
     return _corrected(parents, aligned, "least_squares").model(), {}
 
@@ -190,7 +190,7 @@ def _distillation(parents: Parents, steps: int = 300, batch: int = 100) -> Resul
     aligned = align(parents.networks, parents.groups, maps)
     start = _corrected(parents, aligned, "bn_reset" if norms(aligned.model) else "none", parents.shares).model()
     images, goal = torch.cat(parents.batches), mean_log_probabilities(parents.logits, parents.shares)
-    goal = goal.float().to(parents.device)
+    goal = goal.float().to(parents.device).view(len(images), -1, goal.shape[1])  # one position an image, a text's many
     marks = {max(1, steps * (i + 1) // CHECKS) for i in range(CHECKS)}
     best: tuple[float, dict, nn.Module] | None = None
     for rate in RATES:
@@ -200,8 +200,9 @@ def _distillation(parents: Parents, steps: int = 300, batch: int = 100) -> Resul
             began = time.perf_counter()
             student.train()
             optimiser.zero_grad(set_to_none=True)
-            logs = student(images[chosen].clone()).log_softmax(dim=1)
-            F.kl_div(logs, goal[chosen].to(logs.dtype), reduction="batchmean", log_target=True).backward()
+            logs = student(images[chosen].clone()).log_softmax(dim=-1).flatten(0, -2)
+            aim = goal[chosen].flatten(0, 1).to(logs.dtype)
+            F.kl_div(logs, aim, reduction="batchmean", log_target=True).backward()
             optimiser.step()
             seconds += time.perf_counter() - began
             if step in marks:

@@ -12,10 +12,11 @@ from ..symmetry import Group, Groups, Tap
 from .assignment import check_finite
 
 TAPS = {
-    "post_relu": ("post_relu", "post_norm", "pre_norm"),
-    "post_norm": ("post_norm", "pre_norm"),
-    "pre_norm": ("pre_norm",),
+    "post_relu": ("pattern", "post_relu", "post_norm", "pre_norm"),
+    "post_norm": ("pattern", "post_norm", "pre_norm"),
+    "pre_norm": ("pattern", "pre_norm"),
 }
+KINDS = ("correlation", "covariance", "uncentred", "relative")
 
 
 def _taps(group: Group, wanted: str) -> list[Tap]:
@@ -29,7 +30,9 @@ def _taps(group: Group, wanted: str) -> list[Tap]:
 def features(value: Tensor, tap: Tap, size: int) -> Tensor:
     """The activations of a group's units in a node's value: float (observations, size), N·H·W observations for a
     feature map (N, C, H, W). A view where the memory layout allows."""
-    value = value.movedim(tap.axis, -1)
+    if tap.at is not None:
+        value = value.select(*tap.at)
+    value = value.movedim(tap.axis - (tap.at is not None and tap.at[0] < tap.axis), -1)
     if tap.starts is not None:
         part = value[..., symmetry.entries(tap, torch.arange(size)).to(value.device)]
     else:
@@ -77,7 +80,8 @@ class Moments:
         self.products += products.addr_(centre[0], rest[1]).addr_(sums[0], centre[1])
 
     def similarity(self, kind: str, epsilon: float) -> Tensor:
-        """(size, size) float64: "correlation", "covariance" or "uncentred" (the mean product)."""
+        """(size, size) float64: "correlation", "covariance", "uncentred" (the mean product) or "relative" (the
+        covariance over the root of both networks' total variances, so that places of any scale count alike)."""
         mean_a, mean_b = self.sums / self.count
         if kind == "uncentred":
             return self.products / self.count
@@ -89,7 +93,10 @@ class Moments:
         covariance[:, constant[1]] = 0
         if kind == "covariance":
             return covariance
-        std_a, std_b = (self.squares / self.count - (self.sums / self.count) ** 2).clamp_(min=0).sqrt()
+        variances = (self.squares / self.count - (self.sums / self.count) ** 2).clamp_(min=0)
+        if kind == "relative":
+            return covariance / variances.sum(dim=1).prod().sqrt().clamp(min=1e-300)
+        std_a, std_b = variances.sqrt()
         # A unit that never fires correlates with nothing: the constant keeps 0 / 0 out.
         return covariance / (torch.outer(std_a, std_b) + epsilon)
 
@@ -114,7 +121,7 @@ def activation_similarity(
 
     Args:
         batches: of images (N, …), with or without labels (`loaders.read_batch`).
-        similarity: "correlation", "covariance" or "uncentred".
+        similarity: "correlation", "covariance", "uncentred" or "relative" (see `Moments.similarity`).
         epsilon: added to the product of standard deviations; 1e-4 as published, where it also discounts faint units.
         tap: "post_relu", "post_norm" or "pre_norm"; a group without such a tap uses the nearest it has.
 
@@ -124,7 +131,7 @@ def activation_similarity(
     Raises:
         InputError: no images, a group without activations, or activations that overflow.
     """
-    check_choice("similarity", similarity, ("correlation", "covariance", "uncentred"))
+    check_choice("similarity", similarity, KINDS)
     check_choice("tap", tap, tuple(TAPS))
     places: dict[str, list[tuple[str, Tap]]] = {}
     moments: dict[tuple[str, str], Moments] = {}
@@ -136,7 +143,7 @@ def activation_similarity(
             )
         for place in _taps(group, tap):
             places.setdefault(place.node, []).append((name, place))
-            moments[name, place.node] = Moments(group.size, device)
+            moments.setdefault((name, place.node), Moments(group.size, device))
     for model in (model_a, model_b):
         model.to(device).eval()
     seen = 0

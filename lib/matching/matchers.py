@@ -20,13 +20,14 @@ from ..symmetry import Groups
 from . import solvers
 from .activation import TAPS, _exact, activation_similarity
 from .assignment import assign
+from .maps import REACH, canonical, descend, from_activations, reached, similarity_of
 from .peak import Peak
 from .problem import GIB, Problem
 from .spectral import chain, spectral
 
 
 class Matching(dict[str, Tensor]):
-    """{group: LongTensor (size,)}, moving one network to another, and how it came about.
+    """{group: LongTensor (size,) or matrix (size, size)}, moving one network to another, and how it came about.
 
     `matcher` is its name, with the options that differ from their defaults; `objective` what it maximised, summed over
     groups; `similarity` the (size, size) matrix [unit of A, unit of B] that was assigned, where there is one; `info`
@@ -44,7 +45,8 @@ class Matching(dict[str, Tensor]):
 
     def matched(self) -> dict[str, Tensor]:
         """Similarity (size,) of each unit of A to the unit of B that was matched to it."""
-        return {name: m[torch.arange(len(m)), self[name]] for name, m in (self.similarity or {}).items()}
+        assigned = {n: m for n, m in (self.similarity or {}).items() if not self[n].is_floating_point()}
+        return {name: m[torch.arange(len(m)), self[name]] for name, m in assigned.items()}
 
 
 # What a matcher works on: two networks in evaluation mode, their groups, batches of images (or None), a device.
@@ -85,16 +87,20 @@ def _activation(
     similarity: Literal["correlation", "covariance", "uncentred"] = "correlation",
     tap: Literal[tuple(TAPS)] = "post_relu",
     epsilon: float = 1e-4,
+    maps: Literal["permutation", "orthogonal"] = "permutation",
+    reach: Literal[REACH] = "all",
 ) -> _Result:
-    similarities = activation_similarity(
-        pair.model_a, pair.model_b, pair.groups, pair.batches,
-        similarity=similarity, tap=tap, epsilon=epsilon, device=pair.device, progress=pair.progress,
-    )  # fmt: skip
+    """`maps`: with "orthogonal", groups that allow it are turned by a matrix; `reach`: see `maps.reached`."""
+    options = {"tap": tap, "epsilon": epsilon, "device": pair.device, "progress": pair.progress}
+    similar = similarity_of(pair.batches, similarity=similarity, **options)
+    similarities = similar(pair.model_a, pair.model_b, pair.groups)
     perms = {name: assign(matrix, name) for name, matrix in similarities.items()}
     objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in similarities.items())
     # A unit that is constant on the images is like every other and like none: nothing says which its partner is.
     constant = {name: [int((m == 0).all(dim).sum()) for dim in (1, 0)] for name, m in similarities.items()}
-    return perms, objective, similarities, {"constant": {name: c for name, c in constant.items() if any(c)}}
+    found = from_activations(pair.model_a, pair.model_b, pair.groups, perms, similar, maps=maps)
+    found = reached(found, pair.groups, reach)
+    return found, objective, similarities, {"constant": {name: c for name, c in constant.items() if any(c)}}
 
 
 def _spectral(orientation: str) -> Callable[..., _Result]:
@@ -127,18 +133,28 @@ def _problem(pair: _Pair, memory: float, activations: float) -> Problem:
 
 
 def _weight(
-    pair: _Pair, memory: float = GIB, activations: float = 0.0, restarts: int = 0, best: bool = False
+    pair: _Pair,
+    memory: float = GIB,
+    activations: float = 0.0,
+    restarts: int = 0,
+    best: bool = False,
+    maps: Literal["permutation", "orthogonal"] = "permutation",
+    reach: Literal[REACH] = "all",
 ) -> _Result:
     """Git Re-Basin's descent, from the identity as published and from `solvers.forward`: with `best` whichever gets
-    further; without it the first, unless it gets less than half as far: it has then stuck where it began."""
+    further; without it the first, unless it gets less than half as far: it has then stuck where it began. Where there
+    are heads of attention, or matrices are asked for, `maps.descend` instead, which takes `maps` and `reach` alone."""
+    if pair.groups.inside or maps != "permutation":
+        found, objective, info = descend(pair.model_a, pair.model_b, pair.groups, maps=maps, progress=pair.progress)
+        return reached(found, pair.groups, reach), objective, None, info
     problem = _problem(pair, memory, activations)
     options = {"solver": "coordinate_descent", "kernel": "inner", "generator": pair.generator}
     descents = {"identity": solvers.solve(problem, restarts=restarts, progress=pair.progress, **options)}
     if problem.sizes:
         descents["forward"] = solvers.solve(problem, start=solvers.forward(problem), progress=pair.progress, **options)
-    reached = {start: problem.objective(solution.perms, "inner") for start, solution in descents.items()}
-    further = max(reached, key=reached.__getitem__)
-    start = further if best or 2 * reached["identity"] < reached[further] else "identity"
+    values = {start: problem.objective(solution.perms, "inner") for start, solution in descents.items()}
+    further = max(values, key=values.__getitem__)
+    start = further if best or 2 * values["identity"] < values[further] else "identity"
     solution = descents[start]
     info = {"solver": solution.solver, "iterations": solution.iterations, "converged": solution.converged}
     return solution.perms, solution.objective, solution.soft, info | {"start": start}
@@ -252,7 +268,8 @@ def match(
         options: the matcher's own, such as similarity="covariance" or solver="pygmtools".
 
     Returns:
-        `Matching`s in the order of the networks; the first moves nothing. Prove them before relying on them
+        `Matching`s in the order of the networks; the first moves nothing, unless matrices are asked for: then it
+        balances what runs inside heads. Prove them before relying on them
         (`fusion.align` does).
 
     Raises:
@@ -268,7 +285,9 @@ def match(
     networks = models.alike(networks)
     for network in networks:
         network.eval()
-    maps = [_matching(groups.identity(), name, options)]
+    # With matrices the first network is brought into coordinates of its own, too: those that A has inside `descend`.
+    first = canonical(networks[0], groups, options.get("maps", "permutation"))[0]
+    maps = [_matching(groups.identity() | first, name, options)]
     for network in networks[1:]:
         generator = torch.Generator().manual_seed(seed)
         pair = _Pair(networks[0], network, groups, batches, device, generator, progress)

@@ -189,8 +189,8 @@ ARCHITECTURES = {
     "resnet20": Architecture(ResNet20, ("batch",), (3, 32, 32), augment=True),
     **{name: Architecture(VGG, (None, "batch", "group"), (3, 32, 32), augment=True) for name in VGG_CHANNELS},
     "vit_mnist": _vit((1, 28, 28), augment=False, patch=7, d=64, depth=3),
-    "vit_cifar": _vit((3, 32, 32), augment=True, patch=4, d=96, depth=4),
-    "gpt": _gpt(len(loaders.CHARACTERS), loaders.WINDOW, d=96, depth=4),
+    "vit_cifar": _vit((3, 32, 32), augment=True, patch=8, d=96, depth=4),
+    "gpt": _gpt(len(loaders.CHARACTERS), loaders.WINDOW, d=64, depth=4),
 }
 
 

@@ -193,8 +193,15 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def _as_safetensors(state: Mapping[str, Tensor]) -> bytes:
-    """A state dict as safetensors, which hold tensors only: extra states are left out."""
-    return safetensors.torch.save({name: t.contiguous() for name, t in state.items() if not is_extra(name, t)})
+    """A state dict as safetensors, which hold tensors only: extra states are left out, and one tensor of two names is
+    two."""
+    tensors = {name: t.contiguous() for name, t in state.items() if not is_extra(name, t)}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return safetensors.torch.save(tensors)
 
 
 # What a number of NumPy's, an accuracy beside the weights, say, is made of in a pickle: data, no code.
@@ -334,6 +341,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
             ("sha256", content.get("sha256"), lambda value: isinstance(value, str)),
             ("spec.seed", spec.get("seed"), lambda value: type(value) is int),
             ("spec.width", spec.get("width"), lambda value: type(value) in (int, float) and 0 < value < math.inf),
+            ("spec.options", spec.get("options"), lambda value: isinstance(value, dict)),
         ):
             if value is not None and not right(value):
                 raise ValueError(f"{name} is {value!r}")

@@ -436,9 +436,12 @@ def outputs(
     for batch in loaders.batched(batches):
         images, labels = loaders.read_batch(batch)
         logits = model(*_inputs(images, device, dtype))
-        if not isinstance(logits, torch.Tensor) or logits.dim() not in (2, 3):
+        if not isinstance(logits, torch.Tensor) or logits.dim() not in (2, 3) or logits.shape[2:] == (1,):
             what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise InputError(f"the network puts out {what}, which cannot be measured; accepted: logits (N, classes)")
+            raise InputError(
+                f"the network puts out {what}, which cannot be measured; accepted: logits (N, classes), or (N, L, "
+                "classes) at L positions"
+            )
         _, *positions, named = logits.shape
         labels = loaders.classes(labels, loaders.count(images), named, tuple(positions))
         found.append((logits.float().cpu().flatten(0, -2), labels.cpu()))

@@ -113,7 +113,7 @@ def file_word(name: str) -> str:
 
 def model_label(model: Mapping[str, Any]) -> str:
     """{"name": "vgg11", "width": 0.125, "norm": "batch"} -> "VGG11-BN ×1/8"."""
-    names = {"simplenet": "SimpleNet", "mlp": "MLP", "resnet20": "ResNet20"}
+    names = {"simplenet": "SimpleNet", "resnet20": "ResNet20", "vit_mnist": "ViT-MNIST", "vit_cifar": "ViT-CIFAR"}
     name = names.get(model["name"], model["name"].upper())
     norms = {None: "", "none": "", "batch": "-BN", "layer": "-LayerNorm", "group": "-GroupNorm"}
     norm = norms.get(model.get("norm"), f"-{model.get('norm')}")

@@ -62,15 +62,18 @@ def curve_entry(
 def matching_arrays(*matchings: Any, correlation: Any = None, soft: bool = False) -> dict[str, np.ndarray]:
     """The arrays that figures need, by name.
 
-    "perm/<matcher>/<group>" (n,) int32. With `correlation` (a Matching whose similarity (n, n) correlates
-    units of A, rows, with units of B), "corr/<matcher>/<group>" (n,) float32: the correlation of each unit of
-    A with the unit of B matched to it, however that matching was found. With `soft`,
+    "perm/<matcher>/<group>" (n,) int32, or "matrix/<matcher>/<group>" (n, n) float32. With `correlation` (a Matching
+    whose similarity (n, n) correlates units of A, rows, with units of B), "corr/<matcher>/<group>" (n,) float32: the
+    correlation of each unit of A with the unit of B matched to it, however that matching was found. With `soft`,
     "soft/<matcher>/<group>" (n, n) float32: a matching's own similarity, for networks small enough.
     """
     arrays: dict[str, np.ndarray] = {}
     for matching in matchings:
         for group, perm in matching.items():
             perm = _array(perm)
+            if perm.ndim == 2:
+                arrays[f"matrix/{matching.matcher}/{group}"] = perm.astype(np.float32)
+                continue
             arrays[f"perm/{matching.matcher}/{group}"] = perm.astype(np.int32)
             if correlation is not None and group in (correlation.similarity or {}):
                 matched = _array(correlation.similarity[group])[np.arange(len(perm)), perm]

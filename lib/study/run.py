@@ -55,7 +55,13 @@ class Run:
     @property
     def architecture(self) -> dict[str, Any]:
         """The record's "model"."""
-        return {"name": self.model, "width": float(self.settings.width), "norm": self.norm}
+        found = {"name": self.model, "width": float(self.settings.width), "norm": self.norm}
+        return found | ({"options": self.options} if self.options else {})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further arguments of the architecture's constructor, as its checkpoints say: those of `models.Spec`."""
+        return next((checkpoint.spec.get("options", {}) for checkpoint in self.checkpoints.values()), {})
 
     # Networks ---------------------------------------------------------------------------------------------------------
 
@@ -69,7 +75,7 @@ class Run:
         return models.merge_linear(network) if getattr(self.settings, "merge_linear", False) else network
 
     def _unmerged(self, seed: int = 0) -> nn.Module:
-        return models.build(self.model, width=self.settings.width, norm=self.norm, seed=seed)
+        return models.build(self.model, width=self.settings.width, norm=self.norm, seed=seed, **self.options)
 
     def _network(self, side: str) -> nn.Module:
         """The network of a checkpoint, as it was trained; built once."""
@@ -93,7 +99,7 @@ class Run:
         specs = {
             side: models.Spec(
                 self.model, getattr(settings, f"seed_{side}"), recipe, settings.width, self.norm,
-                held_out=settings.held_out, **skew.get(side, {}),
+                held_out=settings.held_out, options=self.options, **skew.get(side, {}),
             )
             for side in SIDES
             if side not in self.checkpoints

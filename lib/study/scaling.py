@@ -54,7 +54,7 @@ def planted(
         spread = tensor.std(correction=0) if tensor.numel() > 1 else torch.zeros(())
         noisy[name] = tensor + noise * spread * torch.randn(tensor.shape, generator=generator)
     truth = groups.random(generator)
-    return symmetry.permute(noisy, groups, symmetry.inverse(truth)), truth
+    return symmetry.act(noisy, groups, symmetry.inverse(truth)), truth
 
 
 def dense_bytes(model: nn.Module, groups: Groups) -> int:

@@ -23,11 +23,13 @@ def _specs() -> dict[str, tuple[str, Spec]]:
         recipe = Recipe(epochs=5, batch_size=100, lr=0.05, augment=False)
         specs[f"mlp-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5))
         specs[f"mlpln-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5, norm="layer"))
+    adamw = {"optimiser": "adamw", "weight_decay": 0.05, "warmup": 0.1}
+    digits = Recipe(epochs=3, batch_size=100, lr=2e-3, augment=False, **adamw)
+    letters = Recipe(epochs=6, batch_size=16, lr=3e-3, augment=False, **adamw)
     for seed in range(6):
-        recipe = Recipe(
-            epochs=3, batch_size=100, lr=2e-3, weight_decay=0.05, warmup=0.1, augment=False, optimiser="adamw"
-        )
-        specs[f"vit_mnist-s{seed}"] = ("mnist", Spec("vit_mnist", seed, recipe))
+        specs[f"vit_mnist-s{seed}"] = ("mnist", Spec("vit_mnist", seed, digits))
+    for seed in range(4):
+        specs[f"gpt-s{seed}"] = ("paradise-lost", Spec("gpt", seed, letters))
     cifar = "cifar10-jpeg"
     vgg, residual = Recipe(epochs=10), Recipe(epochs=8, batch_size=250, lr=0.1)
     for seed in range(6):
@@ -39,6 +41,9 @@ def _specs() -> dict[str, tuple[str, Spec]]:
         specs[f"vgg11gn-w0.125-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.125, norm="group"))
         specs[f"vgg11-w0.25-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.25))
         specs[f"resnet20-w0.5-s{seed}"] = (cifar, Spec("resnet20", seed, residual, width=0.5, norm="batch"))
+    patches = Recipe(epochs=6, batch_size=100, lr=2e-3, **adamw)
+    for seed in range(4):
+        specs[f"vit_cifar-s{seed}"] = (cifar, Spec("vit_cifar", seed, patches, held_out=5000))
     # the study's, which hold images out of training: one pair of width 1/2, five of width 1/8 and of each label skew
     for width, seeds in ((0.125, range(10, 20)), (0.5, (10, 11))):
         for seed in seeds:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from ..checks import first_line
 
@@ -116,7 +117,7 @@ def capture(
         for way, trace in (("torch.fx", _symbolic), ("torch.export", _exported)):
             try:
                 with _written_out():
-                    graph = trace(model, on(example, device), has_rule)
+                    graph = _with_patterns(trace(model, on(example, device), has_rule))
                 _Shapes(model, graph).run(*on(example, device))
                 if any(node.op == "call_function" and not knows(node.target) for node in graph.nodes):
                     wrapped = wrapped or Graph(graph, way)  # by torch.fx.wrap; torch.export looks into it
@@ -139,6 +140,56 @@ def _written_out() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def attention_pattern(query, key, mask=None, causal: bool = False, scale: float | None = None) -> torch.Tensor:
+    """softmax(scale · q·kᵀ) of queries (…, L, E) and keys (…, S, E), which several heads of the queries may share:
+    (…, L, S), as in `F.scaled_dot_product_attention`."""
+    key = _repeated(key, query)
+    weights = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        allowed = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).tril()
+        weights = weights.masked_fill(~allowed, -torch.inf)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else weights + mask
+    return weights.softmax(-1)
+
+
+def attention_output(pattern, value) -> torch.Tensor:
+    """pattern (…, L, S) · values (…, S, V), which several heads may share: (…, L, V)."""
+    return pattern @ _repeated(value, pattern)
+
+
+def _repeated(shared: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    repeats = heads.shape[-3] // shared.shape[-3] if heads.dim() > 3 else 1
+    return shared.repeat_interleave(repeats, -3) if repeats > 1 else shared
+
+
+def _with_patterns(graph: fx.Graph) -> fx.Graph:
+    """The graph with attention in two steps, so that its pattern is a value of it."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    for node in list(graph.nodes):
+        target = node.target
+        if target is not F.scaled_dot_product_attention and getattr(target, "__name__", "").partition(".")[0] != (
+            "scaled_dot_product_attention"
+        ):
+            continue
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        with graph.inserting_before(node):
+            asked = (
+                given["query"],
+                given["key"],
+                given.get("attn_mask"),
+                given.get("is_causal", False),
+                given.get("scale"),
+            )
+            pattern = graph.call_function(attention_pattern, asked)
+            output = graph.call_function(attention_output, (pattern, given["value"]))
+        for new in (pattern, output):
+            new.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
+        node.replace_all_uses_with(output)
+        graph.erase_node(node)
+    return graph
 
 
 def _described(example: object) -> str:

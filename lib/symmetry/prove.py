@@ -1,4 +1,4 @@
-"""The proof that permuting a network's groups changes no output, on a twin where a wrong grouping would show."""
+"""The proof that mapping a network's groups changes no output, on a twin where a wrong grouping would show."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..checks import unwrapped
-from .groups import Group, Groups, Member, SymmetryError, entries, inverse, permute
+from .groups import Group, Groups, Maps, Member, SymmetryError, act, entries, fold, folded_by, inverse
 from .tracer import trace
 
 ROWS = 16  # of a random (N, F) batch: with two, a unit could well be off for both
@@ -24,25 +24,31 @@ ENTRIES = 2**20  # of a tensor that the first-order change of a member is summed
 
 
 class Proof(float):
-    """The largest change of an output under a permutation, as a share of the largest output.
+    """The largest change of an output under the groups' maps, as a share of the largest output.
 
     Attributes:
         unseen: members that were not seen to matter, as "group 'a': k.bias:0"; a wrong grouping that forgets one of
             them would be proved, too. A key's bias before a softmax is one.
         sensitivity: the smallest change, as a share of the outputs' size, by which forgetting any other member would
             have shown (to first order); nan where it was not asked for.
+        matrices: how many groups were mapped by a random matrix, too; none where no group allows more than
+        permutations.
     """
 
     unseen: tuple[str, ...]
     sensitivity: float
+    matrices: int
 
-    def __new__(cls, change: float, unseen: Iterable[str] = (), sensitivity: float = math.nan) -> "Proof":
+    def __new__(
+        cls, change: float, unseen: Iterable[str] = (), sensitivity: float = math.nan, matrices: int = 0
+    ) -> "Proof":
         proof = super().__new__(cls, change)
-        proof.unseen, proof.sensitivity = tuple(unseen), sensitivity
+        proof.unseen, proof.sensitivity, proof.matrices = tuple(unseen), sensitivity, matrices
         return proof
 
     def __str__(self) -> str:
-        parts = [f"permuting changes the outputs by {self:.0e} of their size"]
+        which = f", or mapping {self.matrices} groups by matrices," if self.matrices else ""
+        parts = [f"permuting{which} changes the outputs by {self:.0e} of their size"]
         if not math.isnan(self.sensitivity):
             parts.append(f"any member forgotten, by {self.sensitivity:.0e} or more")
         if self.unseen:
@@ -60,15 +66,17 @@ def prove(
     generator: torch.Generator | None = None,
     tolerance: float = 1e-9,
 ) -> Proof:
-    """Shows that permuting leaves the outputs unchanged, in float64 on the CPU.
+    """Shows that the groups' maps leave the outputs unchanged, in float64 on the CPU.
 
     Args:
         example: a batch of inputs (N, …), or a tuple of what the network takes by position; it is not changed.
-        perms: the permutations to prove on the model's own weights and the example; None proves the groups: a
-            permutation that moves every unit, on a copy with random weights and inputs at a scale where every member
-            of a group matters, since a fresh BatchNorm (all ones) or a dead unit would hide one that is forgotten.
-            Integer inputs stay as they are, and so do buffers that are no statistics and hold different entries.
-        generator: draws permutations, weights and inputs on the CPU; None: one of seed 0.
+        perms: the maps to prove on the model's own weights and the example, its gains folded first where a map is a
+            matrix that asks for it; None proves the groups: a permutation that moves every unit, on a copy with random
+            weights and inputs at a scale where every member of a group matters, since a fresh BatchNorm (all ones) or
+            a dead unit would hide one that is forgotten; then, gains folded, a random matrix of the kind that a group
+            allows. Integer inputs stay as they are, and so do buffers that are no statistics and hold different
+            entries.
+        generator: draws maps, weights and inputs on the CPU; None: one of seed 0.
         tolerance: largest accepted change of an output, as a share of the largest output.
 
     Returns:
@@ -85,21 +93,26 @@ def prove(
     )
     twin = _Twin(_copy(model, perms is not None), inputs, tolerance)
     if perms is None:
-        chosen = {name: _cycle(group.size, generator) for name, group in groups.items()}
+        every = getattr(groups, "every", groups)
+        chosen = {name: _cycle(group.size, generator) for name, group in every.items()}
         for calm in CALM:
             if twin.enliven(generator, calm) <= tolerance:
                 break
     else:
         chosen = dict(perms)
         twin.settle(twin.outputs(), generator)
+        if folded_by(groups, [chosen]):
+            twin.network.load_state_dict(fold(twin.network.state_dict(), groups))
     twin.load(groups, chosen)
     grads = None
     if perms is None:
-        outputs, grads = twin.differentiate({m.tensor for group in groups.values() for m in group.members}, generator)
+        outputs, grads = twin.differentiate({m.tensor for group in every.values() for m in group.members}, generator)
     else:
         outputs = twin.outputs()
     largest = twin.change(outputs)
     if not largest <= tolerance:
+        if any(map(torch.is_floating_point, chosen.values())):
+            raise SymmetryError(f"the maps change the outputs by {largest:.1e} of their size")
         twin.unload(groups, chosen)
         if largest <= 100 * (noise := twin.noise(generator)):
             kind = type(model).__name__
@@ -116,9 +129,13 @@ def prove(
             raise SymmetryError(
                 f"no group moves {few}, which the traced graph does not read, but the outputs depend on them"
             )
-    seen = _sensitivities(twin, groups, chosen, grads, generator)
+    seen = _sensitivities(twin, every, chosen, grads, generator)
     unseen = [f"group '{name}': {m.tensor}:{m.axis}" for (name, m), by in seen.items() if not by > tolerance]
-    return Proof(largest, dict.fromkeys(unseen), min((by for by in seen.values() if by > tolerance), default=math.nan))
+    sensitivity = min((by for by in seen.values() if by > tolerance), default=math.nan)
+    matrices = {name: draw(group, generator) for name, group in every.items() if group.kind != "permutation"}
+    if matrices:
+        largest = max(largest, _turned(twin, groups, chosen, matrices))
+    return Proof(largest, dict.fromkeys(unseen), sensitivity, len(matrices))
 
 
 def proved(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
@@ -134,6 +151,57 @@ def proved(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     if proof.unseen:
         warnings.warn(f"{type(model).__name__}: {proof}", stacklevel=2)
     return dataclasses.replace(groups, proof=proof)
+
+
+def _turned(twin: "_Twin", groups: Mapping[str, Group], perms: Maps, matrices: Maps) -> float:
+    """How far the outputs move where gains are folded and some groups are mapped by matrices, the others permuted; the
+    twin, which is permuted, stays mapped.
+
+    Raises:
+        SymmetryError: naming the groups by whose matrices they move.
+    """
+    twin.unload(groups, perms)
+    twin.network.load_state_dict(fold(twin.network.state_dict(), groups))
+    if not (folded := twin.change(twin.outputs())) <= twin.tolerance:
+        raise SymmetryError(f"folding the gains of norms changes the outputs by {folded:.1e} of their size")
+
+    def change(some: Maps) -> float:
+        twin.load(groups, some)
+        moved = twin.change(twin.outputs())
+        if not moved <= twin.tolerance:
+            twin.load(groups, inverse(some, groups))
+        return moved
+
+    largest = change(dict(perms) | dict(matrices))
+    if largest <= twin.tolerance:
+        return largest
+    moved = [name for name, each in matrices.items() if not change({name: each}) <= twin.tolerance]
+    named = ", ".join(moved[:NAMED]) or "the groups together"
+    raise SymmetryError(f"mapping {named} by matrices changes the outputs by {largest:.1e} of their size")
+
+
+def nearest(matrix: Tensor, kind: str) -> Tensor:
+    """The orthogonal M float64 (n, n) that maximises the trace of Mᵀ · matrix (Schönemann 1966); "centred": of those
+    with M·1 = 1."""
+    matrix = matrix.double()
+    if kind == "centred":
+        matrix = matrix - matrix.mean(dim=0)
+        scale = float(matrix.abs().max()) or 1.0
+        matrix = (matrix - matrix.mean(dim=1, keepdim=True)) / scale + 1
+    left, _, right = torch.linalg.svd(matrix)
+    return left @ right
+
+
+def draw(group: Group, generator: torch.Generator) -> Tensor:
+    """A random map of the kind that a group allows: a permutation (size,) that moves every unit, or a matrix (size,
+    size) float64."""
+    if group.kind == "permutation":
+        return _cycle(group.size, generator)
+    numbers = torch.randn(group.size, group.size, generator=generator).double()
+    if group.kind != "invertible":
+        return nearest(numbers, group.kind)
+    left, scales, right = torch.linalg.svd(numbers)
+    return left * _uniform(scales.shape, 0.5, 2.0, generator).double() @ right  # of a bounded condition
 
 
 class _Twin:
@@ -196,7 +264,7 @@ class _Twin:
         return math.inf if any(math.isnan(c) for c in changes) else max(changes)
 
     def load(self, groups: Mapping[str, Group], perms: Mapping[str, Tensor]) -> None:
-        moved = permute(self.network.state_dict(), groups, perms)
+        moved = act(self.network.state_dict(), groups, perms)
         for name, first in self.tied.items():
             if name != first and not torch.equal(moved[name], moved[first]):
                 raise SymmetryError(f"'{first}' and '{name}' are one tensor, and the groups permute them differently")
@@ -204,7 +272,8 @@ class _Twin:
 
     def unload(self, groups: Mapping[str, Group], perms: Mapping[str, Tensor]) -> None:
         """Undoes `load`, last move first, exactly: no second copy of the weights is kept."""
-        back = {name: Group(group.size, group.members[::-1]) for name, group in groups.items()}
+        every = getattr(groups, "every", groups)
+        back = {name: Group(group.size, group.members[::-1]) for name, group in every.items()}
         self.load(back, dict(reversed(inverse(perms).items())))
 
     def enliven(self, generator: torch.Generator, calm: float) -> float:

@@ -38,8 +38,9 @@ LINEAR: set[Callable] = set()
 
 
 def rule(*operations, linear: bool = False) -> Callable:
-    """Registers a rule for module classes, functions or names (see `RULES`). `linear`: what goes in may be mapped by any
-    matrix, and the result with it, except where the rule itself limits it (`_Tracer.limit`); else by permutations."""
+    """Registers a rule for module classes, functions or names (see `RULES`). `linear`: what goes in may be mapped by
+    any matrix, and the result with it, except where the rule itself limits it (`_Tracer.limit`); else by
+    permutations."""
 
     def register(function: Callable) -> Callable:
         RULES.update(dict.fromkeys(operations, function))

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from .graph import attention_output, attention_pattern
 from .groups import Layer
 from .registry import MAKERS, RULES, function_rule, rule, spelled
-from .tracer import COLUMNS, PART, PARTS, SIGN, UNIT, Labels, Layout, _is_tensor, _shape, _Tracer
+from .tracer import COLUMNS, PART, PARTS, UNIT, Labels, Layout, _is_tensor, _shape, _Tracer
 
 
 def is_activation(operation: object) -> bool:
@@ -280,7 +281,7 @@ def _layer_norm(t: _Tracer, node: fx.Node, module) -> Layout:
         kind = "permutation" if len(shape) > 1 else "orthogonal" if root else "centred"
         t.limit(layout.get(first + axis), kind)
     if names[0] is not None:
-        t.gains[names[0]] = (node, names[1])
+        t.gains.setdefault(names[0], (names[1], []))[1].append(node)
     t.kinds[node] = "post_norm"
     return layout
 
@@ -372,6 +373,8 @@ def _along(t: _Tracer, node: fx.Node, module) -> Layout:
     if dim is None:
         dim = 0 if rank in (0, 1, 3) else 1  # as torch takes it
     _joined(t, layout, [dim % rank])
+    if layout and rank > 3 and "softmax" in (spelled(node.target) if module is None else type(module).__name__.lower()):
+        t.kinds[node] = "pattern"  # of attention, where its units turn out to be heads
     return layout
 
 
@@ -379,6 +382,7 @@ def _joined(t: _Tracer, layout: Layout, dims: Sequence[int]) -> None:
     """Leaves permuted, of axes that a reshape has split, only those outside `dims`: what works along these does not
     treat all units alike any more, but whole slices."""
     for key in [key for key in layout if isinstance(key, tuple) and set(key) & set(dims)]:
+        t.nested = True
         labels = layout.pop(key)
         kept = [axis for axis in key if axis not in dims]
         if len(kept) != 1:
@@ -390,9 +394,10 @@ def _joined(t: _Tracer, layout: Layout, dims: Sequence[int]) -> None:
         layout[kept[0]] = units
 
 
-SPATIAL = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+SPATIAL = ("MaxPool", "LPPool", "AdaptiveMaxPool")
+MEANS = ("AvgPool", "AdaptiveAvgPool")
 PADS = ("ReplicationPad", "ReflectionPad", "ZeroPad", "CircularPad", "ConstantPad")
-POOLS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
+POOLS = ("max_pool", "lp_pool", "adaptive_max_pool")
 
 
 @rule(*(getattr(nn, f"{name}{d}d") for d in (1, 2, 3) for name in (*SPATIAL, *PADS) if hasattr(nn, f"{name}{d}d")))
@@ -403,6 +408,12 @@ def _spatial(t: _Tracer, node: fx.Node, module) -> Layout:
     name = type(module).__name__ if module is not None else spelled(node.target)
     first = len(_shape(node.args[0])) - int(re.search(r"([123])d", name)[1])
     return _kept(t, layout, [axis for axis in layout if axis >= first])
+
+
+@rule(*(getattr(nn, f"{name}{d}d") for d in (1, 2, 3) for name in MEANS))
+@rule(*(f"{name}{d}d" for name in ("avg_pool", "adaptive_avg_pool") for d in (1, 2, 3)), linear=True)
+def _mean_pool(t: _Tracer, node: fx.Node, module) -> Layout:
+    return _spatial(t, node, module)
 
 
 def _kept(t: _Tracer, layout: Layout, axes: Sequence[int]) -> Layout:
@@ -469,8 +480,8 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, rang
 def _whole(
     t: _Tracer, node: fx.Node, layout: Layout, axes: range, shape: Sequence[int], repeated: Sequence[int] = ()
 ) -> Labels | None:
-    """Labels of every entry of a run of axes (… sizes …, 4), which are alike along those `repeated`; None if none of them
-    is permuted."""
+    """Labels of every entry of a run of axes (… sizes …, 4), which are alike along those `repeated`; None if none of
+    them is permuted."""
     keys = [key for key in layout if set(key if isinstance(key, tuple) else [key]) & set(axes)]
     if not keys:
         return None
@@ -492,8 +503,8 @@ def _whole(
 
 
 def _simplified(key: tuple[int, ...], labels: Labels) -> Layout:
-    """The layout of labels over several axes (…, 4), without the axes along which units do not vary: where labels do not
-    either, or count parts in order."""
+    """The layout of labels over several axes (…, 4), without the axes along which units do not vary: where labels do
+    not either, or count parts in order."""
     for place in reversed(range(len(key))):
         if len(key) == 1:
             break
@@ -618,7 +629,11 @@ def _cut(t: _Tracer, layout: Layout, axis: int, index: slice | int) -> None:
             layout[key] = labels
             _joined(t, layout, [axis])
         else:
-            labels = np.moveaxis(np.moveaxis(labels, key.index(axis), 0)[index if isinstance(index, slice) else [index]], 0, key.index(axis))
+            labels = np.moveaxis(
+                np.moveaxis(labels, key.index(axis), 0)[index if isinstance(index, slice) else [index]],
+                0,
+                key.index(axis),
+            )
             layout |= _simplified(key, labels)
 
 
@@ -923,11 +938,13 @@ def _meet(t: _Tracer, node: fx.Node, layouts, shapes, key: tuple[int, ...], layo
         layout |= _simplified(key, t.units.resolve(labels))
 
 
-@rule(*sorted(MAKERS))
+@rule(*sorted(MAKERS), linear=True)
 def _constant(t: _Tracer, node: fx.Node, module) -> Layout:
     """Equal entries: units that nothing tells apart; the batch axis is left alone."""
     shape = _shape(node)
-    return {axis: t.units.new(size) for axis, size in enumerate(shape) if size > 1 and (axis or len(shape) == 1)}
+    layout = {axis: t.units.new(size) for axis, size in enumerate(shape) if size > 1 and (axis or len(shape) == 1)}
+    t.limit(layout)
+    return layout
 
 
 @rule("amax", "amin", "var", "std", "norm", "logsumexp", "prod", "linalg_vector_norm", "vector_norm")
@@ -1034,40 +1051,47 @@ def _einsum(t: _Tracer, node: fx.Node, module) -> Layout:
     return layout
 
 
-@rule("scaled_dot_product_attention", linear=True)
-def _attention(t: _Tracer, node: fx.Node, module) -> Layout:
-    """softmax(q·kᵀ)·v of queries (…, L, E), keys (…, S, E) and values (…, S, V); heads are a batch axis of all three."""
-    known = {"key": None, "value": None, "attn_mask": None, "dropout_p": 0, "is_causal": False, "scale": None}
-    key, value, mask, _, _, _, grouped = _arguments(t, node, **known, enable_gqa=False)
-    (q, shape_q), (k, shape_k), (v, shape_v) = (
-        (t.layout(each, split=True), _shape(each)) for each in (node.args[0], key, value)
-    )
+@rule(attention_pattern, linear=True)
+def _attention_pattern(t: _Tracer, node: fx.Node, module) -> Layout:
+    """Heads are a batch axis of queries (…, L, E) and keys (…, S, E), and of the pattern (…, L, S)."""
+    query, key, mask = node.args[:3]
+    (q, shape_q), (k, shape_k) = ((t.layout(each, split=True), _shape(each)) for each in (query, key))
+    k, shape_k = _shared(k, shape_k, shape_q)
     rank = len(shape_q)
-    if grouped and (repeats := shape_q[-3] // shape_k[-3]) > 1:
-        k, v = (
-            {
-                each: np.repeat(labels, repeats, axis=each.index(rank - 3) if isinstance(each, tuple) else 0)
-                if rank - 3 in (each if isinstance(each, tuple) else [each])
-                else labels
-                for each, labels in layout.items()
-            }
-            for layout in (k, v)
-        )
-        shape_k, shape_v = ((*s[:-3], s[-3] * repeats, *s[-2:]) for s in (shape_k, shape_v))
-    batch = rank - 2
-    names = [_letters(rank, batch, last) for last in ("le", "se", "sv", "ls", "lv")]
-    pattern = _contract(t, node, [(names[0], q, shape_q), (names[1], k, shape_k)], names[3])
-    shape = (*shape_q[:-1], shape_k[-2])
+    left, right, out = (_letters(rank, rank - 2, last) for last in ("le", "se", "ls"))
+    layout = _contract(t, node, [(left, q, shape_q), (right, k, shape_k)], out)
     if isinstance(mask, fx.Node):
         own, lead = t.layout(mask), rank - len(_shape(mask))
         for axis, size in enumerate(_shape(mask), lead):
             if size > 1:
-                t.unify(node, own.get(axis - lead), pattern.get(axis))
-    pattern.pop(rank - 1, None)
-    t.limit(pattern)
-    layout = _contract(t, node, [(names[3], pattern, shape), (names[2], v, shape_v)], names[4])
+                t.unify(node, own.get(axis - lead), layout.get(axis))
+    layout = _kept(t, layout, [axis for axis in layout if axis == rank - 1])
+    t.limit(layout)
+    t.kinds[node] = "pattern"
+    return layout
+
+
+@rule(attention_output, linear=True)
+def _attention_output(t: _Tracer, node: fx.Node, module) -> Layout:
+    pattern, value = node.args
+    shape, (v, shape_v) = _shape(pattern), (t.layout(value, split=True), _shape(value))
+    v, shape_v = _shared(v, shape_v, shape)
+    rank = len(shape)
+    left, right, out = (_letters(rank, rank - 2, last) for last in ("ls", "sv", "lv"))
+    layout = _contract(t, node, [(left, t.layout(pattern, split=True), shape), (right, v, shape_v)], out)
     t.kinds[node] = "pre_norm"
     return layout
+
+
+def _shared(layout: Layout, shape: tuple[int, ...], query: tuple[int, ...]) -> tuple[Layout, tuple[int, ...]]:
+    """Layout and shape of keys or values that several heads of the queries share, repeated for each of these."""
+    if len(shape) < 4 or (repeats := query[-3] // shape[-3]) < 2:
+        return layout, shape
+    heads = len(shape) - 3
+    for key, labels in layout.items():
+        if heads in (key if isinstance(key, tuple) else (key,)):
+            layout[key] = np.repeat(labels, repeats, axis=key.index(heads) if isinstance(key, tuple) else 0)
+    return layout, (*shape[:-3], query[-3], *shape[-2:])
 
 
 def _contract(t: _Tracer, node: fx.Node, terms, out: list[str]) -> Layout:
@@ -1089,23 +1113,28 @@ def _contract(t: _Tracer, node: fx.Node, terms, out: list[str]) -> Layout:
             free = all(counts[letters[axis]] == 1 and letters[axis] in out for axis in key)
             if not t.inside and not free:
                 _joined(t, layout, inner if len(inner) < len(key) else inner[1:])
-            elif t.inside and len(inner) < len(key) and isinstance(labels := layout[key], np.ndarray):
+            elif t.inside and len(inner) < len(key):  # of each head on its own
+                labels = layout[key]
                 heads = [place for place, axis in enumerate(key) if letters[axis] in batch]
                 rows = np.moveaxis(labels, heads, range(len(heads)))
-                t.apart += list(rows.reshape(-1, math.prod(labels.shape[p] for p in range(len(key)) if p not in heads), COLUMNS))
+                t.apart += list(rows.reshape(math.prod(rows.shape[: len(heads)]), -1, COLUMNS))
+                t.roles.append(("vo" if all(letters[axis] in out for axis in inner) else "qk", labels))
         for key, labels in layout.items():
             if isinstance(key, tuple):
                 met.setdefault(tuple(letters[axis] for axis in key), []).append(labels)
         for axis, letter in enumerate(letters):
             if shape[axis] > 1 and not any(isinstance(key, tuple) and axis in key for key in layout):
                 met.setdefault(letter, []).append(layout.get(axis))
+    ordered = {name for key in met if isinstance(key, tuple) for name in key} & met.keys()
+    for name in ordered:  # heads that one term has in order
+        for labels in met.pop(name):
+            t.fix(labels)
     for key, labels in list(met.items()):
         names = key if isinstance(key, tuple) else (key,)
         summed = [name for name in names if name not in out]
         sharing = sum(all(name in letters for name in names) for letters, *_ in terms)
-        if isinstance(key, tuple):
-            if len(labels) < sharing and summed:  # another term has these axes in their order
-                met[key] = labels = [*labels, None]
+        if isinstance(key, tuple) and len(labels) < sharing and summed:  # another term has these axes in their order
+            met[key] = labels = [*labels, None]
         if len(labels) == 2 and summed and len(terms) == 2:
             t.unify(node, *labels, dual=True)
         else:

@@ -9,12 +9,12 @@ from torch import fx, nn
 
 from ..checks import first_line, unwrapped
 from .graph import Graph, UnsupportedError, capture
-from .groups import KINDS, Group, Groups, Layer, Member, Tap
+from .groups import KINDS, Gain, Group, Groups, Layer, Member, Tap
 from .registry import LINEAR, MAKERS, function_rule, kind_of_layer, known, module_rule, reads_numbers, spelled
 
-# Labels (n, 4) say what stands in each of n entries of an axis: (unit, part, parts, sign) is one of the parts of a unit,
-# so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together. Where
-# units take a linear map M, those of sign 1 move with M and those of sign −1 with its dual, the inverse of Mᵀ.
+# Labels (n, 4) say what stands in each of n entries of an axis: (unit, part, parts, sign) is one of the parts of a
+# unit, so that the 49 entries of a flattened 7 × 7 channel are (unit, 0 … 48, 49). Entries of one unit move together.
+# Where units take a linear map M, those of sign 1 move with M and those of sign −1 with its dual, the inverse of Mᵀ.
 # A layout maps axes to labels; an axis that is absent keeps its order. A key of several axes (1, 2) has labels
 # (n1, n2, 4): a reshape has split a permuted axis in two.
 Labels = np.ndarray
@@ -97,6 +97,16 @@ class _Units:
                 self.fixed[[p, q]] = True
 
 
+# What leaves the entries of an axis as they are, one by one, or takes their mean over other axes.
+PASSING = {
+    "dropout", "contiguous", "clone", "detach", "float", "double", "to", "alias", "view", "reshape", "flatten",
+    "unflatten", "_unsafe_view", "permute", "transpose", "movedim", "getitem", "select", "slice", "narrow", "chunk",
+    "split", "split_with_sizes", "unbind", "squeeze", "unsqueeze", "mean", "roll", "expand",
+    "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+}  # fmt: skip
+PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+
+
 class _Tracer:
     def __init__(self, model: nn.Module, graph: Graph, *, inside: bool = False) -> None:
         """`inside`: heads of attention stay in their order, and what runs inside them is labelled; else heads are."""
@@ -114,8 +124,9 @@ class _Tracer:
         self.producers: list[tuple[str, Labels]] = []
         self.kinds: dict[fx.Node, str] = {}
         self.layers: list[Layer] = []
-        self.gains: dict[str, tuple[fx.Node, str | None]] = {}  # a norm's gain: its node, and its bias
-        self.heads: list[tuple[Labels, Labels]] = []  # of each attention, the heads of its queries and of its values
+        self.gains: dict[str, tuple[str | None, list[fx.Node]]] = {}  # a norm's gain: its bias, and its nodes
+        self.roles: list[tuple[str, Labels]] = []  # what runs inside heads: "qk" or "vo", and its units
+        self.nested = False  # whether an axis was split into heads and what is inside them
         self.visited: fx.Node | None = None
 
     # What rules use -------------------------------------------------------------------------------------------------
@@ -319,6 +330,67 @@ class _Tracer:
         classes[self.units.fixed[: self.units.count]] = -1
         return classes
 
+    def _rows(self, layout: Layout) -> Iterable[tuple[int, tuple[int, int] | None, Labels]]:
+        """(axis, (another axis, its entry) or None, labels) of a layout; of an axis that was split, entry by entry."""
+        for axis, labels in layout.items():
+            if not isinstance(axis, tuple):
+                yield axis, None, labels
+            elif len(axis) == 2:
+                for entry, row in enumerate(labels):
+                    yield axis[1], (axis[0], entry), row
+
+    def _foldable(self, classes: np.ndarray, kinds: np.ndarray) -> dict[int, list[Gain]]:
+        """{class: the gains that have to be folded before its units can be mapped}; where one cannot be folded, the
+        class is left with permutations, in `kinds`."""
+        gains: dict[int, list[Gain]] = {}
+        for name, (bias, nodes) in self.gains.items():
+            labels = self.tensors[name].get(0)
+            if labels is None:
+                continue
+            unit = self.units.resolve(labels)[:, UNIT]
+            own = {c for c in classes[unit].tolist() if c >= 0 and kinds[c]}
+            readers = self._readers(nodes, unit) if own else None
+            for unit_class in own:
+                if readers is None or name in self.aliases.values():
+                    kinds[unit_class] = 0
+                else:
+                    gains.setdefault(unit_class, []).append(Gain(name, bias, readers))
+        return gains
+
+    def _readers(self, norms: list[fx.Node], unit: np.ndarray) -> tuple[tuple[str, str | None], ...] | None:
+        """(weight, bias) of the linear layers that alone read a norm's output, whose units are given; None where
+        something else does."""
+        shared = {*self.aliases, *self.aliases.values()}
+        found: dict[str, str | None] = {}
+        waiting = list(norms)
+        while waiting:
+            node = waiting.pop()
+            for user in node.users:
+                if user.op != "output" and (not _is_tensor(user) or spelled(user.target) in MAKERS):
+                    continue  # it reads a shape alone
+                name, module = spelled(user.target), self.modules.get(user.target) if user.op == "call_module" else None
+                linear = isinstance(module, nn.Linear) or (module is None and name == "linear")
+                if linear and user.args[0] is node:
+                    arguments = [*user.args[1:], *user.kwargs.values()]
+                    names = [a.target for a in arguments if isinstance(a, fx.Node)]
+                    names = names if module is None else [f"{user.target}.{n}" for n in ("weight", "bias")]
+                    weight, bias = names[0], names[1] if len(names) > 1 and names[1] in self.state else None
+                    axis = self.tensors.get(weight, {}).get(1)
+                    if weight in found or weight in shared or bias in shared or axis is None:
+                        return None
+                    if not np.array_equal(self.units.resolve(axis)[:, UNIT], unit):
+                        return None
+                    found[weight] = bias
+                elif user.op == "output":
+                    return None
+                elif name in PASSING or isinstance(module, PASSING_MODULES) or _unpadded(user, node):
+                    waiting.append(user)
+                else:
+                    return None
+        uses = [n.target for n in self.graph.nodes if n.op in ("call_module", "get_attr")]
+        once = all(uses.count(name) + uses.count(name.rpartition(".")[0]) == 1 for name in found)
+        return tuple(found.items()) if once else None
+
     def collect(self) -> Groups:
         classes = self._classes()
         rank = np.full(self.units.count, -1)
@@ -327,8 +399,15 @@ class _Tracer:
         names: dict[str, list[str]] = {}
         for alias, name in self.aliases.items():
             names.setdefault(name, []).append(alias)
+        sign = np.zeros(self.units.count, dtype=np.int64)  # of each unit where it is first met
+        kinds = np.full(classes.max(initial=-1) + 1, len(KINDS) - 1)
+        roots = np.arange(self.units.count)
+        roots = roots[self.units.to[roots, UNIT] == roots]
+        roots = roots[classes[roots] >= 0]
+        np.minimum.at(kinds, classes[roots], self.units.kind[roots])
         for tensor, axis, rows, labels in self._places():
-            unit = self.units.resolve(labels)[:, UNIT]
+            resolved = self.units.resolve(labels)
+            unit, signs = resolved[:, UNIT], resolved[:, SIGN]
             for unit_class in dict.fromkeys(classes[unit].tolist()):
                 if unit_class < 0:
                     continue
@@ -336,22 +415,29 @@ class _Tracer:
                 if unit_class not in sizes:  # its first place says how its units are counted
                     ordered = unit[positions][np.sort(np.unique(unit[positions], return_index=True)[1])]
                     rank[ordered], sizes[unit_class] = np.arange(len(ordered)), len(ordered)
-                for block, offset, starts in _runs(positions, rank[unit[positions]], sizes[unit_class]):
-                    every = [
-                        Member(name, axis, block, offset, rows, starts) for name in (tensor, *names.get(tensor, ()))
-                    ]
+                    sign[unit[positions[::-1]]] = signs[positions[::-1]]
+                turned = signs * sign[unit]  # −1 where an entry moves with the dual
+                for *run, columns in _runs(positions, rank[unit[positions]], sizes[unit_class], turned):
+                    if (turned[columns] != turned[columns[:1]]).any():
+                        kinds[unit_class] = min(kinds[unit_class], KINDS.index("orthogonal"))
+                    dual = bool(turned[columns[0, 0]] < 0)
+                    every = [Member(n, axis, *run[:2], rows, run[2], dual) for n in (tensor, *names.get(tensor, ()))]
                     members.setdefault(unit_class, []).extend(every)
         taps: dict[int, list[Tap]] = {}
         for node, kind in self.kinds.items():
-            for axis, labels in self.layouts[node].items():
-                if isinstance(axis, tuple):
-                    continue
+            for axis, at, labels in self._rows(self.layouts[node]):
                 unit = self.units.resolve(labels)[:, UNIT]
                 for unit_class in dict.fromkeys(classes[unit].tolist()):
                     if sizes.get(unit_class, 0) > 1:
                         positions = np.flatnonzero(classes[unit] == unit_class)
                         runs = _runs(positions, rank[unit[positions]], sizes[unit_class])
-                        taps.setdefault(unit_class, []).extend(Tap(node.name, kind, axis, *run) for run in runs)
+                        every = [Tap(node.name, kind, axis, *run[:3], at) for run in runs]
+                        taps.setdefault(unit_class, []).extend(every)
+        # What reads a stream reads it through its norms; sums that they normalise show the same again, on any scale.
+        normed = {node.name for _, nodes in self.gains.values() for node in nodes}
+        for unit_class, each in taps.items():
+            if any(tap.node in normed for tap in each):
+                taps[unit_class] = [tap for tap in each if tap.kind != "post_norm" or tap.node in normed]
         makers: dict[int, list[str]] = {}
         order: dict[int, int] = {}
         # A layer whose outputs are all one group names it better than one whose outputs are split over several.
@@ -368,8 +454,19 @@ class _Tracer:
         free = [c for c, size in sizes.items() if size > 1 and any(m.tensor in own for m in members[c])]
         free.sort(key=lambda unit_class: order.get(unit_class, len(made)))
         titles = _names([makers.get(unit_class) or [members[unit_class][0].tensor] for unit_class in free])
+        gains = self._foldable(classes, kinds)
+        roles = {
+            int(c): role for role, labels in self.roles for c in classes[self.units.resolve(labels)[..., UNIT]].flat
+        }
         groups = {
-            title: Group(sizes[unit_class], tuple(members[unit_class]), tuple(taps.get(unit_class, ())))
+            title: Group(
+                sizes[unit_class],
+                tuple(members[unit_class]),
+                tuple(taps.get(unit_class, ())),
+                KINDS[kinds[unit_class]],
+                tuple(gains.get(unit_class, ())) if kinds[unit_class] else (),
+                role=roles.get(unit_class),
+            )
             for title, unit_class in zip(titles, free, strict=True)
         }
         reached = {*self.tensors, *(node.target for node in self.graph.nodes if node.op == "get_attr")}
@@ -389,15 +486,20 @@ def _mixed(values: np.ndarray, salt: np.uint64) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _runs(positions: np.ndarray, rank: np.ndarray, size: int) -> list[tuple[int, int, tuple[int, ...] | None]]:
-    """The entries of an axis that belong to a group, as (block, offset, starts) of `Member`."""
+def _runs(
+    positions: np.ndarray, rank: np.ndarray, size: int, turned: np.ndarray | None = None
+) -> list[tuple[int, int, tuple[int, ...] | None, np.ndarray]]:
+    """The entries of an axis that belong to a group, as (block, offset, starts) of `Member` and the entries (size,
+    block); those that are `turned` (N,) apart from the others."""
     table = positions[np.lexsort((positions, rank))].reshape(size, -1)
-    breaks = np.flatnonzero((np.diff(table, axis=1) != 1).any(axis=0)) + 1
+    apart = (np.diff(table, axis=1) != 1).any(axis=0)
+    if turned is not None:
+        apart |= (np.diff(turned[table], axis=1) != 0).any(axis=0)
     runs = []
-    for columns in np.split(np.arange(table.shape[1]), breaks):
+    for columns in np.split(np.arange(table.shape[1]), np.flatnonzero(apart) + 1):
         first, block = table[:, columns[0]], len(columns)
         regular = (first == first[0] + block * np.arange(size)).all()
-        runs.append((block, int(first.min()), None if regular else tuple(first.tolist())))
+        runs.append((block, int(first.min()), None if regular else tuple(first.tolist()), table[:, columns]))
     return runs
 
 
@@ -424,6 +526,11 @@ def aliases(model: nn.Module) -> dict[str, str]:
         if isinstance(tensor, torch.Tensor) and first.setdefault(id(tensor), name) != name:
             names[name] = first[id(tensor)]
     return names
+
+
+def _unpadded(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node pads its input, by nothing."""
+    return spelled(node.target) in ("pad", "constant_pad_nd") and _shape(node) == _shape(source)
 
 
 def _list(layout: Layout | list[Layout]) -> list[Layout]:
@@ -466,5 +573,40 @@ def trace(model: nn.Module, example: torch.Tensor | tuple) -> Groups:
     finally:
         for module, mode in training.items():
             module.training = mode
-    groups = _Tracer(model, graph).run()
+    tracer = _Tracer(model, graph)
+    groups = tracer.run()
+    if tracer.nested:
+        within = _Tracer(model, graph, inside=True).run()
+        groups = _with_inside(groups, within)
     return dataclasses.replace(groups, example=example, way=graph.way)
+
+
+def _with_inside(groups: Groups, traced: Groups) -> Groups:
+    """The groups of heads and of all else, with what runs inside the heads as it was traced with heads in order."""
+    inside: dict[str, list[Group]] = {}
+    for group in traced.values():
+        heads = next((at for member in group.members if (at := _head_of(groups, member)) is not None), None)
+        if heads is not None and group.role is not None:
+            inside.setdefault(heads[0], []).append(dataclasses.replace(group, within=heads))
+    outer = {}
+    for name, group in groups.items():
+        patterns = tuple(tap for tap in group.taps if tap.kind == "pattern")
+        outer[name] = dataclasses.replace(group, taps=patterns) if name in inside and patterns else group
+    order = {name: sorted(each, key=lambda g: (g.role, g.within[1])) for name, each in inside.items()}
+    named = {
+        f"{name}.{group.role}[{group.within[1]}]": group for name in groups if name in order for group in order[name]
+    }
+    return dataclasses.replace(groups, groups=outer, inside=named)
+
+
+def _head_of(groups: Groups, inner: Member) -> tuple[str, int] | None:
+    """The group and number of the head that a member lies in; None if it lies in none."""
+    first = inner.starts[0] if inner.starts is not None else inner.offset
+    for name, group in groups.items():
+        for member in group.members:
+            if (member.tensor, member.axis) == (inner.tensor, inner.axis) and member.block > 1:
+                starts = member.starts or range(member.offset, member.offset + group.size * member.block, member.block)
+                for unit, start in enumerate(starts):
+                    if start <= first < start + member.block:
+                        return name, unit
+    return None

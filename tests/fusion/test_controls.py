@@ -311,7 +311,7 @@ def test_side_by_side_takes_units_of_both_and_half_a_parent_of_the_first_alone()
     # in whatever order B stands: nothing is matched
     groups = symmetry.trace(b, inputs(2))
     turned = copy.deepcopy(b)
-    turned.load_state_dict(symmetry.permute(b.state_dict(), groups, groups.random(torch.Generator().manual_seed(1))))
+    turned.load_state_dict(symmetry.act(b.state_dict(), groups, groups.random(torch.Generator().manual_seed(1))))
     again = fusion.control("side_by_side", parents([a, turned]))
     torch.testing.assert_close(again.network(inputs(9)), made.network(inputs(9)), atol=1e-3, rtol=1e-3)
 

@@ -863,7 +863,7 @@ def test_units_of_parents_half_of_which_are_dead_are_recovered(units):
 def test_units_side_by_side_do_not_depend_on_how_the_parents_are_ordered(name):
     a, b, groups, batches, x = pair(name)
     given = {"groups": groups, "batches": batches, "units": "side_by_side"} | QUIET
-    moved = symmetry.permute(b.state_dict(), groups, groups.random(generator(3)))
+    moved = symmetry.act(b.state_dict(), groups, groups.random(generator(3)))
     one, other = (
         outputs(a, correct(a, a.state_dict(), state, 0.5, "least_squares", **given), x)
         for state in (b.state_dict(), moved)

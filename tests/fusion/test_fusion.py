@@ -73,8 +73,8 @@ def test_curve_of_a_network_with_its_own_permutation_is_flat():
     groups = symmetry.trace(model, models.example("vgg11"))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     perms = groups.random(torch.Generator().manual_seed(0))
-    moved = symmetry.permute(state, groups, perms)
-    aligned = symmetry.permute(moved, groups, symmetry.inverse(perms))
+    moved = symmetry.act(state, groups, perms)
+    aligned = symmetry.act(moved, groups, symmetry.inverse(perms))
     g = torch.Generator().manual_seed(0)
     split = loaders.Split(
         torch.randint(0, 256, (64, 3, 32, 32), generator=g, dtype=torch.uint8),

@@ -336,7 +336,7 @@ def normed(request):
     x = draw(64, *models.ARCHITECTURES[name].shape)
     groups = symmetry.trace(a, x[:2])
     truth = groups.random(torch.Generator().manual_seed(4))
-    b = models.load_state(copy.deepcopy(a), symmetry.permute(a.state_dict(), groups, truth))
+    b = models.load_state(copy.deepcopy(a), symmetry.act(a.state_dict(), groups, truth))
     return a, b, groups, truth, x
 
 

@@ -48,7 +48,7 @@ def test_a_planted_permutation_comes_back_through_every_tap_and_similarity(tap, 
     a, _, groups = pair("resnet20", width=0.5)
     planted = groups.random(torch.Generator().manual_seed(3))
     b = copy.deepcopy(a)
-    b.load_state_dict(symmetry.permute(a.state_dict(), groups, symmetry.inverse(planted)))
+    b.load_state_dict(symmetry.act(a.state_dict(), groups, symmetry.inverse(planted)))
     found = matching.match(
         [a, b], groups, "activation", images=images(), similarity=similarity, tap=tap, progress=False
     )[1]

@@ -11,7 +11,7 @@ def test_a_plant_is_lined_up_again_by_its_truth():
     groups = symmetry.trace(network, models.example("simplenet"))
     state, truth = scaling.planted(network, groups, 0.0, torch.Generator().manual_seed(5))
     assert not torch.equal(state["conv2.weight"], network.state_dict()["conv2.weight"])
-    back = symmetry.permute(state, groups, truth)
+    back = symmetry.act(state, groups, truth)
     assert all(torch.equal(back[name], tensor) for name, tensor in network.state_dict().items())
 
 
@@ -20,7 +20,7 @@ def test_noise_is_measured_in_standard_deviations_and_independent_of_the_weights
     groups = symmetry.trace(network, models.example("simplenet"))
     network, groups, state, truth = scaling.plant("simplenet", 1.0, 2.0, seed=0)
     weight = network.state_dict()["fc1.weight"].flatten()
-    noise = symmetry.permute(state, groups, truth)["fc1.weight"].flatten() - weight
+    noise = symmetry.act(state, groups, truth)["fc1.weight"].flatten() - weight
     assert noise.std() / weight.std() == pytest.approx(2, rel=0.02)
     # Drawn from the seed of the weights it was not: that once cost half the recovery.
     assert abs(torch.corrcoef(torch.stack([noise, weight]))[0, 1]) < 0.02
