@@ -1,6 +1,7 @@
 """A layer, with the BatchNorm behind it, as one affine map to be solved for."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ class Site:
 
     `end` is the node whose value is fitted: the norm or, where the layer completes a residual sum, that sum, of which
     `other` is the part already there. `relu` says that a ReLU alone follows, `pool` the window of a max-pooling that
-    alone follows that.
+    alone follows that. `smooth` is another activation that alone follows, such as GELU.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Site:
     other: fx.Node | None
     relu: bool
     pool: tuple[int, int] | None
+    smooth: Callable[[Tensor], Tensor] | None = None
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

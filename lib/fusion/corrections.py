@@ -31,6 +31,7 @@ def _least_squares(
     rounds: int = least_squares.ROUNDS,
     through_relu: bool = True,
     select: bool = True,
+    heads: least_squares.Heads = "shares",
     units: least_squares.Units = "matched",
     target: Target = "mean",
     rows: int = least_squares.ROWS,
@@ -55,8 +56,8 @@ def _least_squares(
         raise InputError(f"correction 'least_squares' takes networks with one input; this one has {len(batches[0])}")
     info = least_squares.fit(
         task.parents(), fused, task.groups, torch.cat(batches), task.shares,
-        ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, units=units, rows=rows, memory=memory,
-        progress=task.progress,
+        ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, heads=heads,
+        units=units, rows=rows, memory=memory, progress=task.progress,
     )  # fmt: skip
     if target != "mean":
         goal = joint_logits([forward(parent, batches)[0] for parent in task.parents()], task.shares, target)
@@ -97,7 +98,7 @@ def _temperature(task: Task) -> Result:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(factor)
-    return fused.state_dict(), {"images": len(logits), "temperature": float(1 / factor)}
+    return fused.state_dict(), {"images": sum(map(loaders.count, batches)), "temperature": float(1 / factor)}
 
 
 @dataclass(frozen=True)

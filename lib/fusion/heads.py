@@ -24,7 +24,14 @@ def linear_head(model: nn.Module, groups: Groups) -> list[str]:
     """
     modules = dict(model.named_modules())
     used = Counter(layer.weight for layer in groups.layers)
-    linear = {layer.name for layer in groups.layers if layer.kind == "linear" and used[layer.weight] == 1}
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    linear = {
+        layer.name
+        for layer in groups.layers
+        if layer.kind == "linear"
+        and used[layer.weight] == 1
+        and (layer.name not in modules or owners[id(modules[layer.name].weight)] == 1)  # not the embedding's, too
+    }
     (output,) = (node for node in groups.graph.nodes if node.op == "output")
     node, head = output.args[0], []
     while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:
@@ -80,18 +87,23 @@ def forward(
     model: nn.Module, batches: Iterable[loaders.Images], layer: str | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Logits (N, classes) over batches of images on the model's device and, if `layer` is given, what that module is
-    given (N, features); both at least float32, on the CPU. Of a network that answers at L positions, N counts these."""
+    given (N, features); both at least float32, on the CPU. Of a network that answers at every position each position
+    is a row."""
+
+    def rows(value: Tensor) -> Tensor:
+        return value.flatten(0, -2).to("cpu", at_least_float32(value.dtype))
+
     logits: list[Tensor] = []
     features: list[Tensor] = []
     hook = None
     if layer is not None:
-        keep = lambda _, given: features.append(given[0].flatten(0, -2).to("cpu", at_least_float32(given[0].dtype)))  # noqa: E731
+        keep = lambda _, given: features.append(rows(given[0]))  # noqa: E731
         hook = model.get_submodule(layer).register_forward_pre_hook(keep)
     try:
         for images in batches:
             # a network may change its input in place
             found = model(*(part.clone() for part in (images if isinstance(images, tuple) else (images,))))
-            logits.append(found.flatten(0, -2).to("cpu", at_least_float32(found.dtype)))
+            logits.append(rows(found))
     finally:
         if hook is not None:
             hook.remove()

@@ -22,8 +22,8 @@ from ..symmetry import Groups
 from ..symmetry.walker import Lockstep
 from . import selection
 from .affine import Affine, Normal, Site, at_least_float32, write
-from .rows import Rows, spread
-from .sites import reader_of, solvable
+from .rows import Rows, drawn, reaching
+from .sites import Joint, joints, reader_of, solvable
 
 GIB = 2**30
 CHUNK = 100  # images that go through the networks at a time
@@ -31,6 +31,7 @@ ROWS = 20_000
 ROUNDS = 2
 
 Units = Literal["matched", "side_by_side", "half"]
+Heads = Literal["shares", "free", "mean"]
 Goal = Callable[[list[Tensor]], Tensor]
 
 
@@ -45,6 +46,21 @@ def _missing(goal: Tensor, predicted: Tensor, window: int) -> Tensor:
         reach = reach & (predicted == predicted.amax(dim=2, keepdim=True))
     missing = goal - predicted
     return torch.where(reach, missing, missing.clamp(max=0)).flatten(1, 2)
+
+
+def _slope(bend: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """(f(z), f'(z)) of an activation that acts on each number alone."""
+    with torch.inference_mode(False), torch.enable_grad():
+        z = z.clone().requires_grad_()
+        value = bend(z)
+        (slope,) = torch.autograd.grad(value.sum(), z)
+    return value.detach(), slope
+
+
+def _unreached(error: Tensor, power: Tensor) -> float:
+    """The share of a target's sum of squares that is left."""
+    total = float(power.sum())
+    return max(0.0, float(error.sum())) / total if total else 0.0
 
 
 def _means(*shares: Sequence[float]) -> Goal:
@@ -69,13 +85,16 @@ class Fit:
     ridge: float
     rounds: int
     rows: float
+    reach: dict[str, Tensor]
 
     def solve(self, site: Site, affine: Affine, goal: Goal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from a
         start (G, p, c), whose type the weights keep."""
-        rounds = self.rounds if site.relu else 0
-        rows = Rows(self.lockstep, site, affine, goal, self.rows, again=rounds > 0)
+        rounds = self.rounds if site.relu or site.smooth else 0
+        rows = Rows(self.lockstep, site, affine, goal, self.rows, rounds > 0, self.reach.get(site.name))
         normal, weights = Normal(self.ridge, affine.bias), start
+        if rounds and site.smooth:
+            return self._solve_smooth(rows, normal, weights)
         for turn in range(1 + rounds):
             power = 0
             for block in rows:
@@ -90,6 +109,34 @@ class Fit:
             step, error = normal.step(weights - start)
             weights = weights + step.to(weights)
         return weights, error, power
+
+    def _solve_smooth(self, rows: Rows, normal: Normal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`solve` through a smooth activation f: after the first step, which is as if there were none, steps by f'(z)
+        times what f(z) is missing. The slopes being about 1 at most, plain squares lie above what is to be lowered, as
+        far as f is not bent; each column keeps the weights of its best round."""
+        weights, best, least = start, start, torch.inf
+        for turn in range(2 + self.rounds):
+            error = power = 0
+            for block in rows:
+                predicted = block.inputs @ weights
+                if block.other is not None:
+                    predicted = predicted + block.other
+                if turn:
+                    value, slope = _slope(rows.site.smooth, predicted)
+                    missing = block.bent - value
+                    error = error + missing.square().sum(dim=1).double()
+                    power = power + block.bent.square().sum(dim=1).double()
+                    missing = slope * missing
+                else:
+                    missing = block.target - predicted
+                if turn <= self.rounds:
+                    normal.add(block.inputs, missing)
+            if turn:
+                best = torch.where((error < least)[:, None], weights, best)
+                least = torch.minimum(error, torch.as_tensor(least).to(error))
+            if turn <= self.rounds:
+                weights = weights + normal.step(weights - start)[0].to(weights)
+        return best, least, power
 
     def covariance(self, site: Site, affine: Affine, reader: Site, block: int, fits: Sequence[Tensor] = ()) -> Tensor:
         """Covariance float64 of the site's n units at the reader's input: of the n of each parent, then of those that
@@ -114,13 +161,47 @@ class Fit:
             total = found[0].numel() // size
             if chunk == 0 and math.isfinite(self.rows):  # where a chunk has many positions, some chunks are enough
                 every = max(1, int(total * chunks / (2 * self.rows)))
-            kept = spread(total, self.rows * self.lockstep.part(chunk) * every, chunk).to(x.device)
+            wanted, seen = self.rows * self.lockstep.part(chunk) * every, self.reach.get(reader.name)
+            kept = drawn(total, wanted, chunk, None if seen is None else seen.repeat_interleave(block)).to(x.device)
             columns = [value.reshape(-1, size)[kept].to(at_least_float32(value.dtype)) for value in found]
             columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
             moments = moments + (columns.mT @ columns).double()
             chunk += every
         mean = moments[-1, :-1] / moments[-1, -1]
         return moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
+
+    def together(self, joint: Joint, goal: Goal, fits: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        """What a joint's reader gets and is to make of it: covariance float64 (c·n, c·n) of its n inputs, unit by unit,
+        for each of c candidates, and of these with what the goal is missing (c·n, m).
+
+        Args:
+            fits: of each candidate, the weights (1, p, outputs) of each maker; they are left in the makers.
+        """
+        lockstep, reader, affine = self.lockstep, joint.reader, Affine(joint.reader)
+        begin, stop = lockstep.index[joint.makers[0].node], lockstep.index[reader.node]
+        rows = Rows(lockstep, reader, affine, goal, self.rows, False, self.reach.get(reader.name))
+        moments = 0
+        for chunk in range(len(lockstep.kept)):
+            bags = lockstep.values(chunk, begin)
+            columns = []
+            for candidate in fits:
+                for site, weights in zip(joint.makers, candidate, strict=True):
+                    write(site, Affine(site), weights, None)
+                bag = lockstep.target(bags, begin, stop - 1, len(bags) - 1)
+                x = affine.inputs(bag[reader.node.args[0]])
+                places = rows.places(x, chunk)
+                columns.append(affine.gather(x, *places)[0][:, joint.read.flatten().to(x.device)])
+            ends = [lockstep.target(bags, begin, lockstep.index[reader.end], i) for i in range(len(bags) - 1)]
+            missing = goal([affine.at(affine.lift(end[reader.end]), *places) for end in ends])[0]
+            if reader.other is not None:
+                missing = missing - affine.at(affine.lift(bag[reader.other]), *places)[0]
+            every = torch.cat([*columns, missing, torch.ones_like(missing[:, :1])], dim=1)
+            moments = moments + (every.mT @ every).double()
+        moments = moments / moments[-1, -1]
+        if affine.bias:
+            moments = moments - torch.outer(moments[-1], moments[-1])
+        n = sum(each.shape[1] for each in columns)
+        return moments[:n, :n], moments[:n, n:-1]
 
     def seen(self, site: Site, affine: Affine, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (out,) float64, over every position, of what the site's BatchNorm will see: what its layer
@@ -169,6 +250,7 @@ def fit(
     rounds: int = ROUNDS,
     through_relu: bool = True,
     select: bool = True,
+    heads: Heads = "shares",
     units: Units = "matched",
     rows: int = ROWS,
     memory: float = GIB,
@@ -217,7 +299,8 @@ def fit(
     """
     lockstep = Lockstep((*parents, fused), groups.graph, images.split(CHUNK), memory)
     sites, left = solvable(fused, groups)
-    problem = Fit(lockstep, ridge, rounds if through_relu else 0, rows or math.inf)
+    reach = reaching(parents, groups, sites, images)
+    problem = Fit(lockstep, ridge, rounds if through_relu else 0, rows or math.inf, reach)
     modules = [dict(model.named_modules()) for model in parents]
     names = {module: name for name, module in fused.named_modules()}
     alone = [tuple(float(i == which) for i in range(len(parents))) for which in range(len(parents))]
@@ -239,10 +322,41 @@ def fit(
         weights = [affine.split(rows)[0].unflatten(1, (size, -1)) for rows in own(reader, affine)]
         return [s * w.movedim(1, -1).reshape(-1, size) for s, w in zip(shares, weights, strict=True)]
 
+    together = joints(sites, groups, lockstep) if units == "matched" and heads != "mean" and max(shares) < 1 else []
+    together = {site.name: joint for joint in together for site in joint.makers}
+
+    def solve_together(joint: Joint) -> None:
+        """Solves for all makers of a joint, each of its units fitted to one parent or to the mean."""
+        candidates = [*alone, shares]
+        fits, sums = [], []
+        for site in joint.makers:
+            affine, kind = Affine(site), at_least_float32(site.layer.weight.dtype)
+            each = [rows.to(kind) for rows in own(site, affine)]
+            starts = torch.cat([sum(s * rows for s, rows in zip(c, each, strict=True)) for c in candidates], dim=2)
+            weights, *both = problem.solve(site, affine, _means(*candidates), starts)
+            fits.append(weights.split(affine.shape[0], dim=2))
+            sums.append([every.split(affine.shape[0], dim=1) for every in both])
+        moments = problem.together(joint, _means(shares), list(zip(*fits, strict=True)))
+        choice, units_of = selection.choose_blocks(*moments, joint.size, shares, heads == "free")
+        for site, columns, weights, (error, power) in zip(joint.makers, joint.columns, fits, sums, strict=True):
+            # where the columns of each place of the fused network stand among those of all candidates
+            source, candidate = torch.empty_like(columns.flatten()), torch.empty_like(columns.flatten())
+            source[columns], candidate[columns] = columns[units_of], ((choice - 1) % len(candidates))[:, None]
+            picked = [torch.stack(each, dim=-2)[..., candidate, source] for each in (weights, error, power)]
+            write(site, Affine(site), picked[0], None)
+            layers[site.name] = _unreached(*picked[1:])
+        mean, *single = torch.bincount(choice, minlength=len(parents) + 1).tolist()
+        counts[joint.name] = {"mean": mean, "single": single}
+
     layers, counts = {}, {}
     for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
+        if site.name in layers:
+            continue
         affine, reader = Affine(site), readers[site.name]
         lockstep.move(lockstep.index[site.node])
+        if site.name in together:
+            solve_together(together[site.name])
+            continue
         size, kind = affine.shape[0], at_least_float32(site.layer.weight.dtype)
         each = own(site, affine)
         start = sum(share * weights for share, weights in zip(shares, each, strict=True)).to(kind)
@@ -268,8 +382,7 @@ def fit(
             weights = F.pad(weights, (0, size - count))
             single = torch.bincount(picked // size, minlength=len(parents)).tolist()
             counts[site.name] = {"mean": 0, "single": single}
-        total = float(power.sum())
-        layers[site.name] = max(0.0, float(error.sum())) / total if total else 0.0
+        layers[site.name] = _unreached(error, power)
         normed = site.norm is not None or isinstance(site.layer, _BatchNorm)
         write(site, affine, weights, problem.seen(site, affine, weights) if normed else None)
     return {"images": len(images), "layers": layers, "units": counts, "left": left}

@@ -1,18 +1,21 @@
 """The rows of a layer's least-squares problem: at which positions it is fitted, and what is known there."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..symmetry import Values
+from ..symmetry import Groups, Values
+from ..symmetry.graph import Interpreter
 from ..symmetry.walker import Lockstep
-from .affine import Affine, Site
+from .affine import Affine, Site, at_least_float32
 
 BLOCK = 2**25  # bytes of inputs in one block
+PROBE = 8  # images that tell which positions reach the outputs
 
 
 def spread(total: int, wanted: float, seed: int) -> Tensor:
@@ -24,12 +27,72 @@ def spread(total: int, wanted: float, seed: int) -> Tensor:
     return edges[:-1] + (draws * edges.diff()).long()
 
 
+def drawn(total: int, wanted: float, seed: int, reach: Tensor | None) -> Tensor:
+    """`spread` over those of `total` positions that reach the outputs: `reach`, of one image, is repeated for each."""
+    if reach is None:
+        return spread(total, wanted, seed)
+    kept = reach.nonzero().flatten()
+    chosen = spread(total // len(reach) * len(kept), wanted, seed)
+    return chosen // len(kept) * len(reach) + kept[chosen % len(kept)]
+
+
+class _Probe(Interpreter):
+    """Adds a zero that takes a gradient to the values of some nodes."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, nodes: set[fx.Node]) -> None:
+        super().__init__(model, graph)
+        self.zeros = dict.fromkeys(nodes)
+
+    def run_node(self, node: fx.Node) -> object:
+        value = super().run_node(node)
+        if node in self.zeros:
+            self.zeros[node] = torch.zeros_like(value, requires_grad=True)
+            value = value + self.zeros[node]
+        return value
+
+
+def reaching(models: Sequence[nn.Module], groups: Groups, sites: Sequence[Site], images: Tensor) -> dict[str, Tensor]:
+    """{site: bool (positions of one image,)}: where its values have any effect on the outputs, of linear layers that
+    some positions do not matter of.
+
+    Where a classifier reads one token alone, say, most of the last block's work is on others. A position matters if
+    any output of any of the models on the first few images has a gradient there that is not 0.
+    """
+    shapes = {
+        site.end: tuple(site.end.meta["tensor_meta"].shape) for site in sites if isinstance(site.layer, nn.Linear)
+    }
+    shapes = {end: shape for end, shape in shapes.items() if len(shape) > 2}
+    example = groups.example if isinstance(groups.example, Tensor) else groups.example[0]
+    # Another number than the example has: so it shows which axis the images are on.
+    count = min(PROBE - (len(example) == PROBE), len(images))
+    if not shapes or count == len(example):
+        return {}
+    found = dict.fromkeys(shapes, False)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = images[:count].clone()
+        x = x.to(at_least_float32(x.dtype)) if x.is_floating_point() else x
+        for model in models:
+            kind = at_least_float32(next(model.parameters()).dtype)
+            probe = _Probe(copy.deepcopy(model).to(kind), groups.graph, set(shapes))
+            outputs = probe.run(x.clone())
+            outputs = [outputs] if isinstance(outputs, Tensor) else [y for y in outputs if isinstance(y, Tensor)]
+            # Not their sum: that of probabilities never changes.
+            generator = torch.Generator().manual_seed(0)
+            total = sum((y * torch.randn(y.shape, generator=generator).to(y)).sum() for y in outputs)
+            gradients = torch.autograd.grad(total, list(probe.zeros.values()), allow_unused=True)
+            for end, gradient in zip(probe.zeros, gradients, strict=True):
+                if gradient is not None and gradient.shape == (count, *shapes[end][1:]):
+                    found[end] = found[end] | (gradient != 0).any(dim=-1).any(dim=0).flatten()
+    masks = {site.name: found[site.end] for site in sites if site.end in found}
+    return {name: mask.cpu() for name, mask in masks.items() if mask is not False and mask.any() and not mask.all()}
+
+
 class Block(NamedTuple):
     """Some rows of a problem with G groups.
 
-    `inputs` (G, r, p); `target` (G, r, c), before the ReLU; `bent` (G, r / window, c), the target behind ReLU and
-    pooling, None where no ReLU follows; `other` (G, r, o), what the network already carries where the layer completes
-    a residual sum, else None.
+    `inputs` (G, r, p); `target` (G, r, c), before the activation; `bent` (G, r / window, c), the target behind that
+    and pooling, None where no activation follows; `other` (G, r, o), what the network already carries where the layer
+    completes a residual sum, else None.
     """
 
     inputs: Tensor
@@ -53,6 +116,7 @@ class Rows:
     Args:
         goal: the columns (G, r, c) to fit to, from a list of each parent's values (G, r, o); linear.
         again: whether there will be later passes.
+        reach: of `reaching`; None: every position counts.
     """
 
     def __init__(
@@ -63,17 +127,19 @@ class Rows:
         goal: Callable[[list[Tensor]], Tensor],
         count: float,
         again: bool,
+        reach: Tensor | None = None,
     ) -> None:
         self.lockstep, self.site, self.affine, self.goal, self.count = lockstep, site, affine, goal, count
-        self.window = math.prod(site.pool or (1, 1))
+        self.window, self.reach = math.prod(site.pool or (1, 1)), reach
         self.kept: dict[int, list[Block]] = {}
         self.room = lockstep.room() if again else -1
 
-    def _places(self, x: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    def places(self, x: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
         """(image, i, j) of each row, window by window, at padded inputs `x`."""
         kernel = self.site.pool or (1, 1)
         height, width = (extent // k for extent, k in zip(self.affine.extent(x), kernel, strict=True))
-        windows = spread(len(x) * height * width, self.count * self.lockstep.part(chunk) / self.window, chunk)
+        wanted = self.count * self.lockstep.part(chunk) / self.window
+        windows = drawn(len(x) * height * width, wanted, chunk, self.reach)
         image, place, inner = windows // (height * width), windows % (height * width), torch.arange(self.window)
         i = (place // width)[:, None] * kernel[0] + inner // kernel[1]
         j = (place % width)[:, None] * kernel[1] + inner % kernel[1]
@@ -86,15 +152,15 @@ class Rows:
         ends = [self.lockstep.target(bags, index[site.node], index[site.end], i) for i in range(len(bags) - 1)]
         values = [affine.lift(bag[site.end]) for bag in ends]
         other = None if site.other is None else affine.lift(bags[-1][site.other])
-        places = self._places(x, chunk)
+        places = self.places(x, chunk)
         step = max(1, BLOCK // (x.element_size() * affine.size) // self.window) * self.window
         for first in range(0, len(places[0]), step):
             part = [each[first : first + step] for each in places]
             z = [affine.at(value, *part) for value in values]
             bent = None
-            if site.relu:
+            if bend := F.relu if site.relu else site.smooth:
                 pooled = [v.unflatten(1, (-1, self.window)).amax(2) for v in z] if self.window > 1 else z
-                bent = self.goal([F.relu(v) for v in pooled])
+                bent = self.goal([bend(v) for v in pooled])
             carried = None if other is None else affine.at(other, *part)
             yield Block(affine.gather(x, *part), self.goal(z), bent, carried)
 

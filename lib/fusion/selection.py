@@ -5,6 +5,7 @@ they are, as many of each as their shares ask for, lets the next layer predict t
 """
 
 import itertools
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -83,6 +84,53 @@ def forward(covariance: Tensor, readers: Sequence[Tensor], shares: Sequence[floa
         part = rest[unit] / rest[unit, unit]
         targets, rest = targets - torch.outer(part, targets[unit]), rest - torch.outer(part, rest[unit])
     return torch.tensor(sorted(chosen))
+
+
+def _within(counts: Sequence[int], left: int, shares: Sequence[float]) -> bool:
+    """Whether, with `left` more to choose, the units that stand for one parent alone can come out in the shares."""
+    singles = range(sum(counts), sum(counts) + left + 1)
+    return any(all(map(operator.le, counts, shared_out(single, shares))) for single in singles)
+
+
+def choose_blocks(
+    covariance: Tensor, targets: Tensor, size: int, shares: Sequence[float], free: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Chooses `size` units of several columns each, such as heads, among those of p parents and their means: greedily,
+    the one that explains most of what those chosen before it leave of the targets.
+
+    Args:
+        covariance: float64 ((p + 1)·n, (p + 1)·n), of the n columns of `size` units fitted to each of p parents, then
+            fitted to the mean.
+        targets: float64 ((p + 1)·n, m), covariance of the columns with what they are to predict.
+        shares: p numbers that sum to 1. Of k units that stand for one parent alone, each gets its share · k, rounded,
+            unless the choice is `free`.
+
+    Returns:
+        (choice LongTensor (size,) of `MEAN` or 1 … p; LongTensor (size,): which of its units), by that unit's number,
+        on the CPU.
+    """
+    p = len(shares)
+    rest = covariance.clone()
+    rest.diagonal().add_(_ridge(covariance.diagonal()))
+    blocks = torch.arange(len(covariance)).view((p + 1) * size, -1).to(rest.device)
+    to_choose, chosen, counts = torch.ones(p + 1, size, dtype=torch.bool), [], [0] * (p + 1)
+    for left in reversed(range(size)):
+        ways = [[count + (which == i) for i, count in enumerate(counts)] for which in range(p + 1)]
+        allowed = torch.tensor([free or _within(way[:p], left, shares) for way in ways])
+        numbers = (allowed[:, None] & to_choose).flatten().nonzero().flatten()
+        own = blocks[numbers.to(blocks.device)]
+        inner, wanted = rest[own[:, :, None], own[:, None]], targets[own]
+        gains = (wanted * torch.linalg.solve(inner, wanted)).sum(dim=(1, 2))
+        which, unit = divmod(int(numbers[gains.argmax().cpu()]), size)
+        chosen.append((unit, (which + 1) % (p + 1)))
+        counts[which] += 1
+        to_choose[which, unit] = False
+        # What the chosen unit does not explain is left to the others.
+        own = blocks[which * size + unit]
+        part = torch.linalg.solve(rest[own][:, own], rest[own])
+        targets, rest = targets - part.mT @ targets[own], rest - part.mT @ rest[own]
+    units, choice = torch.tensor(sorted(chosen)).T
+    return choice, units
 
 
 def choose(covariance: Tensor, readers: Tensor, shares: Sequence[float]) -> tuple[Tensor, float, float]:

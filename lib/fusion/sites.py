@@ -3,10 +3,11 @@
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,6 +18,7 @@ from .affine import Site
 
 # Weights are set through modules; what only reads a module's tensors may do more with them than the layer does.
 FUNCTION = "worked out by a function, not by a module of its own"
+TIED = "its weight is another module's, too"
 
 
 def _operation(node: fx.Node) -> object:
@@ -63,6 +65,10 @@ def activated(model: nn.Module, groups: Groups) -> tuple[list[Layer], dict[str, 
 
 
 RELU = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+# Of slope at most about 1, in absolute value, which is what the rounds through them ask for.
+SMOOTH = (nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.CELU)
+SMOOTH_FUNCTIONS = (F.gelu, F.silu, F.mish, F.tanh, F.sigmoid, F.softplus, F.elu, F.celu, torch.tanh, torch.sigmoid)
+SMOOTH_NAMES = ("gelu", "silu", "mish", "tanh", "sigmoid", "softplus", "elu", "celu")
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -81,6 +87,22 @@ def _is_relu(node: fx.Node | None, modules: dict[str, nn.Module]) -> bool:
     if node is None:
         return False
     return isinstance(modules[node.target], nn.ReLU) if node.op == "call_module" else _operation(node) in RELU
+
+
+def _smooth(node: fx.Node | None, modules: dict[str, nn.Module]) -> Callable[[Tensor], Tensor] | None:
+    """The activation that a node applies, if it is one of `SMOOTH`, on a copy: it may work in place."""
+    if node is None:
+        return None
+    if node.op == "call_module":
+        module = modules[node.target]
+        return (lambda x: module(x.clone())) if isinstance(module, SMOOTH) else None
+    if any(isinstance(each, fx.Node) for each in (*node.args[1:], *node.kwargs.values())):
+        return None
+    if node.op == "call_method" and node.target in SMOOTH_NAMES:
+        return lambda x: getattr(x, node.target)(*node.args[1:], **node.kwargs)
+    if node.op == "call_function" and (node.target in SMOOTH_FUNCTIONS or _operation(node) in SMOOTH_NAMES):
+        return lambda x: node.target(x.clone(), *node.args[1:], **node.kwargs)
+    return None
 
 
 def _pool(relu: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, int] | None:
@@ -116,6 +138,7 @@ def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, st
     targets = [node.target for node in groups.graph.nodes if node.op == "call_module"]
     layers = {nodes[layer.node]: layer for layer in groups.layers}
     weights = Counter(layer.weight for layer in groups.layers)
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     sites, left = [], {}
     folded: set[str] = set()
     for node in groups.graph.nodes:
@@ -132,6 +155,8 @@ def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, st
                 left[node.target] = f"{type(module).__name__} is not solved for"
             elif weights[layer.weight] > 1:
                 left[node.target] = "used more than once"
+            elif owners[id(module.weight)] > 1:
+                left[node.target] = TIED
             if node.target in left:
                 continue
             name = layer.norm
@@ -159,7 +184,8 @@ def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, st
                 other, end = others[0], user
                 user = _only_user(end, modules)
         relu = _is_relu(user, modules)
-        sites.append(Site(node.target, node, module, norm, end, other, relu, _pool(user, modules) if relu else None))
+        pool, smooth = _pool(user, modules) if relu else None, _smooth(user, modules)
+        sites.append(Site(node.target, node, module, norm, end, other, relu, pool, smooth))
     return sites, left
 
 
@@ -167,8 +193,8 @@ def reader_of(
     site: Site, sites: Sequence[Site], groups: Groups, lockstep: Lockstep, bare: bool = False
 ) -> tuple[Site, int] | None:
     """(the one layer that reads a site's units, entries per unit there), if only activations, pools and the like
-    stand between the two, a ReLU first; else None: there units are not chosen. `bare`: anything without weights may
-    stand there, or nothing."""
+    stand between the two, a ReLU or a smooth one first; else None: there units are not chosen. `bare`: anything without
+    weights may stand there, or nothing."""
     weights = {layer.name: layer.weight for layer in groups.layers}
     if site.other is not None or getattr(site.layer, "groups", 1) != 1 or site.name not in weights:
         return None
@@ -184,6 +210,56 @@ def reader_of(
         path = lockstep.nodes[lockstep.index[site.end] : lockstep.index[reader.node] + 1]
         straight = all(node.all_input_nodes == [last] for last, node in itertools.pairwise(path))
         modules = [lockstep.modules[node.target] for node in path[1:-1] if node.op == "call_module"]
-        fits = not any(list(module.parameters()) for module in modules) if bare else site.relu and size >= 4
+        fits = (
+            not any(list(module.parameters()) for module in modules)
+            if bare
+            else (site.relu or site.smooth) and size >= 4
+        )
         return (reader, read[0].block) if straight and fits else None
     return None
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Units that several layers make together and one reads: heads of attention, from q, k and v; gated units.
+
+    `columns` LongTensor (size, columns of a unit), one for each of `makers`: which of its outputs a unit has; `read`,
+    likewise, which inputs of `reader`.
+    """
+
+    name: str
+    size: int
+    makers: tuple[Site, ...]
+    columns: tuple[Tensor, ...]
+    reader: Site
+    read: Tensor
+
+
+def joints(sites: Sequence[Site], groups: Groups, lockstep: Lockstep) -> list[Joint]:
+    """The units that can be chosen jointly: all that makes and reads them is solved for, and no maker reads another."""
+    weights = {layer.name: layer.weight for layer in groups.layers}
+    solved = {weights[site.name]: site for site in sites if site.name in weights}
+    found = []
+    for name, group in groups.items():
+        of_layers = [m for m in group.members if m.tensor in weights.values()]
+        written, read = ([m for m in of_layers if m.axis == axis] for axis in (0, 1))
+        if len(written) < 2 or len(read) != 1 or not {m.tensor for m in of_layers} <= solved.keys():
+            continue
+        places = {m: symmetry.entries(m, torch.arange(group.size)).view(group.size, -1) for m in of_layers}
+        columns: dict[str, list[Tensor]] = {}
+        for member in written:
+            columns.setdefault(member.tensor, []).append(places[member])
+        makers = sorted((solved[tensor] for tensor in columns), key=lambda site: lockstep.index[site.node])
+        joined = [torch.cat(columns[weights[site.name]], dim=1) for site in makers]
+        reader, first = solved[read[0].tensor], lockstep.index[makers[0].node]
+        sized = zip((*makers, reader), (*joined, places[read[0]]), (0,) * len(makers) + (1,), strict=True)
+        plain = all(
+            isinstance(site.layer, nn.Linear) and place.numel() == site.layer.weight.shape[axis]
+            for site, place, axis in sized
+        )
+        early = all(
+            site.norm is None and site.other is None and lockstep.index[site.node.args[0]] < first for site in makers
+        )
+        if plain and early and lockstep.index[reader.node] > lockstep.index[makers[-1].node]:
+            found.append(Joint(name, group.size, tuple(makers), tuple(joined), reader, places[read[0]]))
+    return found
