@@ -41,7 +41,7 @@ def _specs() -> dict[str, tuple[str, Spec]]:
         specs[f"vgg11gn-w0.125-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.125, norm="group"))
         specs[f"vgg11-w0.25-s{seed}"] = (cifar, Spec("vgg11", seed, plain, width=0.25))
         specs[f"resnet20-w0.5-s{seed}"] = (cifar, Spec("resnet20", seed, residual, width=0.5, norm="batch"))
-    patches = Recipe(epochs=6, batch_size=100, lr=2e-3, **adamw)
+    patches = Recipe(epochs=5, batch_size=100, lr=2e-3, **adamw)
     for seed in range(4):
         specs[f"vit_cifar-s{seed}"] = (cifar, Spec("vit_cifar", seed, patches, held_out=5000))
     # the study's, which hold images out of training: one pair of width 1/2, five of width 1/8 and of each label skew
