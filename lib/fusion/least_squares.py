@@ -1,8 +1,9 @@
 """The correction `least_squares`: each layer of the fused network is solved for, on the inputs it really gets.
 
 From the first layer to the last: h are the fused network's own activations, zᵢ what parent i computes in that place.
-The layer is fitted to the share-weighted mean Σ sᵢ·zᵢ, or through the ReLU that follows to Σ sᵢ·relu(zᵢ). All parents
-enter alike, by their shares.
+The layer is fitted to the share-weighted mean Σ sᵢ·zᵢ, or through the activation f that follows to Σ sᵢ·f(zᵢ). All
+parents enter alike, by their shares. Embeddings, norms without BatchNorm's statistics and whatever else is no layer
+keep their interpolated weights.
 """
 
 import math
@@ -263,12 +264,17 @@ def fit(
     the ones, which have another scale), t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the max-pooling behind it,
     the target is t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there min(prediction, 0) takes its
     place (behind a pool: only the largest of each window has to reach t⁺) and the layer is solved again, `rounds`
-    times, with one factorisation (`affine.Normal`). A layer that completes a residual sum is fitted to the parents'
-    sums less what the fused network already carries.
+    times, with one factorisation (`affine.Normal`). Through GELU and its like (`sites.SMOOTH`) the rounds are steps by
+    f'(z) · (Σ sᵢ·f(zᵢ) − f(z)), and each unit keeps its best. A layer that completes a residual sum is fitted to the
+    parents' sums less what the fused network already carries.
 
     With `select` each layer is fitted to each parent and to their mean, and each of its units stands for one of one
     parent or for the mean, whichever serves the next layer (`selection`), in the parents' shares. This is done where
     one layer alone reads the units.
+
+    Where several layers make units together that one layer reads (heads of attention, by q, k and v; gated units),
+    each of the fused network's stands for any one of one parent's or for a mean: those that, one after the other,
+    explain most of what the layer that reads them is to make (`selection.choose_blocks`).
 
     Layer-wise regression of merged networks is known from RegMean (Jin et al. 2023) and PLeaS (Nasery et al. 2024);
     that a unit need not mix the parents, from ZipIt (Stoica et al. 2024).
@@ -278,6 +284,8 @@ def fit(
         images: (N, …) on that device, of the networks' type.
         shares: n numbers that sum to 1.
         ridge: pull towards the interpolated weights.
+        heads: how units that are made together are chosen: "shares": those that stand for one parent in the parents'
+            shares; "free": in whatever shares serve best, which the report says; "mean": none is.
         units: what the fused network's units are. "matched": the parents' units in one place, averaged or, with
             `select`, chosen. "side_by_side": those of the parents' units, as they are and wherever they stand, that
             explain best what the parents' next layers make of them (`selection.forward`), of each parent as many as its
@@ -285,14 +293,15 @@ def fit(
             logits. Nothing is matched or averaged: what pruning two networks side by side to the size of one gives.
             "half": the same of the parent with the largest share alone (the first, of equals), and half of its units,
             the last layer fitted to its logits; the layers keep their width, the weights of their other units are zero.
-        rows: how many positions of all images a layer is fitted at, about; 0: all (see `rows.Rows`). The statistics of
-            BatchNorms are those of every position.
+        rows: how many positions of all images a layer is fitted at, about; 0: all (see `rows.Rows`); of those alone
+            that reach the outputs (`rows.reaching`: in a classifier's last block, of its class token). The
+            statistics of BatchNorms are those of every position.
         memory: bytes of activations to keep; less means more recomputation and the same result.
 
     Returns:
         {"images": N, "layers": {layer: share of the target's mean square that is not reached},
-         "units": {layer: {"mean": how many of its units stand for all parents, "single": [for each alone]}} where they
-         are chosen, "left": {module: why it keeps its interpolated weights}}
+         "units": {layer or group: {"mean": how many of its units stand for all parents, "single": [for each alone]}}
+         where they are chosen, "left": {module: why it keeps its interpolated weights}}
 
     Raises:
         InputError: activations are not finite, or `units` cannot be chosen in this architecture.
