@@ -804,8 +804,10 @@ def test_rows_are_what_the_layer_sees_and_gives_there(kind):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [300, 20])
-def test_one_factor_solves_what_a_direct_solution_does(count, bias):
-    """More rows than unknowns, and fewer: then it is the dual that is solved."""
+@pytest.mark.parametrize("columns", [2, 512])
+def test_one_factor_solves_what_a_direct_solution_does(columns, count, bias, monkeypatch):
+    """More rows than unknowns, and fewer: then it is the dual that is solved. A few columns at a time, and all."""
+    monkeypatch.setattr(affine, "COLUMNS", columns)
     h, p, ridge = draw(1, count, 40).double(), 40, 1e-2
     if bias:
         h[:, :, -1] = 1
@@ -824,6 +826,34 @@ def test_one_factor_solves_what_a_direct_solution_does(count, bias):
         torch.testing.assert_close(step[0], torch.linalg.solve(system, right))
         torch.testing.assert_close(error, (missing - h @ step).square().sum(dim=1))
         assert normal.dual == (count < p) and (factor is None or factor is normal.factor)
+
+
+def test_a_matrix_without_a_factor_gets_a_larger_ridge(monkeypatch):
+    """And nothing else of it is changed by the trials that fail."""
+    monkeypatch.setattr(affine, "COLUMNS", 4)
+    basis = torch.linalg.qr(draw(1, 20, 20).double()).Q
+    matrix = basis @ torch.linspace(-0.05, 2, 20).double().diag() @ basis.mT
+    unit = matrix[0].diagonal().mean()
+    normal = affine.Normal(1e-3, False)
+    normal.gram, normal.left = matrix.clone(), torch.zeros(1, 3).double()
+    normal.cross = cross = draw(1, 20, 3, seed=1).double()
+    step, _ = normal.step(torch.zeros(1, 20, 3).double())
+    torch.testing.assert_close(step, torch.linalg.solve(matrix + 0.1 * unit * torch.eye(20).double(), cross))
+
+
+def test_cholesky_factors_in_place(monkeypatch):
+    monkeypatch.setattr(affine, "COLUMNS", 4)
+    h = draw(2, 10, 10).double()
+    matrix = h @ h.mT + torch.eye(10)
+    wanted, upper = torch.linalg.cholesky(matrix), matrix.triu(1)
+    assert affine.factored(matrix)
+    torch.testing.assert_close(matrix.tril(), wanted)
+    assert torch.equal(matrix.triu(1), upper)
+    for place in (1, 5, 9):
+        matrix = h @ h.mT + torch.eye(10)
+        matrix[1, place, place] = -1.0  # of one matrix alone
+        upper = matrix.triu(1)
+        assert not affine.factored(matrix) and torch.equal(matrix.triu(1), upper)
 
 
 def halves_dead(model, first):
