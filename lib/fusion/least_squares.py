@@ -70,12 +70,12 @@ class Fit:
     rounds: int
     rows: float
 
-    def solve(self, site: Site, affine: Affine, goal: Goal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from a
-        start (G, p, c), whose type the weights keep."""
+    def solve(self, site: Site, affine: Affine, goal: Goal, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from
+        weights to start with, in place."""
         rounds = self.rounds if site.relu else 0
         rows = Rows(self.lockstep, site, affine, goal, self.rows, again=rounds > 0)
-        normal, weights = Normal(self.ridge, affine.bias), start
+        normal, moved = Normal(self.ridge, affine.bias), torch.zeros_like(weights)
         for turn in range(1 + rounds):
             power = 0
             for block in rows:
@@ -87,8 +87,9 @@ class Fit:
                 normal.add(block.inputs, missing)
                 if turn == rounds:
                     power = power + wanted.square().sum(dim=1).double()
-            step, error = normal.step(weights - start)
-            weights = weights + step.to(weights)
+            step, error = normal.step(moved)
+            weights += step
+            moved += step
         return weights, error, power
 
     def covariance(self, site: Site, affine: Affine, reader: Site, block: int, fits: Sequence[Tensor] = ()) -> Tensor:
@@ -240,34 +241,41 @@ def fit(
         return [s * w.movedim(1, -1).reshape(-1, size) for s, w in zip(shares, weights, strict=True)]
 
     layers, counts = {}, {}
-    for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
-        affine, reader = Affine(site), readers[site.name]
-        lockstep.move(lockstep.index[site.node])
-        size, kind = affine.shape[0], at_least_float32(site.layer.weight.dtype)
-        each = own(site, affine)
-        start = sum(share * weights for share, weights in zip(shares, each, strict=True)).to(kind)
-        if units == "matched" and reader is None:
-            weights, error, power = problem.solve(site, affine, _means(shares), start)
-        elif units == "matched":
-            starts = torch.cat([*(weights.to(kind) for weights in each), start], dim=2)
-            weights, *sums = problem.solve(site, affine, _means(*alone, shares), starts)
+
+    def solved(site: Site, affine: Affine) -> tuple[Tensor, Tensor, Tensor]:
+        """`problem.solve` of a site, with its units chosen where one layer reads them."""
+        reader, size, kind = readers[site.name], affine.shape[0], at_least_float32(site.layer.weight.dtype)
+        starts = own(site, affine)
+        starts.append(sum(share * weights for share, weights in zip(shares, starts, strict=True)))
+        if units != "matched":
+            starts = [torch.zeros_like(starts[-1])]
+        elif reader is None:
+            starts = starts[-1:]
+        start = torch.cat([weights.to(kind) for weights in starts], dim=2)
+        del starts  # float64, and not needed while the largest matrices are there
+        if reader is None:
+            return problem.solve(site, affine, _means(shares), start)
+        if units == "matched":
+            weights, *sums = problem.solve(site, affine, _means(*alone, shares), start)
             covariance = problem.covariance(site, affine, *reader, weights.split(size, dim=2))
             choice, _, _ = selection.choose(covariance, torch.cat(reading(reader[0], size), dim=1), shares)
             # fitted to each parent, then to the mean, which is number 0
             places = (choice - 1) % (len(parents) + 1) * size + torch.arange(size)
-            weights, error, power = (every[..., places.to(weights.device)] for every in (weights, *sums))
             mean, *single = torch.bincount(choice, minlength=len(parents) + 1).tolist()
             counts[site.name] = {"mean": mean, "single": single}
-        elif reader is None:
-            weights, error, power = problem.solve(site, affine, _means(shares), torch.zeros_like(start))
-        else:
-            count = max(1, size // 2) if units == "half" else size
-            covariance = problem.covariance(site, affine, *reader)
-            picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
-            weights, error, power = problem.solve(site, affine, _picked(picked), torch.zeros_like(start[..., :count]))
-            weights = F.pad(weights, (0, size - count))
-            single = torch.bincount(picked // size, minlength=len(parents)).tolist()
-            counts[site.name] = {"mean": 0, "single": single}
+            return tuple(every[..., places.to(weights.device)] for every in (weights, *sums))
+        count = max(1, size // 2) if units == "half" else size
+        covariance = problem.covariance(site, affine, *reader)
+        picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
+        single = torch.bincount(picked // size, minlength=len(parents)).tolist()
+        counts[site.name] = {"mean": 0, "single": single}
+        weights, error, power = problem.solve(site, affine, _picked(picked), start[..., :count])
+        return F.pad(weights, (0, size - count)), error, power
+
+    for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
+        affine = Affine(site)
+        lockstep.move(lockstep.index[site.node])
+        weights, error, power = solved(site, affine)
         total = float(power.sum())
         layers[site.name] = max(0.0, float(error.sum())) / total if total else 0.0
         normed = site.norm is not None or isinstance(site.layer, _BatchNorm)
