@@ -12,7 +12,7 @@ from lib import fusion, models, symmetry
 from lib.checks import InputError
 from lib.fusion import CORRECTIONS, affine, least_squares, rows, selection, sites
 from lib.symmetry import walker
-from tests.aligned import averaged, correct, moments
+from tests.aligned import averaged, correct, moments, same
 
 IMAGES = (3, 8, 8)
 QUIET = {"progress": False}
@@ -213,6 +213,19 @@ class iter_twice(list):
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bn_reset", "repair", "least_squares"])
+def test_networks_aligned_in_inference_mode_are_corrected(kind):
+    """And the aligned states, which the corrections work on without copies, stay as they are."""
+    a, b, groups, batches, x = pair("norm")
+    with torch.inference_mode():
+        networks = fusion.align([a, b], groups, [groups.identity()] * 2)
+    before = copy.deepcopy(networks.states)
+    found = fusion.correct(networks, 0.5, kind, images=batches, **QUIET)
+    expected = correct(a, a.state_dict(), b.state_dict(), 0.5, kind, groups=groups, batches=batches, **QUIET)
+    torch.testing.assert_close(outputs(a, found.state, x), outputs(a, expected, x), rtol=1e-3, atol=1e-3)
+    assert all(map(same, networks.states, before))
 
 
 def test_bn_reset_is_the_image_weighted_mean_of_batch_statistics():
