@@ -230,15 +230,17 @@ class Normal:
         _check_finite(right)
         solve = self._dual_step if self.dual else self._primal_step
         # A few columns at a time: what is needed on the way is float64, and several times as large.
-        parts = zip(*(each.split(COLUMNS, dim=-1) for each in (right, pull, left)), strict=True)
-        steps, errors = zip(*(solve(*part) for part in parts), strict=True)
-        return torch.cat(steps, dim=-1), torch.cat(errors, dim=-1)
+        step, error = torch.empty_like(pull), torch.empty_like(left)
+        parts = zip(*(each.split(COLUMNS, dim=-1) for each in (right, pull, left, step, error)), strict=True)
+        for *given, part, missed in parts:
+            part[:], missed[:] = solve(*given)
+        return step, error
 
     def _primal_step(self, cross: Tensor, pull: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
         exact = pull.double()
         step = self._solved(cross - self.pull * exact)
         # (HᵀH + R)·step is known, and gives what is left without HᵀH
-        return step.to(pull), left - (step * (cross + self.pull * (exact + step))).sum(dim=1)
+        return step, left - (step * (cross + self.pull * (exact + step))).sum(dim=1)
 
     def _dual_step(self, missing: Tensor, pull: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         given = pull.clone()
@@ -252,7 +254,7 @@ class Normal:
             step[:, -1] = 0
             means = sum(h.sum(dim=1, keepdim=True) for h in self.held) / missing.shape[1]
             step[:, -1:] = missing.mean(dim=1, keepdim=True) - means @ step
-        return step.to(pull), (self.pull * inner).square().sum(dim=1)
+        return step, (self.pull * inner).square().sum(dim=1)
 
     def _centred(self, values: Tensor) -> Tensor:
         return values - values.mean(dim=1, keepdim=True) if self.bias else values

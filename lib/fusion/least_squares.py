@@ -90,6 +90,7 @@ class Fit:
             step, error = normal.step(moved)
             weights += step
             moved += step
+            del step  # as large as the weights, and not needed during the next pass
         return weights, error, power
 
     def covariance(self, site: Site, affine: Affine, reader: Site, block: int, fits: Sequence[Tensor] = ()) -> Tensor:
@@ -121,7 +122,7 @@ class Fit:
             moments = moments + (columns.mT @ columns).double()
             chunk += every
         mean = moments[-1, :-1] / moments[-1, -1]
-        return moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
+        return (moments[:-1, :-1] / moments[-1, -1]).addr_(mean, mean, alpha=-1)
 
     def seen(self, site: Site, affine: Affine, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (out,) float64, over every position, of what the site's BatchNorm will see: what its layer
