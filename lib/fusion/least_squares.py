@@ -88,14 +88,15 @@ class Fit:
     rows: float
     reach: dict[str, Tensor]
 
-    def solve(self, site: Site, affine: Affine, goal: Goal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from a
-        start (G, p, c), whose type the weights keep."""
+    def solve(self, site: Site, affine: Affine, goal: Goal, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from
+        weights to start with, which are replaced."""
         rounds = self.rounds if site.relu or site.smooth else 0
         rows = Rows(self.lockstep, site, affine, goal, self.rows, rounds > 0, self.reach.get(site.name))
-        normal, weights = Normal(self.ridge, affine.bias), start
+        normal = Normal(self.ridge, affine.bias)
         if rounds and site.smooth:
             return self._solve_smooth(rows, normal, weights)
+        moved = torch.zeros_like(weights)
         for turn in range(1 + rounds):
             power = 0
             for block in rows:
@@ -107,8 +108,10 @@ class Fit:
                 normal.add(block.inputs, missing)
                 if turn == rounds:
                     power = power + wanted.square().sum(dim=1).double()
-            step, error = normal.step(weights - start)
-            weights = weights + step.to(weights)
+            step, error = normal.step(moved)
+            weights += step
+            moved += step
+            del step  # as large as the weights, and not needed during the next pass
         return weights, error, power
 
     def _solve_smooth(self, rows: Rows, normal: Normal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,7 +172,7 @@ class Fit:
             moments = moments + (columns.mT @ columns).double()
             chunk += every
         mean = moments[-1, :-1] / moments[-1, -1]
-        return moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
+        return (moments[:-1, :-1] / moments[-1, -1]).addr_(mean, mean, alpha=-1)
 
     def together(self, joint: Joint, goal: Goal, fits: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         """What a joint's reader gets and is to make of it: covariance float64 (c·n, c·n) of its n inputs, unit by unit,
@@ -358,39 +361,46 @@ def fit(
         counts[joint.name] = {"mean": mean, "single": single}
 
     layers, counts = {}, {}
-    for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
-        if site.name in layers:
-            continue
-        affine, reader = Affine(site), readers[site.name]
-        lockstep.move(lockstep.index[site.node])
-        if site.name in together:
-            solve_together(together[site.name])
-            continue
-        size, kind = affine.shape[0], at_least_float32(site.layer.weight.dtype)
-        each = own(site, affine)
-        start = sum(share * weights for share, weights in zip(shares, each, strict=True)).to(kind)
-        if units == "matched" and reader is None:
-            weights, error, power = problem.solve(site, affine, _means(shares), start)
-        elif units == "matched":
-            starts = torch.cat([*(weights.to(kind) for weights in each), start], dim=2)
-            weights, *sums = problem.solve(site, affine, _means(*alone, shares), starts)
+
+    def solved(site: Site, affine: Affine) -> tuple[Tensor, Tensor, Tensor]:
+        """`problem.solve` of a site, with its units chosen where one layer reads them."""
+        reader, size, kind = readers[site.name], affine.shape[0], at_least_float32(site.layer.weight.dtype)
+        starts = own(site, affine)
+        starts.append(sum(share * weights for share, weights in zip(shares, starts, strict=True)))
+        if units != "matched":
+            starts = [torch.zeros_like(starts[-1])]
+        elif reader is None:
+            starts = starts[-1:]
+        start = torch.cat([weights.to(kind) for weights in starts], dim=2)
+        del starts  # float64, and not needed while the largest matrices are there
+        if reader is None:
+            return problem.solve(site, affine, _means(shares), start)
+        if units == "matched":
+            weights, *sums = problem.solve(site, affine, _means(*alone, shares), start)
             covariance = problem.covariance(site, affine, *reader, weights.split(size, dim=2))
             choice, _, _ = selection.choose(covariance, torch.cat(reading(reader[0], size), dim=1), shares)
             # fitted to each parent, then to the mean, which is number 0
             places = (choice - 1) % (len(parents) + 1) * size + torch.arange(size)
-            weights, error, power = (every[..., places.to(weights.device)] for every in (weights, *sums))
             mean, *single = torch.bincount(choice, minlength=len(parents) + 1).tolist()
             counts[site.name] = {"mean": mean, "single": single}
-        elif reader is None:
-            weights, error, power = problem.solve(site, affine, _means(shares), torch.zeros_like(start))
-        else:
-            count = max(1, size // 2) if units == "half" else size
-            covariance = problem.covariance(site, affine, *reader)
-            picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
-            weights, error, power = problem.solve(site, affine, _picked(picked), torch.zeros_like(start[..., :count]))
-            weights = F.pad(weights, (0, size - count))
-            single = torch.bincount(picked // size, minlength=len(parents)).tolist()
-            counts[site.name] = {"mean": 0, "single": single}
+            return tuple(every[..., places.to(weights.device)] for every in (weights, *sums))
+        count = max(1, size // 2) if units == "half" else size
+        covariance = problem.covariance(site, affine, *reader)
+        picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
+        single = torch.bincount(picked // size, minlength=len(parents)).tolist()
+        counts[site.name] = {"mean": 0, "single": single}
+        weights, error, power = problem.solve(site, affine, _picked(picked), start[..., :count])
+        return F.pad(weights, (0, size - count)), error, power
+
+    for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
+        if site.name in layers:
+            continue
+        affine = Affine(site)
+        lockstep.move(lockstep.index[site.node])
+        if site.name in together:
+            solve_together(together[site.name])
+            continue
+        weights, error, power = solved(site, affine)
         layers[site.name] = _unreached(error, power)
         normed = site.norm is not None or isinstance(site.layer, _BatchNorm)
         write(site, affine, weights, problem.seen(site, affine, weights) if normed else None)
