@@ -1,5 +1,6 @@
 """A layer, with the BatchNorm behind it, as one affine map to be solved for."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import InputError
+
+COLUMNS = 512  # of a matrix or of right-hand sides that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -216,74 +219,110 @@ class Normal:
         return self.gram is None
 
     def step(self, pull: Tensor) -> tuple[Tensor, Tensor]:
-        """(step (G, p, c), |missing − H·step|² (G, c)), from a pull (G, p, c) and what was added since the last step.
+        """(step (G, p, c), |missing − H·step|² (G, c)), from a pull (G, p, c), whose type the step has, and what was
+        added since the last step.
 
         Raises:
             InputError: H or missing is not finite, or R no longer is.
         """
         if self.factor is None:
             self._begin()
+        right, self.missing, self.cross = torch.cat(self.missing, dim=1) if self.dual else self.cross, [], 0.0
         left, self.left = self.left, 0.0
-        if not self.dual:
-            cross, self.cross = self.cross, 0.0
-            _check_finite(cross)
-            pull = pull.double()
-            step = torch.cholesky_solve(cross - self.pull * pull, self.factor)
-            # (HᵀH + R)·step is known, and gives what is left without HᵀH
-            return step, left - (step * (cross + self.pull * (pull + step))).sum(dim=1)
-        missing, self.missing = torch.cat(self.missing, dim=1), []
-        _check_finite(missing)
+        _check_finite(right)
+        solve = self._dual_step if self.dual else self._primal_step
+        # A few columns at a time: what is needed on the way is float64, and several times as large.
+        step, error = torch.empty_like(pull), torch.empty_like(left)
+        parts = zip(*(each.split(COLUMNS, dim=-1) for each in (right, pull, left, step, error)), strict=True)
+        for *given, part, missed in parts:
+            part[:], missed[:] = solve(*given)
+        return step, error
+
+    def _primal_step(self, cross: Tensor, pull: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        exact = pull.double()
+        step = self._solved(cross - self.pull * exact)
+        # (HᵀH + R)·step is known, and gives what is left without HᵀH
+        return step, left - (step * (cross + self.pull * (exact + step))).sum(dim=1)
+
+    def _dual_step(self, missing: Tensor, pull: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         given = pull.clone()
         if self.bias:
             given[:, -1] = 0
         right = missing + torch.cat([h @ given for h in self.held], dim=1)
-        inner = torch.cholesky_solve(self._centred(right.double()), self.factor)
-        sizes = [h.shape[1] for h in self.held]
-        parts = self._centred(inner).to(missing).split(sizes, dim=1)
+        inner = self._solved(self._centred(right.double()))
+        parts = self._centred(inner).to(missing).split([h.shape[1] for h in self.held], dim=1)
         step = sum(h.mT @ part for h, part in zip(self.held, parts, strict=True)) - given
         if self.bias:
             step[:, -1] = 0
-            means = sum(h.sum(dim=1, keepdim=True) for h in self.held) / sum(sizes)
+            means = sum(h.sum(dim=1, keepdim=True) for h in self.held) / missing.shape[1]
             step[:, -1:] = missing.mean(dim=1, keepdim=True) - means @ step
         return step, (self.pull * inner).square().sum(dim=1)
 
     def _centred(self, values: Tensor) -> Tensor:
         return values - values.mean(dim=1, keepdim=True) if self.bias else values
 
+    def _solved(self, right: Tensor) -> Tensor:
+        """The factored matrix's inverse times `right`."""
+        # not torch.cholesky_solve, which copies the factor
+        half = torch.linalg.solve_triangular(self.factor, right, upper=False)
+        return torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+
+    def _products(self) -> Tensor:
+        """HHᵀ float64, of centred columns if there is a bias: by pairs of blocks, so that there need be no second copy
+        of H, nor of the products."""
+        sizes = [h.shape[1] for h in self.held]
+        matrix = self.held[0].new_empty(len(self.held[0]), sum(sizes), sum(sizes), dtype=torch.float64)
+        places = [part.split(sizes, dim=2) for part in matrix.split(sizes, dim=1)]
+        for i, j in itertools.combinations_with_replacement(range(len(sizes)), 2):
+            product = self.held[i] @ self.held[j].mT
+            places[i][j].copy_(product)
+            places[j][i].copy_(product.mT)
+        if self.bias:
+            matrix -= matrix.mean(dim=1, keepdim=True)
+            matrix -= matrix.mean(dim=2, keepdim=True)
+        return matrix
+
     def _begin(self) -> None:
         """Factors what is there by now."""
-        if self.dual:
-            # by pairs of blocks, in place: there need be no second copy of H, nor of the products
-            sizes = [h.shape[1] for h in self.held]
-            matrix = self.held[0].new_empty(len(self.held[0]), sum(sizes), sum(sizes), dtype=torch.float64)
-            for one, rows in zip(self.held, matrix.split(sizes, dim=1), strict=True):
-                for other, product in zip(self.held, rows.split(sizes, dim=2), strict=True):
-                    product.copy_(one @ other.mT)
-            if self.bias:
-                matrix -= matrix.mean(dim=1, keepdim=True)
-                matrix -= matrix.mean(dim=2, keepdim=True)
-            diagonal = sum(h.square().sum(dim=1).double() for h in self.held)
-        else:
-            matrix = self.gram
-            diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-        unit = (diagonal[:, :-1] if self.bias else diagonal).mean(dim=-1)
+        matrix = self._products() if self.dual else self.gram
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        sizes = sum(h.square().sum(dim=1).double() for h in self.held) if self.dual else diagonal
+        unit = (sizes[:, :-1] if self.bias else sizes).mean(dim=-1)
         _check_finite(matrix)
         # Inputs that are always zero: any pull leaves their weights as they are.
         pull = torch.where(unit > 0, unit, 1.0)[:, None, None].repeat(1, matrix.shape[-1], 1)
         if not self.dual and self.bias:
             pull[:, -1] = 0
-        ridge, self.pull = self.ridge, torch.zeros_like(pull)
+        ridge, own = self.ridge, diagonal.clone()
         while torch.isfinite(ridge * pull).all():
-            matrix.diagonal(dim1=-2, dim2=-1).add_((ridge * pull - self.pull)[:, :, 0])
             self.pull = ridge * pull
-            self.factor, failed = torch.linalg.cholesky_ex(matrix)
-            if not failed.any():
-                self.gram = None if self.dual else matrix.new_empty(0)  # it may be large, and is of no further use
+            diagonal.copy_(own + self.pull[:, :, 0])
+            if factored(matrix):
+                self.factor = matrix
+                self.gram = None if self.dual else matrix.new_empty(0)  # it is the factor now
                 return
+            matrix.copy_(matrix.triu() + matrix.triu(1).mT)
             ridge = max(10 * ridge, 1e-12)
         raise InputError("correction 'least_squares' has no solution with a finite ridge; accepted: ridge ≤ 1")
 
 
+def factored(matrix: Tensor) -> bool:
+    """Whether symmetric matrices (G, n, n) have Cholesky factors, which then stand in their lower triangles. In place:
+    what stands above the diagonal stays, and is all that is left of a matrix without a factor."""
+    for first in range(0, matrix.shape[-1], COLUMNS):
+        here = slice(first, first + COLUMNS)
+        panel = matrix[:, first:, here]
+        panel -= (matrix[:, first:, :first] @ matrix[:, here, :first].mT).tril_()
+        corner, below = panel[:, : panel.shape[-1]], panel[:, panel.shape[-1] :]
+        factor, failed = torch.linalg.cholesky_ex(corner)
+        if failed.any():
+            return False
+        corner.copy_(factor + corner.triu(1))
+        below.copy_(torch.linalg.solve_triangular(factor.mT, below, upper=True, left=False))
+    return True
+
+
 def _check_finite(values: Tensor) -> None:
-    if not torch.isfinite(values).all():
+    # torch.isfinite would make copies
+    if not all(map(math.isfinite, values.aminmax())):
         raise InputError("correction 'least_squares' meets activations that are not finite; accepted: networks without")

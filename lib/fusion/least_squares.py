@@ -1,8 +1,9 @@
 """The correction `least_squares`: each layer of the fused network is solved for, on the inputs it really gets.
 
 From the first layer to the last: h are the fused network's own activations, zᵢ what parent i computes in that place.
-The layer is fitted to the share-weighted mean Σ sᵢ·zᵢ, or through the ReLU that follows to Σ sᵢ·relu(zᵢ). All parents
-enter alike, by their shares.
+The layer is fitted to the share-weighted mean Σ sᵢ·zᵢ, or through the activation f that follows to Σ sᵢ·f(zᵢ). All
+parents enter alike, by their shares. Embeddings, norms without BatchNorm's statistics and whatever else is no layer
+keep their interpolated weights.
 """
 
 import math
@@ -87,14 +88,15 @@ class Fit:
     rows: float
     reach: dict[str, Tensor]
 
-    def solve(self, site: Site, affine: Affine, goal: Goal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from a
-        start (G, p, c), whose type the weights keep."""
+    def solve(self, site: Site, affine: Affine, goal: Goal, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from
+        weights to start with, which are replaced."""
         rounds = self.rounds if site.relu or site.smooth else 0
         rows = Rows(self.lockstep, site, affine, goal, self.rows, rounds > 0, self.reach.get(site.name))
-        normal, weights = Normal(self.ridge, affine.bias), start
+        normal = Normal(self.ridge, affine.bias)
         if rounds and site.smooth:
             return self._solve_smooth(rows, normal, weights)
+        moved = torch.zeros_like(weights)
         for turn in range(1 + rounds):
             power = 0
             for block in rows:
@@ -106,8 +108,10 @@ class Fit:
                 normal.add(block.inputs, missing)
                 if turn == rounds:
                     power = power + wanted.square().sum(dim=1).double()
-            step, error = normal.step(weights - start)
-            weights = weights + step.to(weights)
+            step, error = normal.step(moved)
+            weights += step
+            moved += step
+            del step  # as large as the weights, and not needed during the next pass
         return weights, error, power
 
     def _solve_smooth(self, rows: Rows, normal: Normal, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +172,7 @@ class Fit:
             moments = moments + (columns.mT @ columns).double()
             chunk += every
         mean = moments[-1, :-1] / moments[-1, -1]
-        return moments[:-1, :-1] / moments[-1, -1] - torch.outer(mean, mean)
+        return (moments[:-1, :-1] / moments[-1, -1]).addr_(mean, mean, alpha=-1)
 
     def together(self, joint: Joint, goal: Goal, fits: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         """What a joint's reader gets and is to make of it: covariance float64 (c·n, c·n) of its n inputs, unit by unit,
@@ -263,12 +267,17 @@ def fit(
     the ones, which have another scale), t = Σ sᵢ·zᵢ with the shares s. Through the ReLU, and the max-pooling behind it,
     the target is t⁺ = Σ sᵢ·relu(zᵢ); where it is zero any output ≤ 0 is right, so there min(prediction, 0) takes its
     place (behind a pool: only the largest of each window has to reach t⁺) and the layer is solved again, `rounds`
-    times, with one factorisation (`affine.Normal`). A layer that completes a residual sum is fitted to the parents'
-    sums less what the fused network already carries.
+    times, with one factorisation (`affine.Normal`). Through GELU and its like (`sites.SMOOTH`) the rounds are steps by
+    f'(z) · (Σ sᵢ·f(zᵢ) − f(z)), and each unit keeps its best. A layer that completes a residual sum is fitted to the
+    parents' sums less what the fused network already carries.
 
     With `select` each layer is fitted to each parent and to their mean, and each of its units stands for one of one
     parent or for the mean, whichever serves the next layer (`selection`), in the parents' shares. This is done where
     one layer alone reads the units.
+
+    Where several layers make units together that one layer reads (heads of attention, by q, k and v; gated units),
+    each of the fused network's stands for any one of one parent's or for a mean: those that, one after the other,
+    explain most of what the layer that reads them is to make (`selection.choose_blocks`).
 
     Layer-wise regression of merged networks is known from RegMean (Jin et al. 2023) and PLeaS (Nasery et al. 2024);
     that a unit need not mix the parents, from ZipIt (Stoica et al. 2024).
@@ -278,6 +287,8 @@ def fit(
         images: (N, …) on that device, of the networks' type.
         shares: n numbers that sum to 1.
         ridge: pull towards the interpolated weights.
+        heads: how units that are made together are chosen: "shares": those that stand for one parent in the parents'
+            shares; "free": in whatever shares serve best, which the report says; "mean": none is.
         units: what the fused network's units are. "matched": the parents' units in one place, averaged or, with
             `select`, chosen. "side_by_side": those of the parents' units, as they are and wherever they stand, that
             explain best what the parents' next layers make of them (`selection.forward`), of each parent as many as its
@@ -285,14 +296,15 @@ def fit(
             logits. Nothing is matched or averaged: what pruning two networks side by side to the size of one gives.
             "half": the same of the parent with the largest share alone (the first, of equals), and half of its units,
             the last layer fitted to its logits; the layers keep their width, the weights of their other units are zero.
-        rows: how many positions of all images a layer is fitted at, about; 0: all (see `rows.Rows`). The statistics of
-            BatchNorms are those of every position.
+        rows: how many positions of all images a layer is fitted at, about; 0: all (see `rows.Rows`); of those alone
+            that reach the outputs (`rows.reaching`: in a classifier's last block, of its class token). The
+            statistics of BatchNorms are those of every position.
         memory: bytes of activations to keep; less means more recomputation and the same result.
 
     Returns:
         {"images": N, "layers": {layer: share of the target's mean square that is not reached},
-         "units": {layer: {"mean": how many of its units stand for all parents, "single": [for each alone]}} where they
-         are chosen, "left": {module: why it keeps its interpolated weights}}
+         "units": {layer or group: {"mean": how many of its units stand for all parents, "single": [for each alone]}}
+         where they are chosen, "left": {module: why it keeps its interpolated weights}}
 
     Raises:
         InputError: activations are not finite, or `units` cannot be chosen in this architecture.
@@ -349,39 +361,46 @@ def fit(
         counts[joint.name] = {"mean": mean, "single": single}
 
     layers, counts = {}, {}
-    for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
-        if site.name in layers:
-            continue
-        affine, reader = Affine(site), readers[site.name]
-        lockstep.move(lockstep.index[site.node])
-        if site.name in together:
-            solve_together(together[site.name])
-            continue
-        size, kind = affine.shape[0], at_least_float32(site.layer.weight.dtype)
-        each = own(site, affine)
-        start = sum(share * weights for share, weights in zip(shares, each, strict=True)).to(kind)
-        if units == "matched" and reader is None:
-            weights, error, power = problem.solve(site, affine, _means(shares), start)
-        elif units == "matched":
-            starts = torch.cat([*(weights.to(kind) for weights in each), start], dim=2)
-            weights, *sums = problem.solve(site, affine, _means(*alone, shares), starts)
+
+    def solved(site: Site, affine: Affine) -> tuple[Tensor, Tensor, Tensor]:
+        """`problem.solve` of a site, with its units chosen where one layer reads them."""
+        reader, size, kind = readers[site.name], affine.shape[0], at_least_float32(site.layer.weight.dtype)
+        starts = own(site, affine)
+        starts.append(sum(share * weights for share, weights in zip(shares, starts, strict=True)))
+        if units != "matched":
+            starts = [torch.zeros_like(starts[-1])]
+        elif reader is None:
+            starts = starts[-1:]
+        start = torch.cat([weights.to(kind) for weights in starts], dim=2)
+        del starts  # float64, and not needed while the largest matrices are there
+        if reader is None:
+            return problem.solve(site, affine, _means(shares), start)
+        if units == "matched":
+            weights, *sums = problem.solve(site, affine, _means(*alone, shares), start)
             covariance = problem.covariance(site, affine, *reader, weights.split(size, dim=2))
             choice, _, _ = selection.choose(covariance, torch.cat(reading(reader[0], size), dim=1), shares)
             # fitted to each parent, then to the mean, which is number 0
             places = (choice - 1) % (len(parents) + 1) * size + torch.arange(size)
-            weights, error, power = (every[..., places.to(weights.device)] for every in (weights, *sums))
             mean, *single = torch.bincount(choice, minlength=len(parents) + 1).tolist()
             counts[site.name] = {"mean": mean, "single": single}
-        elif reader is None:
-            weights, error, power = problem.solve(site, affine, _means(shares), torch.zeros_like(start))
-        else:
-            count = max(1, size // 2) if units == "half" else size
-            covariance = problem.covariance(site, affine, *reader)
-            picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
-            weights, error, power = problem.solve(site, affine, _picked(picked), torch.zeros_like(start[..., :count]))
-            weights = F.pad(weights, (0, size - count))
-            single = torch.bincount(picked // size, minlength=len(parents)).tolist()
-            counts[site.name] = {"mean": 0, "single": single}
+            return tuple(every[..., places.to(weights.device)] for every in (weights, *sums))
+        count = max(1, size // 2) if units == "half" else size
+        covariance = problem.covariance(site, affine, *reader)
+        picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
+        single = torch.bincount(picked // size, minlength=len(parents)).tolist()
+        counts[site.name] = {"mean": 0, "single": single}
+        weights, error, power = problem.solve(site, affine, _picked(picked), start[..., :count])
+        return F.pad(weights, (0, size - count)), error, power
+
+    for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
+        if site.name in layers:
+            continue
+        affine = Affine(site)
+        lockstep.move(lockstep.index[site.node])
+        if site.name in together:
+            solve_together(together[site.name])
+            continue
+        weights, error, power = solved(site, affine)
         layers[site.name] = _unreached(error, power)
         normed = site.norm is not None or isinstance(site.layer, _BatchNorm)
         write(site, affine, weights, problem.seen(site, affine, weights) if normed else None)

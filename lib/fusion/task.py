@@ -37,8 +37,13 @@ class Task:
         return models.load_state(copy.deepcopy(self.aligned.model), state).to(self.device).eval()
 
     def parents(self) -> list[nn.Module]:
-        """The aligned networks."""
-        return [self.network(state) for state in self.aligned.states]
+        """The aligned networks, not to be changed: they hold the tensors of the aligned states, not copies."""
+        networks = []
+        for state in self.aligned.states:
+            # tensors made in inference mode cannot ask for gradients
+            blank = copy.deepcopy(self.aligned.model).requires_grad_(False)
+            networks.append(models.load_state(blank, state, assign=True).to(self.device).eval())
+        return networks
 
     def fused(self) -> nn.Module:
         """Their share-weighted mean."""

@@ -289,12 +289,19 @@ def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     return max(common, key=lambda prefix: sum(name.removeprefix(prefix) in own for name in state))
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], origin: str = "state dict") -> nn.Module:
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], origin: str = "state dict", *, assign: bool = False
+) -> nn.Module:
     """Loads `state` into `model` (floating types are converted to the model's) if it fits.
 
     Args, Raises: as in `fitting`.
+        assign: whether the model takes the state's own tensors, where they have its types, in place of copies; weights
+            that it ties are tied no more then.
     """
-    unwrapped(model).load_state_dict(fitting(model, state, origin))
+    state, own = fitting(model, state, origin), unwrapped(model).state_dict()
+    if assign:
+        state |= {name: state[name].to(like.dtype) for name, like in own.items() if not is_extra(name, like)}
+    unwrapped(model).load_state_dict(state, assign=assign)
     return model
 
 

@@ -12,7 +12,7 @@ from lib import fusion, models, symmetry
 from lib.checks import InputError
 from lib.fusion import CORRECTIONS, affine, least_squares, rows, selection, sites
 from lib.symmetry import walker
-from tests.aligned import averaged, correct, moments
+from tests.aligned import averaged, correct, moments, same
 
 IMAGES = (3, 8, 8)
 QUIET = {"progress": False}
@@ -213,6 +213,19 @@ class iter_twice(list):
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bn_reset", "repair", "least_squares"])
+def test_networks_aligned_in_inference_mode_are_corrected(kind):
+    """And the aligned states, which the corrections work on without copies, stay as they are."""
+    a, b, groups, batches, x = pair("norm")
+    with torch.inference_mode():
+        networks = fusion.align([a, b], groups, [groups.identity()] * 2)
+    before = copy.deepcopy(networks.states)
+    found = fusion.correct(networks, 0.5, kind, images=batches, **QUIET)
+    expected = correct(a, a.state_dict(), b.state_dict(), 0.5, kind, groups=groups, batches=batches, **QUIET)
+    torch.testing.assert_close(outputs(a, found.state, x), outputs(a, expected, x), rtol=1e-3, atol=1e-3)
+    assert all(map(same, networks.states, before))
 
 
 def test_bn_reset_is_the_image_weighted_mean_of_batch_statistics():
@@ -804,8 +817,10 @@ def test_rows_are_what_the_layer_sees_and_gives_there(kind):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [300, 20])
-def test_one_factor_solves_what_a_direct_solution_does(count, bias):
-    """More rows than unknowns, and fewer: then it is the dual that is solved."""
+@pytest.mark.parametrize("columns", [2, 512])
+def test_one_factor_solves_what_a_direct_solution_does(columns, count, bias, monkeypatch):
+    """More rows than unknowns, and fewer: then it is the dual that is solved. A few columns at a time, and all."""
+    monkeypatch.setattr(affine, "COLUMNS", columns)
     h, p, ridge = draw(1, count, 40).double(), 40, 1e-2
     if bias:
         h[:, :, -1] = 1
@@ -824,6 +839,34 @@ def test_one_factor_solves_what_a_direct_solution_does(count, bias):
         torch.testing.assert_close(step[0], torch.linalg.solve(system, right))
         torch.testing.assert_close(error, (missing - h @ step).square().sum(dim=1))
         assert normal.dual == (count < p) and (factor is None or factor is normal.factor)
+
+
+def test_a_matrix_without_a_factor_gets_a_larger_ridge(monkeypatch):
+    """And nothing else of it is changed by the trials that fail."""
+    monkeypatch.setattr(affine, "COLUMNS", 4)
+    basis = torch.linalg.qr(draw(1, 20, 20).double()).Q
+    matrix = basis @ torch.linspace(-0.05, 2, 20).double().diag() @ basis.mT
+    unit = matrix[0].diagonal().mean()
+    normal = affine.Normal(1e-3, False)
+    normal.gram, normal.left = matrix.clone(), torch.zeros(1, 3).double()
+    normal.cross = cross = draw(1, 20, 3, seed=1).double()
+    step, _ = normal.step(torch.zeros(1, 20, 3).double())
+    torch.testing.assert_close(step, torch.linalg.solve(matrix + 0.1 * unit * torch.eye(20).double(), cross))
+
+
+def test_cholesky_factors_in_place(monkeypatch):
+    monkeypatch.setattr(affine, "COLUMNS", 4)
+    h = draw(2, 10, 10).double()
+    matrix = h @ h.mT + torch.eye(10)
+    wanted, upper = torch.linalg.cholesky(matrix), matrix.triu(1)
+    assert affine.factored(matrix)
+    torch.testing.assert_close(matrix.tril(), wanted)
+    assert torch.equal(matrix.triu(1), upper)
+    for place in (1, 5, 9):
+        matrix = h @ h.mT + torch.eye(10)
+        matrix[1, place, place] = -1.0  # of one matrix alone
+        upper = matrix.triu(1)
+        assert not affine.factored(matrix) and torch.equal(matrix.triu(1), upper)
 
 
 def halves_dead(model, first):

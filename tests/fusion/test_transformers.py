@@ -159,6 +159,23 @@ def test_rounds_through_a_smooth_activation_lower_what_is_missing_behind_it(name
     assert set(fit(a, b, groups, x).info["units"]) == {"first"}  # units are chosen as behind a ReLU
 
 
+def test_many_rounds_end_where_the_loss_behind_the_activation_has_no_slope():
+    a, b = (Hidden(nn.GELU()) for _ in range(2))
+    for model, seed in ((a, 1), (b, 2)):
+        for parameter in model.parameters():
+            parameter.data.normal_(0, 0.8, generator=generator(seed))
+    x = images("gated", 400)
+    groups = symmetry.trace(a, x[:2])
+
+    def slope(rounds):
+        fused = models.load_state(copy.deepcopy(a), fit(a, b, groups, x, rounds=rounds, select=False, ridge=1e-9))
+        goal = (F.gelu(a.first(x)) + F.gelu(b.first(x))).detach() / 2
+        loss = (F.gelu(fused.first(x)) - goal).square().mean()
+        return torch.autograd.grad(loss, fused.first.weight)[0].norm()
+
+    assert slope(300) < 0.02 * slope(0)
+
+
 def test_a_round_that_makes_it_worse_is_not_kept(monkeypatch):
     a, b = (Hidden(nn.GELU()) for _ in range(2))
     for model, seed in ((a, 1), (b, 2)):
@@ -265,6 +282,31 @@ def test_units_made_together_are_what_was_chosen(name, monkeypatch):
             parent = (a, b)[choice[place] - 1].state_dict()[f"{site.name}.weight"]
             made = found[f"{site.name}.weight"][columns[place]]
             torch.testing.assert_close(made, parent[columns[source[place]]], rtol=1e-2, atol=1e-2)
+
+
+def test_heads_are_to_make_what_the_parents_sums_are_less_what_the_fused_network_carries(monkeypatch):
+    """Parents that differ in the first attention alone: the stream before it is that of both."""
+    a, b, groups, x = pair("vit")
+    for key, value in a.state_dict().items():
+        if ".0.att." not in key:
+            b.state_dict()[key].copy_(value)
+    choose, seen = selection.choose_blocks, []
+    monkeypatch.setattr(selection, "choose_blocks", lambda *given: (seen.append(given), choose(*given))[1])
+    fit(a, b, groups, x, ridge=1e-9, rows=0)
+    made = []
+    for model in (a, b):
+        hook = model.blocks[0].att.o.register_forward_hook(lambda _, given, value: made.append((given[0], value)))
+        with torch.no_grad():
+            model(x)
+        hook.remove()
+    columns = torch.cat([given.flatten(0, 1) for given, _ in made], dim=1).double()
+    wanted = (made[0][1] + made[1][1]).flatten(0, 1).double() / 2
+    columns, wanted = columns - columns.mean(0), wanted - wanted.mean(0)
+    covariance, targets, size, shares, free = seen[0]
+    n = columns.shape[1]
+    assert (size, shares, free, len(covariance)) == (4, (0.5, 0.5), False, n // 2 * 3)
+    torch.testing.assert_close(covariance[:n, :n], columns.mT @ columns / len(columns), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(targets[:n], columns.mT @ wanted / len(columns), rtol=1e-2, atol=1e-3)
 
 
 def blocks(seed, size=4, block=3, outputs=6):

@@ -320,6 +320,13 @@ def test_loading_keeps_the_versions_of_the_modules():
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 
+def test_a_model_can_take_the_tensors_of_a_state_themselves():
+    model, state = torch.nn.Linear(3, 2), {"weight": torch.ones(2, 3), "bias": torch.ones(2).double()}
+    models.load_state(model, state, assign=True)
+    assert model.weight.data_ptr() == state["weight"].data_ptr()
+    assert model.bias.dtype == torch.float32 and torch.equal(model.bias, torch.ones(2))
+
+
 def test_a_state_that_does_not_fit_is_refused_with_the_names_that_differ():
     model = small()
     state = model.state_dict()
