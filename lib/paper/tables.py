@@ -78,7 +78,7 @@ class Table:
         for heads, *rows in self.parts:
             blocks += [[heads], rows]
         lines = [f"% {self.note}"] if self.note else []
-        lines += [rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule"]
+        lines += [rf"\begin{{tabular}}{{{'l' * self.texts}{'r' * (columns - self.texts)}}}", r"\toprule"]
         lines.append("\n\\midrule\n".join("\n".join(map(line, block)) for block in blocks))
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
