@@ -101,18 +101,16 @@ def independent(records: Records) -> tuple[dict[str, Any], list[str]]:
 def pools(sweep: str, records: Records) -> dict[str, dict[str, Any]]:
     """The records of a sweep, split into what may be pooled, by name: the sweep's, with what tells the kinds apart."""
     kinds = evidence.kinds(pool.rows(records))
-    varying: list[str] = []
-    for name in (
-        "width",
-        "skew",
-        "epochs",
-        "correct_images",
-        *evidence.KIND,
-    ):  # as few of them as tell the kinds apart, those in plain words first
-        before, after = (
-            len({tuple(rows[0][n] for n in names) for rows in kinds}) for names in (varying, [*varying, name])
-        )
-        varying += [name] * (before < after)
+
+    def told_apart(*names: str) -> int:
+        return len({tuple(rows[0][name] for name in names) for rows in kinds})
+
+    # as few names as tell the kinds apart, those in plain words first: one alone where it does
+    plain = ("width", "skew", "epochs", "correct_images")
+    alone = (name for name in (*plain, "model", "dataset") if told_apart(name) == len(kinds) > 1)
+    varying = [*alone][:1]
+    for name in (*plain, *evidence.KIND):
+        varying += [name] * (told_apart(*varying) < told_apart(*varying, name))
     short = {"width": "w", "correct_images": "images"} | dict.fromkeys(("model", "dataset", "norm", "skew"), "")
     pooled = {}
     for rows in kinds:
