@@ -4,7 +4,7 @@
 # Works with GNU make from 3.81 (macOS) on.
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce simplenet vgg11 leaderboard sweep zoo architectures figures lab test lint bench ffcv own-environment FORCE
+.PHONY: help reproduce simplenet vgg11 transformers leaderboard sweep zoo architectures figures lab test lint bench ffcv own-environment FORCE
 
 # The experiments that `reproduce` runs, in this order.
 EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
@@ -38,6 +38,9 @@ simplenet: $(READY)  ## only SimpleNet on MNIST
 
 vgg11: $(READY)  ## only VGG11 on CIFAR-10
 	@$(BATCH) notebooks/vgg11_cifar10.ipynb $(ARGS)
+
+transformers: $(READY)  ## only transformers: a ViT on MNIST; a GPT with ARGS="-p model gpt"
+	@$(BATCH) notebooks/transformer_fusion.ipynb $(ARGS)
 
 leaderboard: $(READY)  ## every matcher with every correction on the shipped pairs (long)
 	@$(BATCH) notebooks/leaderboard.ipynb $(ARGS)

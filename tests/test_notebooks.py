@@ -39,6 +39,16 @@ TINY = {
         "alphas": [1.0, 0.5, 0.0],
         "evaluate_train": True,
     },
+    "transformer_fusion": {
+        "epochs": 1,
+        "width": 0.125,
+        "limit_train": 400,
+        "limit_test": 100,
+        "match_images": 50,
+        "correct_images": 50,
+        "controls": ["parent", "ensemble", "head"],
+        "matchers": ["none", "activation(reach=heads)", "activation", "activation(maps=orthogonal)"],
+    },
     "leaderboard": {
         "pairs": ["simplenet"],
         "seeds": [0],
@@ -190,6 +200,29 @@ def test_the_same_seeds_trained_anew_give_the_same_numbers_cell_by_cell(name, fi
     assert [curve["matcher"] for curve in again["curves"]] == options["matchers"]
     assert all(side["sha256"] for side in again["checkpoints"].values())
     assert numbers(again, again) == numbers(first, again)
+
+
+@pytest.mark.parametrize(("model", "dataset"), [("vit_mnist", "mnist-5k"), ("gpt", "paradise-lost")])
+def test_transformers_climb_the_ladder_and_leave_pictures_of_attention(model, dataset, tmp_path):
+    record = run("transformer_fusion", tmp_path, model=model, dataset=dataset, layer=1)
+    assert record["dataset"] == dataset and record["model"]["name"] == model
+    curves = {(curve["matcher"], curve["correction"]) for curve in record["curves"]}
+    matchers = TINY["transformer_fusion"]["matchers"]
+    assert curves == {(matcher, correction) for matcher in matchers for correction in ("none", "least_squares")}
+    assert list(record["controls"]) == ["parent", "ensemble", "head"]
+    arrays = read_arrays(tmp_path / "results" / "local" / "transformer_fusion.json")
+    (name,) = (name for name in arrays if name.startswith("pattern/a/"))
+    assert ".1." in name and arrays[name].dtype == "float16"
+    assert arrays[name].astype(float).sum(-1) == pytest.approx(1, abs=0.01)
+    streams = {name.split("/")[1]: arrays[name] for name in arrays if name.startswith("stream/")}
+    assert set(streams) == {"none", "activation", "activation(maps=orthogonal)"}
+    assert streams["activation"].diagonal().mean() > streams["none"].diagonal().mean()
+    drawn = {path.name for path in (tmp_path / "figures" / "local").iterdir()}
+    assert {f"transformer_fusion_{kind}.png" for kind in ("ladder", "heads", "streams", "correlations")} <= drawn
+    cells = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
+    told = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", ()))
+    assert "activations: + heads" in told and "loss barrier left, %" in told
+    assert ("perplexity" in told) is (model == "gpt")
 
 
 def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_controls(tmp_path, monkeypatch):

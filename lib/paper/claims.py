@@ -46,7 +46,8 @@ class Claim:
         return "stands" if p < 1 - evidence.LEVEL and self.sign * difference.mean > 0 else "falls"
 
 
-_SIMPLENETS = "make sweep SWEEP=simplenet_pairs"
+_SIMPLENETS, _TRANSFORMERS = "make sweep SWEEP=simplenet_pairs", "make sweep SWEEP=transformers"
+_VIT, _TURNED = {"model": "vit_mnist"}, "activation(maps=orthogonal)"
 _GAIN, _LOSS, _LEVEL = 1, -1, 0
 CLAIMS = (
     Claim(
@@ -114,6 +115,18 @@ CLAIMS = (
             "study_images", FUSED, "distillation", _GAIN, STUDY, {"correct_images": images},
         )
         for images in (250, 500)
+    ),
+    Claim(
+        "ViT on MNIST, averaged: turning the stream and the insides of heads beats permuting them",
+        "transformers", _TURNED, "activation", _GAIN, _TRANSFORMERS, _VIT,
+    ),
+    Claim(
+        "… but, refitted by least squares, is not shown to beat no matching",
+        "transformers", f"{_TURNED} + least_squares", "none + least_squares", _LEVEL, _TRANSFORMERS, _VIT,
+    ),
+    Claim(
+        "… and is behind the better parent",
+        "transformers", f"{_TURNED} + least_squares", "parent", _LOSS, _TRANSFORMERS, _VIT,
     ),
 )  # fmt: skip
 

@@ -298,7 +298,8 @@ def survives(row: Mapping[str, Any]) -> bool:
 def metrics(data: Rows) -> list[str]:
     """The columns that can be averaged."""
     more = ("best_alpha", "share_b", "drop", "against_better", *CLOSENESS)
-    return [name for name in _rows(data)[0] if name.endswith(("accuracy", "loss", "seconds")) or name in more]
+    ends = ("accuracy", "loss", "perplexity", "seconds")
+    return [name for name in _rows(data)[0] if name.endswith(ends) or name in more]
 
 
 def at(row: Mapping[str, Any], alpha: float) -> bool:

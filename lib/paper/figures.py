@@ -18,7 +18,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from ..checks import check_choice
 from ..records import curve_key
-from . import pool
+from . import figures_attention, ladder, pool
 from .evidence import grouped
 from .figures_architectures import architectures
 from .figures_scaling import objective_accuracy, recovery, scaling
@@ -217,8 +217,8 @@ def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]
 def record_figures(record: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> dict[str, Figure]:
     """Every figure that a record and its arrays can give, by the word that ends its file's stem.
 
-    By what they hold. Curves: curves, matching_<matcher>, correlations, bn_images. Rows of graph matching at scale:
-    scaling, recovery, objective. Rows of architectures: architectures.
+    By what they hold. Curves: curves, matching_<matcher>, correlations, bn_images, ladder, heads, streams. Rows of
+    graph matching at scale: scaling, recovery, objective. Rows of architectures: architectures.
     """
     return {kind: make() for kind, make in _drawings(record, arrays or {}).items()}
 
@@ -237,16 +237,32 @@ def _drawings(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str,
     drawings = {kind: partial(make, studies[kind], record) for kind, make in of_rows.items() if kind in studies}
     if "curves" not in record:
         return drawings
-    drawings["curves"] = partial(curves, record, reference=pool.reference_for(record))
+    climbs = ladder.is_there(record)
+    if not climbs or any(len(curve["points"]) > 1 for curve in record["curves"]):
+        drawings["curves"] = partial(curves, record, reference=pool.reference_for(record))
     by_kind = _by_kind(arrays)
     for matcher, perms in by_kind.get("perm", {}).items():
-        if matcher != "none":
+        perms = {group: perm for group, perm in perms.items() if not group.endswith("]")}  # none inside heads
+        if matcher != "none" and perms:
             soft = by_kind.get("soft", {}).get(matcher)
             drawings[f"matching_{file_word(matcher)}"] = partial(matching_matrix, perms, record, matcher, soft)
     if "corr" in by_kind:
         drawings["correlations"] = partial(correlations, arrays, record)
     if study := record.get("studies", {}).get("bn_images"):
         drawings["bn_images"] = partial(bn_images_study, study, record)
+    if climbs:
+        drawings["ladder"] = partial(ladder.figure, record)
+    return drawings | of_attention(record, arrays)
+
+
+def of_attention(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Callable[[], Figure]]:
+    """The pictures of attention that a record's arrays can give: heads, streams."""
+    by_kind = _by_kind(arrays)
+    drawings = {}
+    if "pattern" in by_kind:
+        drawings["heads"] = partial(figures_attention.heads, by_kind["pattern"], by_kind.get("perm", {}), record)
+    if "stream" in by_kind:
+        drawings["streams"] = partial(figures_attention.streams, by_kind["stream"], record)
     return drawings
 
 

@@ -65,12 +65,13 @@ class Hypothesis:
         return ", ".join(f"`{name}`" for name in self.folders if study.get(name))
 
 
-def spread(interval: Interval) -> str:
-    """A mean of fractions and its interval in per cent: "1.32 [-0.95, 3.60]", "—" where nothing was measured."""
+def spread(interval: Interval, scale: float = 100) -> str:
+    """A mean of fractions and its interval in per cent (or times another `scale`): "1.32 [-0.95, 3.60]", "—" where
+    nothing was measured."""
     if interval.mean is None:
         return "—"
-    ends = "" if interval.low is None else f" [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
-    return f"{100 * interval.mean:.2f}{ends}"
+    ends = "" if interval.low is None else f" [{scale * interval.low:.2f}, {scale * interval.high:.2f}]"
+    return f"{scale * interval.mean:.2f}{ends}"
 
 
 def read_study(folder: str | Path = RESULTS) -> dict[str, list[pool.Row]]:

@@ -71,6 +71,16 @@ CONTROLS = {
     "self": "a network with itself, permuted",
     "distillation": "distillation (gradient training)",
 }
+# Networks whose loss is told as perplexity, too: they say of each character of a text what follows it.
+TEXTS = ("gpt",)
+# What of a matching of transformers is applied, by the options that say so, one after another.
+RUNGS = {
+    "reach=hidden": "hidden units",
+    "reach=heads": "+ heads",
+    "reach=inside": "+ inside heads",
+    "": "+ stream",
+    "maps=orthogonal": "all orthogonal",
+}
 # Methods that look at training images; weights alone make the others. Records from before a curve said how many it used
 # (`images`) are read by these.
 LOOK_AT_IMAGES = ("activation", "bn_reset", "repair", "rescale", "closed_form", "least_squares", "temperature")
@@ -79,6 +89,17 @@ LOOK_AT_IMAGES = ("activation", "bn_reset", "repair", "rescale", "closed_form", 
 def base(name: str) -> str:
     """The method of a name with options: "activation(tap=pre_norm)" -> "activation"."""
     return name.partition("(")[0]
+
+
+def options(name: str) -> str:
+    """The options of a name: "activation(tap=pre_norm)" -> "tap=pre_norm"."""
+    return name.partition("(")[2].removesuffix(")")
+
+
+def rung_label(matcher: str) -> str:
+    """A matcher of transformers, with how much of it is applied: "activations: + heads"."""
+    label, given = look(MATCHERS, base(matcher)).label, options(matcher)
+    return label if base(matcher) in ("none", "random") else f"{label}: {RUNGS.get(given, given)}"
 
 
 def look(table: Mapping[str, Look], name: str) -> Look:

@@ -1,11 +1,13 @@
 """Records of several pairs, flat and averaged.
 
 `drop` is the parents' mean test accuracy − the network's at the midpoint, `drop_loss` its loss − theirs;
-`against_better` is the test accuracy of the control `parent` (the better one on held-out images) − the network's. A
+`against_better` is the test accuracy of the control `parent` (the better one on held-out images) − the network's;
+`test_perplexity` the exponential of the test loss, of models of text. A
 `barrier` is that of a path (`records.barrier`), computed again from the points of every record, whatever it says.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
@@ -14,11 +16,12 @@ from ..checks import InputError
 from ..records import CLOSENESS, METRICS, barrier, drop
 from . import evidence
 from .evidence import grouped
-from .names import curve_name, images_of, model_label
+from .names import TEXTS, curve_name, images_of, model_label
 from .published import REFERENCE
 
 Row = Mapping[str, Any]
-MEASURES = (*METRICS, *CLOSENESS, "drop", "drop_loss", "against_better")  # what a row says of its network
+OWN = (*METRICS, *CLOSENESS, "test_perplexity")  # what is known of any network alone
+MEASURES = (*OWN, "drop", "drop_loss", "against_better")  # what a row says of its network
 # One record, several, or what read_records answers.
 Records = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
@@ -90,11 +93,21 @@ def _curve_columns(curve: Row, r: Row) -> dict[str, Any]:
 
 def _measures(found: Row, r: Row) -> dict[str, float | None]:
     """`MEASURES` of a point or a control of the record `r`."""
-    values = {metric: found.get(metric) for metric in (*METRICS, *CLOSENESS)}
+    values = {metric: found.get(metric) for metric in (*METRICS, *CLOSENESS)} | {
+        "test_perplexity": perplexity(found, r)
+    }
     drops = drop([{"alpha": 0.5} | found], r["parents"])  # a control is compared where the midpoint is
     better, accuracy = r.get("controls", {}).get("parent", {}).get("test_accuracy"), values["test_accuracy"]
     values |= {"drop": drops["test_accuracy"], "drop_loss": drops["test_loss"]}
     return values | {"against_better": None if None in (better, accuracy) else better - accuracy}
+
+
+def perplexity(found: Row, r: Row) -> float | None:
+    """The exponential of a test loss of the record `r`, of a model of text; infinite where it is too large."""
+    loss = found.get("test_loss")
+    if loss is None or r["model"]["name"] not in TEXTS:
+        return None
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _pair(name: str, r: Row) -> str:
@@ -123,8 +136,8 @@ def _pair_columns(r: Row) -> dict[str, Any]:
     columns |= {f"sha256_{side}": checkpoints[side]["sha256"] for side in ("a", "b")}
     columns["test_images"] = images.get("test")
     columns |= {"device": origin["device"], "threads": origin["threads"], "run_seconds": origin["seconds"]}
-    measures = (*METRICS, *CLOSENESS)
-    return columns | {f"parent_{side}_{m}": r["parents"][side].get(m) for side in ("a", "b") for m in measures}
+    parents = {side: of | {"test_perplexity": perplexity(of, r)} for side, of in r["parents"].items()}
+    return columns | {f"parent_{side}_{m}": parents[side].get(m) for side in ("a", "b") for m in OWN}
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -163,7 +176,7 @@ def aggregate(records: Records) -> dict[str, Any]:
         points = [{"alpha": a} | _means(at, MEASURES) for a, at in by_alpha.items() if len(at) == len(whole)]
         curve = {"matcher": matcher, "correction": correction, "n": len(grouped(alike, "pair")), "points": points}
         curves.append(curve | {"barrier": _means(_comparable(whole), METRICS, "barrier_")})
-    parents = {side: _means(flat, METRICS, f"parent_{side}_") for side in ("a", "b")}
+    parents = {side: _means(flat, (*METRICS, "test_perplexity"), f"parent_{side}_") for side in ("a", "b")}
     kind = {field: records[0][field] for field in ("experiment", "preset", "dataset", "model", "images")}
     return kind | {"n": len(grouped(flat, "pair")), "parents": parents, "curves": curves}
 
@@ -219,7 +232,7 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
 
 
 PARENTS = ("parent_a", "parent_b")
-_SHOWN = ("test_accuracy", "test_loss", *CLOSENESS, "drop", "drop_loss", "against_better")
+_SHOWN = ("test_accuracy", "test_loss", "test_perplexity", *CLOSENESS, "drop", "drop_loss", "against_better")
 
 
 def _board_row(rows: list[Row]) -> dict[str, Any]:

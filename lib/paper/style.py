@@ -31,6 +31,7 @@ METRIC_LABELS = {
     "train_accuracy": "train accuracy (%)",
     "test_loss": "test cross-entropy (nats)",
     "train_loss": "train cross-entropy (nats)",
+    "test_perplexity": "test perplexity",
 }
 
 

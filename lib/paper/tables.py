@@ -28,7 +28,8 @@ READ = (
 HOLM = "* differs with a family-wise error of 5 % over all comparisons here (Holm)"
 DEVIATION = "mean ± standard deviation"
 MIDPOINT = (
-    ("test_accuracy", "accuracy, %"), ("test_loss", "loss, nats"), ("drop", "drop, points"),
+    ("test_accuracy", "accuracy, %"), ("test_loss", "loss, nats"), ("test_perplexity", "perplexity"),
+    ("drop", "drop, points"),
     ("against_better", "against better, points"), ("barrier_accuracy", "barrier, points"),
     ("test_kl", "KL to ensemble, nats"), ("test_agreement", "agreement, %"),
     ("test_calibration", "calibration error, %"),
@@ -77,7 +78,7 @@ class Table:
         for heads, *rows in self.parts:
             blocks += [[heads], rows]
         lines = [f"% {self.note}"] if self.note else []
-        lines += [rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule"]
+        lines += [rf"\begin{{tabular}}{{{'l' * self.texts}{'r' * (columns - self.texts)}}}", r"\toprule"]
         lines.append("\n\\midrule\n".join("\n".join(map(line, block)) for block in blocks))
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -103,14 +104,17 @@ def _tex(cell: str) -> str:
 
 
 def table(records: Records, split: str = "test", name: Name = curve_name) -> Table:
-    """Accuracy (%) and loss (nats) of every curve at every alpha, and its barrier.
+    """Accuracy (%), loss (nats) and, of models of text, perplexity of every curve at every alpha, and its barrier.
 
     Mean ± standard deviation where there are several pairs. `split` is "test" or "train".
     """
     summary = aggregate(records)
     alphas = _alphas(summary)
     parts = []
-    for metric, title in ((f"{split}_accuracy", "accuracy, %"), (f"{split}_loss", "cross-entropy, nats")):
+    shown = [(f"{split}_accuracy", "accuracy, %"), (f"{split}_loss", "cross-entropy, nats")]
+    if summary["parents"]["a"].get(f"{split}_perplexity") is not None:
+        shown.append((f"{split}_perplexity", "perplexity"))
+    for metric, title in shown:
         part = [[title, *_alpha_heads(alphas), "barrier"]]
         for curve in summary["curves"]:
             places = (*(point_at(curve, alpha) for alpha in alphas), curve["barrier"])
@@ -217,6 +221,7 @@ def results_table(rows: Iterable[Row]) -> Table:
         "correction": lambda row: "" if "control" in row else f"`{row['correction']}`",
         "images": lambda row: _formatted(row["images"], ",d"),
         "midpoint, %": lambda row: interval_cell(row, "test_accuracy"),
+        "perplexity": lambda row: interval_cell(row, "test_perplexity"),
         "drop, points": lambda row: interval_cell(row, "drop"),
         "against better, points": lambda row: interval_cell(row, "against_better"),
         "barrier, points": lambda row: interval_cell(row, "barrier_accuracy"),

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..checks import InputError
 from ..paths import FIGURES, LOCAL, RESULTS, ROOT
 from ..records import curve_key, portable, read_arrays, read_record
-from . import claims, drawing, evidence, figures, figures_many, hypotheses, pool, tables, tables_speed
+from . import claims, drawing, evidence, figures, figures_many, hypotheses, ladder, pool, tables, tables_speed
 from .evidence import grouped
 from .names import curve_label, curve_name
 from .pages import write_page
@@ -31,6 +31,7 @@ _SIMPLENETS = "two SimpleNets that saw different digits of MNIST"
 _ALIKE = "two VGG11-BN ×1/8 that saw the same images of a JPEG copy of CIFAR-10"
 _SKEWED = "two of these that saw different classes"
 _PARENT, _FITTED = "nothing fused: the better parent", "matched by activations, refitted by least squares"
+_VITS, _TURNED = "two ViTs that saw the same images of MNIST", "activation(maps=orthogonal)"
 README_ROWS = (
     ("simplenet_pairs", "none", _SIMPLENETS, "averaged as they are"),
     ("simplenet_pairs", "graph", _SIMPLENETS, "graph matching, which looks at no image; averaged"),
@@ -42,11 +43,20 @@ README_ROWS = (
     ("study_skew_halves", claims.COMPETENT, _SKEWED, _FITTED),
     ("study_skew_halves", "head(target=competence)", _SKEWED, "one parent, its last layer refitted"),
     ("study_skew_halves", "parent", _SKEWED, _PARENT),
+    ("transformers_mnist", "none", _VITS, "averaged as they are"),
+    ("transformers_mnist", _TURNED, _VITS, "matched by activations, the stream turned by a matrix; averaged"),
+    ("transformers_mnist", f"{_TURNED} + least_squares", _VITS, "the same, refitted by least squares"),
+    ("transformers_mnist", "none + least_squares", _VITS, "nothing matched, refitted by least squares"),
+    ("transformers_mnist", "parent", _VITS, _PARENT),
 )
 # What figures/README.md shows of an experiment (matcher, correction); results.md has every curve.
 SHOWN = {
-    "simplenet_mnist": (("none", "none"), ("graph_reference", "none"), ("graph", "none"), ("graph", "least_squares"))
-}
+    "simplenet_mnist": (("none", "none"), ("graph_reference", "none"), ("graph", "none"), ("graph", "least_squares")),
+    "transformer_fusion": (
+        ("none", "none"), ("activation", "none"), (_TURNED, "none"), ("none", "least_squares"),
+        ("activation", "least_squares"), (_TURNED, "least_squares"),
+    ),
+}  # fmt: skip
 SHOWN_ELSE = (("activation", "bn_reset"), ("activation", "least_squares"))
 NOTE = f"At α = 0.5; {tables.INTERVALS}. {tables.READ}"
 # Methods are compared with the first of these that a sweep has: the published one, else none.
@@ -201,8 +211,9 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
 
     For each kind of pair right in the folder: the figures of its first record (permutations only for the first kind of
     an experiment), <kind>.tex, and over several pairs <kind>_curves. Leaderboards: leaderboard, leaderboard_best (two
-    columns wide). For each sweep: <pool>_curves a kind, <sweep>_widths, <sweep>_differences, <sweep>.tex. results.md
-    lists every curve at the midpoint. Where they are written into the repo's own folder, the tables of README.md and
+    columns wide). For each sweep: <pool>_curves a kind, <sweep>_widths, <sweep>_differences, <sweep>.tex; of
+    transformers <sweep>_ladder and, of the first pair of each kind, <pool>_heads and <pool>_streams. results.md lists
+    every curve at the midpoint. Where they are written into the repo's own folder, the tables of README.md and
     figures/README.md as well. What an earlier run wrote into `figures` and this one did not is removed, unless a record
     could not be read.
     """
@@ -213,7 +224,7 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     whole = not _unreadable(skipped)
     rows, written = pooled_rows(kinds, sweeps), []
     contents = [[("network_graph", drawing.network_graph())], _contents_of_kinds(kinds, rows, folder, skipped)]
-    contents += [_contents_of_sweep(name, records, rows) for name, records in sweeps.items()]
+    contents += [_contents_of_sweep(name, records, rows, folder / name) for name, records in sweeps.items()]
     contents.append(_contents_of_hypotheses(hypotheses.rows_of(sweeps)))
     for name, content in itertools.chain(*contents):
         figure = isinstance(content, Figure)
@@ -265,7 +276,9 @@ def _contents_of_kinds(
         yield "leaderboard_best", figures_many.leaderboard(board, "best_accuracy")
 
 
-def _contents_of_sweep(sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]]) -> Contents:
+def _contents_of_sweep(
+    sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]], folder: Path
+) -> Contents:
     alike = pools(sweep, records)
     if not alike:  # studies without curves
         return
@@ -282,11 +295,20 @@ def _contents_of_sweep(sweep: str, records: Records, rows: Mapping[str, list[dic
         drawn[f"{sweep}_widths"] = partial(figures_many.width_drop, pairs)
     curves = {curve_name(row) for row in pooled if "control" not in row}
     against = next((name for name in BASELINES if name in curves), None)
-    if against and (differences := evidence.summary(pool.rows(records), against=against)):
+    rungs = {stem: record for stem, record in records.items() if ladder.is_there(record)}
+    if rungs:
+        drawn[f"{sweep}_ladder"] = partial(ladder.figure, rungs)
+        yield f"{sweep}_ladder.tex", ladder.table(rungs).latex()
+    elif against and (differences := evidence.summary(pool.rows(records), against=against)):
         drawn[f"{sweep}_differences"] = partial(figures_many.differences, differences, against)
     for stem, draw in drawn.items():
         yield stem, draw(columns=2)
         yield f"{stem}_column", draw(columns=1)
+    for name, pairs in alike.items():
+        if shown := next((stem for stem in pairs if stem in rungs), None):
+            arrays = read_arrays(folder / f"{shown}.json")
+            for kind, draw in figures.of_attention(pairs[shown], arrays).items():
+                yield f"{name}_{kind}", draw()
 
 
 def _contents_of_hypotheses(study: hypotheses.Study) -> Contents:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lib.checks import InputError
-from lib.paper import drawing, evidence, figures, figures_many, figures_scaling, names, pool, style
+from lib.paper import drawing, evidence, figures, figures_many, figures_scaling, ladder, names, pool, style, tables
 from lib.records import run_record
+from lib.study import attention
 from tests.records.test_results import curve, pair, provenance
 
 VGG = {"name": "vgg11", "width": 0.125, "norm": "batch"}
@@ -88,6 +89,40 @@ def study(dataset="mnist-5k"):
     return run_record.record(**kind, rows=study_rows(), provenance=provenance())
 
 
+RUNGS = [f"{m}{rung}" for m in ("activation", "weight") for rung in attention.REACHES]
+
+
+def climb(model="vit_mnist", index=0, dataset="cifar10-jpeg", shift=0.0, refitted=("least_squares",)):
+    """A pair with all rungs at the midpoint."""
+    curves = [
+        curve(m, (0.2 + 0.04 * i + shift + 0.3 * (c != "none"),), (0.5,), correction=c)
+        for i, m in enumerate(["none", *RUNGS])
+        for c in ("none", *refitted)
+    ]
+    kind = {
+        "experiment": "transformer_fusion",
+        "dataset": dataset,
+        "model": {"name": model, "width": 1.0, "norm": None},
+    }
+    return pair(*curves, seeds={"a": 2 * index, "b": 2 * index + 1, "match": 0}, **kind)
+
+
+def climbs():
+    """Three pairs of one kind, one of each of two others."""
+    free = ("least_squares", "least_squares(heads=free)")
+    pairs = [climb(index=i, shift=0.01 * i * i, refitted=free) for i in range(3)]
+    return [*pairs, climb("vit_cifar"), climb("gpt", dataset="paradise-lost")]
+
+
+def attention_arrays():
+    generator = np.random.default_rng(0)
+    found = {f"pattern/{side}/blocks.0.att.q": generator.random((4, 17, 17)) for side in "ab"}
+    found["perm/activation/blocks.0.att.q"] = np.array([2, 0, 3, 1])
+    found["perm/activation/blocks.0.att.q.qk[0]"] = np.arange(4)
+    matchers = [m for m in ("none", *RUNGS) if "reach" not in m]
+    return found | {f"stream/{m}/patch": generator.random((16, 16)) for m in matchers}
+
+
 def words(figure):
     found = " ".join(text.get_text() for text in figure.findobj(Text))
     return found.replace("\N{NO-BREAK SPACE}", " ").replace("\n", " ")
@@ -140,6 +175,11 @@ FIGURES = {
     ("widths", 2): lambda: figures_many.width_drop(sweep()),
     ("differences", 1): lambda: differences(1),
     ("differences", 2): lambda: differences(2),
+    ("ladder", 1): lambda: ladder.figure(climbs(), columns=1),
+    ("ladder", 2): lambda: ladder.figure(climbs()),
+    ("ladder_one_pair", 1): lambda: ladder.figure(climb(), columns=1),
+    ("heads", 2): lambda: figures.record_figures(climb(), attention_arrays())["heads"],
+    ("streams", 2): lambda: figures.record_figures(climb(), attention_arrays())["streams"],
     ("scaling", 1): lambda: figures_scaling.scaling(rows_of("scaling"), study("cifar10-jpeg")),
     ("recovery", 1): lambda: figures_scaling.recovery(rows_of("recovery"), study("cifar10-jpeg"), columns=1),
     ("recovery", 2): lambda: figures_scaling.recovery(rows_of("recovery"), study("cifar10-jpeg")),
@@ -515,3 +555,56 @@ def test_a_figure_shows_itself_in_a_notebook_and_changes_no_global_style():
     before = dict(matplotlib.rcParams)
     assert one_curve(vgg())._repr_png_().startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_the_ladder_stands_in_order_with_its_intervals_and_what_is_left_of_the_barrier():
+    records = climbs()[:3]
+    (rows,) = evidence.kinds(pool.rows(records))
+    found = ladder.rungs(rows[::-1])
+    assert [matcher for matcher, correction in found if correction == "none"] == ["none", *RUNGS]
+    plain, least = found["none", "none"], found["none", "least_squares"]
+    assert plain["left"].mean == pytest.approx(1) and plain["accuracy"].n == 3
+    drops = [(0.8 - 0.01 * i * i) - 0.5 for i in range(3)]  # of the loss: 1 - accuracy, the parents' .5
+    assert least["left"].mean == pytest.approx(np.mean([(drop - 0.3) / drop for drop in drops]))
+    figure = ladder.figure(records)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["test accuracy (%)", "loss barrier left (%)"]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()][:3] == [
+        "no matching", "activations: hidden units", "activations: + heads",
+    ]  # fmt: skip
+    assert sum(len(line.get_xdata()) == 2 for line in figure.axes[1].lines) == 33  # an interval each
+
+
+def test_a_record_without_rungs_or_without_the_plain_midpoint_has_no_ladder():
+    assert ladder.is_there(climb()) and not ladder.is_there(vgg())
+    record = climb()
+    record["curves"] = [c for c in record["curves"] if c["matcher"] != "none"]
+    assert not ladder.is_there(record) and "ladder" not in figures.record_figures(record)
+    assert set(figures.record_figures(climb(), attention_arrays())) == {
+        "matching_activation", "ladder", "heads", "streams",
+    }  # fmt: skip
+
+
+def test_heads_stand_over_their_partners_and_a_mask_is_no_likeness():
+    arrays = attention_arrays()
+    figure = figures.record_figures(climb(), arrays)["heads"]
+    above, below = figure.axes[:4], figure.axes[4:]
+    for place, (a, b) in enumerate(zip(above, below, strict=True)):
+        np.testing.assert_allclose(a.images[0].get_array(), arrays["pattern/a/blocks.0.att.q"][place])
+        partner = arrays["perm/activation/blocks.0.att.q"][place]
+        np.testing.assert_allclose(b.images[0].get_array(), arrays["pattern/b/blocks.0.att.q"][partner])
+        assert b.get_title(loc="left").startswith(f"B, head {partner + 1}, r = ")
+    causal = np.tril(np.ones((17, 17)))
+    masked = {name: each * causal if name.startswith("pattern") else each for name, each in arrays.items()}
+    titles = [axes.get_title(loc="left") for axes in figures.record_figures(climb(), masked)["heads"].axes[4:]]
+    assert all(abs(float(title.split()[-1])) < 0.3 for title in titles), titles
+
+
+def test_perplexity_is_told_of_a_text_alone():
+    text = str(tables.table(climb("gpt", dataset="paradise-lost")))
+    assert "perplexity" in text and f"{np.exp(0.8):.3f}" in text
+    assert "perplexity" not in str(tables.table(climb()))
+    assert "perplexity" in str(ladder.table(climbs())) and "perplexity" not in str(ladder.table(climbs()[:3]))
+    (row, *_) = pool.rows(climb("gpt"))
+    assert row["test_perplexity"] == pytest.approx(np.exp(row["test_loss"]))
+    assert row["parent_a_test_perplexity"] == pytest.approx(np.exp(0.5))
+    assert pool.perplexity({"test_loss": 1e4}, {"model": {"name": "gpt"}}) == np.inf

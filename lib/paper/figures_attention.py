@@ -1,0 +1,68 @@
+"""Pictures of attention: what matched heads look at, and how alike two residual streams are before and after a
+matching."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import pool
+from .names import MATCHERS, look, ranked, rung_label
+from .style import Drawn, PaperFigure, styled
+
+Arrays = Mapping[str, Any]
+
+
+@styled
+def heads(patterns: Mapping[str, Arrays], perms: Mapping[str, Arrays], record: Mapping[str, Any]) -> Drawn:
+    """The mean attention patterns of A's heads of a layer, and under each those of the head of B that takes its place,
+    by the first matcher that moved them.
+
+    Args:
+        patterns: {"a", "b": {group of heads: (heads, L, L)}}, each network in its own order.
+        perms: {matcher: {group: (n,)}}.
+    """
+    (group, of_a), of_b = next(iter(patterns["a"].items())), next(iter(patterns["b"].values()))
+    matcher = next((m for m in ranked(perms, MATCHERS) if m != "none" and group in perms[m]), None)
+    perm = np.arange(len(of_a)) if matcher is None else np.asarray(perms[matcher][group])
+    count = len(of_a)
+    wide = 1 if count < 3 else 2
+    figure = PaperFigure(wide, 0.75 + 2 * 0.92 * 3.2 * wide / count, layout="compressed")
+    grid = figure.subplots(2, count, squeeze=False)
+    for place in range(count):
+        pair = [np.asarray(of_a[place], dtype=float), np.asarray(of_b[perm[place]], dtype=float)]
+        seen = (pair[0] > 0) | (pair[1] > 0)  # a causal mask is no likeness
+        alike = float(np.corrcoef(pair[0][seen], pair[1][seen])[0, 1])
+        for axes, values, side, number in zip(grid[:, place], pair, "AB", (place, int(perm[place])), strict=True):
+            axes.imshow(values, cmap="cividis", interpolation="nearest", vmin=0, aspect="equal")
+            axes.set_title(f"{side}, head {number + 1}" + (f", r = {alike:.2f}" if side == "B" else ""), fontsize=7)
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+        grid[1, place].set_xlabel("position looked at")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("position")
+    how = "heads in their own order" if matcher is None else f"heads matched by {look(MATCHERS, matcher).label}"
+    return figure, f"{pool.headline(record)}; mean attention of {group}, {how}; bright: much"
+
+
+@styled
+def streams(alike: Mapping[str, Arrays], record: Mapping[str, Any]) -> Drawn:
+    """The absolute correlation of A's units of the residual stream with B's, a panel a matching: |r| near 1 on the
+    diagonal is one stream in both. `alike`: {matcher: {group: (d, d)}}, units of B in their new order."""
+    matchers = ranked(alike, MATCHERS)
+    figure = PaperFigure(2, 0.75 + 7.0 / max(3, len(matchers)), layout="compressed")
+    grid = figure.subplots(1, len(matchers), squeeze=False)[0]
+    for index, (axes, matcher) in enumerate(zip(grid, matchers, strict=True)):
+        values = np.asarray(next(iter(alike[matcher].values())), dtype=float)
+        image = axes.imshow(values, cmap="cividis", interpolation="nearest", vmin=0, vmax=1, aspect="equal")
+        words = rung_label(matcher).replace(": ", "\n")
+        axes.set_title(f"{words}\ndiagonal {values.diagonal().mean():.2f}", fontsize=7)
+        axes.set(xticks=[], yticks=[], xlabel="units of network B")
+        axes.grid(False)
+        if not index:
+            axes.set_ylabel("units of network A")
+    figure.colorbar(image, ax=grid, shrink=0.8, label="|correlation|")
+    return (
+        figure,
+        f"{pool.headline(record)}; correlation of the units of both residual streams, its mean on the diagonal",
+    )
