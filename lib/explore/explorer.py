@@ -323,9 +323,11 @@ class Explorer:
     def permutations(self, name: str, matcher: str) -> Figure:
         """The permutation matrices, beside what was assigned where the matcher has it."""
         matched = self.matched(name, matcher).matching
+        groups = self.pair(name).run.groups
+        drawn = {group: perm for group, perm in matched.items() if group in groups}  # not what is inside heads
         soft = {group: values.cpu() for group, values in (matched.similarity or {}).items()}
         looks = self._on_train(name) if matching.looks_at_images(matcher) else "weights alone"
-        return figures.matching_matrix(dict(matched), self.record(name, looks), matcher, soft or None)
+        return figures.matching_matrix(drawn, self.record(name, looks), matcher, soft or None)
 
     def plane_figure(self, name: str, matcher: str, corrected: str, alpha: float, **options) -> Figure:
         """The loss plane (measured where it is not yet)."""

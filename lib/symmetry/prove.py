@@ -18,6 +18,7 @@ from .tracer import trace
 ROWS = 16  # of a random (N, F) batch: with two, a unit could well be off for both
 WEAK = 1e-6  # members whose first-order change is smaller are forgotten in earnest
 MUTANTS = 256  # networks that are run in earnest at most, to see which members can be forgotten unseen
+SHOWN = 6  # members in a line
 NAMED = 8  # culprits that are looked for and named
 CALM = (1.0, 3.0, 9.0)  # how far from chaos a twin is kept, tried in turn
 ENTRIES = 2**20  # of a tensor that the first-order change of a member is summed over; of larger ones a slice
@@ -52,7 +53,8 @@ class Proof(float):
         if not math.isnan(self.sensitivity):
             parts.append(f"any member forgotten, by {self.sensitivity:.0e} or more")
         if self.unseen:
-            parts.append(f"not seen by the outputs: {', '.join(self.unseen)}")
+            more = f" and {len(self.unseen) - SHOWN} more" if len(self.unseen) > SHOWN else ""
+            parts.append(f"not seen by the outputs: {', '.join(self.unseen[:SHOWN])}{more}")
         return "; ".join(parts)
 
 

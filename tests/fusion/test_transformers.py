@@ -87,7 +87,7 @@ def fit(a, b, groups, x, alpha=0.5, **options):
 def test_a_permuted_copy_of_a_fused_with_it_gives_a_back(name, kind):
     a, _, groups, x = pair(name)
     perms = groups.random(generator(3))
-    b = models.load_state(copy.deepcopy(a), symmetry.permute(a.state_dict(), groups, perms))
+    b = models.load_state(copy.deepcopy(a), symmetry.act(a.state_dict(), groups, perms))
     aligned = fusion.align([a, b], groups, [groups.identity(), symmetry.inverse(perms)])
     given = {"ridge": 1e-7} if kind == "least_squares" else {}
     fused = fusion.correct(aligned, 0.5, kind, images=x, **given, **QUIET)
