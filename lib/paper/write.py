@@ -43,11 +43,10 @@ README_ROWS = (
     ("study_skew_halves", claims.COMPETENT, _SKEWED, _FITTED),
     ("study_skew_halves", "head(target=competence)", _SKEWED, "one parent, its last layer refitted"),
     ("study_skew_halves", "parent", _SKEWED, _PARENT),
-    ("transformers_mnist", "none", _VITS, "averaged as they are"),
-    ("transformers_mnist", _TURNED, _VITS, "matched by activations, the stream turned by a matrix; averaged"),
-    ("transformers_mnist", f"{_TURNED} + least_squares", _VITS, "the same, refitted by least squares"),
-    ("transformers_mnist", "none + least_squares", _VITS, "nothing matched, refitted by least squares"),
-    ("transformers_mnist", "parent", _VITS, _PARENT),
+    ("transformers", _TURNED, _VITS, "matched, the stream turned by a matrix; averaged"),
+    ("transformers", f"{_TURNED} + least_squares", _VITS, "the same, refitted by least squares"),
+    ("transformers", "none + least_squares", _VITS, "nothing matched, refitted by least squares"),
+    ("transformers", "parent", _VITS, _PARENT),
 )
 # What figures/README.md shows of an experiment (matcher, correction); results.md has every curve.
 SHOWN = {
