@@ -43,7 +43,7 @@ README_ROWS = (
     ("study_skew_halves", claims.COMPETENT, _SKEWED, _FITTED),
     ("study_skew_halves", "head(target=competence)", _SKEWED, "one parent, its last layer refitted"),
     ("study_skew_halves", "parent", _SKEWED, _PARENT),
-    ("transformers", _TURNED, _VITS, "matched, the stream turned by a matrix; averaged"),
+    ("transformers", _TURNED, _VITS, "matched, streams turned; averaged"),
     ("transformers", f"{_TURNED} + least_squares", _VITS, "the same, refitted by least squares"),
     ("transformers", "none + least_squares", _VITS, "nothing matched, refitted by least squares"),
     ("transformers", "parent", _VITS, _PARENT),
