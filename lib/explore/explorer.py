@@ -223,7 +223,7 @@ class Explorer:
         pair = self.pair(name)
         ends = ", ".join(f"{side.upper()} {100 * pair.parents[side]['test_accuracy']:.2f} %" for side in ("a", "b"))
         if pair.run.dataset.test.is_text:
-            each = " and ".join(f"{math.exp(pair.parents[side]['test_loss']):.2f}" for side in ("a", "b"))
+            each = " and ".join(f"{models.perplexity(pair.parents[side]['test_loss']):.2f}" for side in ("a", "b"))
             ends += f", perplexity {each}"
         lines = [pair.note, f"{name} and {board.partner(name)}: {model_label(pair.run.architecture)}"]
         return "\n".join([*filter(None, lines), f"{pair.run.dataset.name}, {self._on_test(name)}: {ends}"])

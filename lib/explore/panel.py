@@ -2,13 +2,12 @@
 
 import contextlib
 import html
-import math
 from collections.abc import Iterable, Iterator
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from .. import fusion, matching
+from .. import fusion, matching, models
 from ..checks import InputError
 from ..paper.names import model_label
 from ..paper.style import BLUE, VERMILLION
@@ -171,7 +170,7 @@ class Panel(widgets.VBox):
         big, loss, line = "—", "not fitted yet", f"{corrected} takes seconds to a minute: press fit and measure"
         if self.explorer.is_measured(*self.chosen):
             accuracy, loss, above = self.explorer.summary(*self.chosen).values()
-            more = f", perplexity {math.exp(loss):.2f}" if data.test.is_text else ""
+            more = f", perplexity {models.perplexity(loss):.2f}" if data.test.is_text else ""
             big, loss = f"{100 * accuracy:.1f} %", f"cross-entropy {loss:.3f} nats{more}"
             side = "above" if above >= 0 else "below"
             line = f"{abs(100 * above):.1f} points {side} the line between the parents"

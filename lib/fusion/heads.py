@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-from .. import loaders
+from .. import loaders, symmetry
 from ..checks import InputError
 from ..symmetry import Groups
 from .affine import at_least_float32
@@ -24,14 +24,9 @@ def linear_head(model: nn.Module, groups: Groups) -> list[str]:
     """
     modules = dict(model.named_modules())
     used = Counter(layer.weight for layer in groups.layers)
-    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    linear = {
-        layer.name
-        for layer in groups.layers
-        if layer.kind == "linear"
-        and used[layer.weight] == 1
-        and (layer.name not in modules or owners[id(modules[layer.name].weight)] == 1)  # not the embedding's, too
-    }
+    tied = symmetry.shared(model)  # a head that is the embedding, too
+    alone = [layer for layer in groups.layers if used[layer.weight] == 1 and layer.weight not in tied]
+    linear = {layer.name for layer in alone if layer.kind == "linear"}
     (output,) = (node for node in groups.graph.nodes if node.op == "output")
     node, head = output.args[0], []
     while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:

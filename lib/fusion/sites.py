@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import symmetry
 from ..symmetry import Groups, Layer
+from ..symmetry.registry import spelled
 from ..symmetry.walker import Lockstep
 from .affine import Site
 
@@ -67,7 +68,6 @@ def activated(model: nn.Module, groups: Groups) -> tuple[list[Layer], dict[str, 
 RELU = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 # Of slope at most about 1, in absolute value, which is what the rounds through them ask for.
 SMOOTH = (nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.CELU)
-SMOOTH_FUNCTIONS = (F.gelu, F.silu, F.mish, F.tanh, F.sigmoid, F.softplus, F.elu, F.celu, torch.tanh, torch.sigmoid)
 SMOOTH_NAMES = ("gelu", "silu", "mish", "tanh", "sigmoid", "softplus", "elu", "celu")
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -98,11 +98,11 @@ def _smooth(node: fx.Node | None, modules: dict[str, nn.Module]) -> Callable[[Te
         return (lambda x: module(x.clone())) if isinstance(module, SMOOTH) else None
     if any(isinstance(each, fx.Node) for each in (*node.args[1:], *node.kwargs.values())):
         return None
-    if node.op == "call_method" and node.target in SMOOTH_NAMES:
+    if spelled(node.target) not in SMOOTH_NAMES:
+        return None
+    if node.op == "call_method":
         return lambda x: getattr(x, node.target)(*node.args[1:], **node.kwargs)
-    if node.op == "call_function" and (node.target in SMOOTH_FUNCTIONS or _operation(node) in SMOOTH_NAMES):
-        return lambda x: node.target(x.clone(), *node.args[1:], **node.kwargs)
-    return None
+    return lambda x: node.target(x.clone(), *node.args[1:], **node.kwargs)
 
 
 def _pool(relu: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, int] | None:
@@ -138,7 +138,7 @@ def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, st
     targets = [node.target for node in groups.graph.nodes if node.op == "call_module"]
     layers = {nodes[layer.node]: layer for layer in groups.layers}
     weights = Counter(layer.weight for layer in groups.layers)
-    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    tied = symmetry.shared(model)
     sites, left = [], {}
     folded: set[str] = set()
     for node in groups.graph.nodes:
@@ -155,7 +155,7 @@ def solvable(model: nn.Module, groups: Groups) -> tuple[list[Site], dict[str, st
                 left[node.target] = f"{type(module).__name__} is not solved for"
             elif weights[layer.weight] > 1:
                 left[node.target] = "used more than once"
-            elif owners[id(module.weight)] > 1:
+            elif layer.weight in tied:
                 left[node.target] = TIED
             if node.target in left:
                 continue

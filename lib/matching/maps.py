@@ -73,7 +73,7 @@ def _power(matrix: Tensor, exponent: float) -> Tensor:
 def canonical(network: nn.Module, groups: Groups, maps: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(maps, state) of a network in the coordinates in which matrices are compared: gains of norms folded, balanced.
     With `maps` "permutation" the network as it is."""
-    state = {name: t.cpu() for name, t in models.state_of(network).items() if not models.is_extra(name, t)}
+    state = {name: t for name, t in models.state_of(network).items() if not models.is_extra(name, t)}
     if maps == "permutation":
         return {}, state
     # in float64: what is stored is rounded once
@@ -172,8 +172,7 @@ def descend(
         before, value = value, _objective(state_a, current, every)
         if not moved and value - before <= ENOUGH * abs(value):
             break
-    order = list(every)
-    found = {name: found.get(name, torch.arange(every[name].size)) for name in order}
+    found = {name: found.get(name, torch.arange(group.size)) for name, group in every.items()}
     return found, value, {"rounds": rounds, "steps": steps, "maps": maps}
 
 
@@ -203,11 +202,11 @@ def from_activations(
         similar: `activation_similarity` with all but networks, groups and kind of similarity given.
     """
     rest = {n: g for n, g in groups.every.items() if n in groups.inside or allowed(g, maps) != "permutation"}
+    if not rest:
+        return dict(perms)
     (_, state_a), (own, _) = (canonical(model, groups, maps) for model in (model_a, model_b))
     found = symmetry.compose(own, {n: p for n, p in perms.items() if n not in rest}, groups)
-    if not rest:
-        return found
-    state_b = {name: t.cpu() for name, t in models.state_of(model_b).items()}
+    state_b = models.state_of(model_b)
     state_b = symmetry.act(symmetry.fold(state_b, groups) if maps != "permutation" else state_b, groups, found)
     pair = [models.load_state(copy.deepcopy(model), state) for model, state in ((model_a, state_a), (model_b, state_b))]
     alike = similar(

@@ -269,8 +269,7 @@ def match(
 
     Returns:
         `Matching`s in the order of the networks; the first moves nothing, unless matrices are asked for: then it
-        balances what runs inside heads. Prove them before relying on them
-        (`fusion.align` does).
+        balances what runs inside heads. Prove them before relying on them (`fusion.align` does).
 
     Raises:
         InputError: unknown matcher or option, images needed and not given, networks that differ in more than their
@@ -285,8 +284,9 @@ def match(
     networks = models.alike(networks)
     for network in networks:
         network.eval()
-    # With matrices the first network is brought into coordinates of its own, too: those that A has inside `descend`.
-    first = canonical(networks[0], groups, options.get("maps", "permutation"))[0]
+    first = {}
+    if options.get("maps") == "orthogonal":  # the first is brought into coordinates of its own, too: A's in `descend`
+        first = reached(canonical(networks[0], groups, options["maps"])[0], groups, options.get("reach", "all"))
     maps = [_matching(groups.identity() | first, name, options)]
     for network in networks[1:]:
         generator = torch.Generator().manual_seed(seed)

@@ -26,6 +26,7 @@ from .training import (
     normalisation,
     open_dataset,
     outputs,
+    perplexity,
     score,
     skewed_indices,
     train,

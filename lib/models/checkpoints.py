@@ -298,8 +298,9 @@ def load_state(
         assign: whether the model takes the state's own tensors, where they have its types, in place of copies; weights
             that it ties are tied no more then.
     """
-    state, own = fitting(model, state, origin), unwrapped(model).state_dict()
+    state = fitting(model, state, origin)
     if assign:
+        own = unwrapped(model).state_dict()
         state |= {name: state[name].to(like.dtype) for name, like in own.items() if not is_extra(name, like)}
     unwrapped(model).load_state_dict(state, assign=assign)
     return model

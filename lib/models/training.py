@@ -375,8 +375,14 @@ class Score(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): of so many classes of equal probability, a guess would lose as much."""
-        return torch.tensor(self.loss, dtype=torch.float64).exp().item()
+        """That of the loss."""
+        return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) of a mean cross-entropy in nats: of so many classes of equal probability, a guess would lose as much;
+    infinite where it is too large."""
+    return torch.tensor(loss, dtype=torch.float64).exp().item()
 
 
 CALIBRATION_BINS = 15  # of equal width, as Guo et al. (On Calibration of Modern Neural Networks, 2017)

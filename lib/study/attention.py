@@ -13,11 +13,12 @@ from .. import models, paths, symmetry
 from ..checks import check_whole
 from ..fusion import Aligned
 from ..matching import activation_similarity
+from ..matching.maps import REACH
 from .parameters import refusal
 from .run import SIDES, Run
 
 SHIPPED = "auto"  # instead of a checkpoint: the shipped one of the model and the seed, trained where there is none
-REACHES = ("(reach=hidden)", "(reach=heads)", "(reach=inside)", "", "(maps=orthogonal)")
+REACHES = (*(f"(reach={reach})" for reach in REACH if reach != "all"), "", "(maps=orthogonal)")
 # Of all matchings of transformers, by activations and by weights, ever more: what "ladder" stands for.
 LADDER = ("none", *(f"{matcher}{rung}" for matcher in ("activation", "weight") for rung in REACHES))
 

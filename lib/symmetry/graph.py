@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from ..checks import first_line
+from .registry import spelled
 
 
 class UnsupportedError(Exception):
@@ -169,20 +169,12 @@ def _with_patterns(graph: fx.Graph) -> fx.Graph:
     """The graph with attention in two steps, so that its pattern is a value of it."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     for node in list(graph.nodes):
-        target = node.target
-        if target is not F.scaled_dot_product_attention and getattr(target, "__name__", "").partition(".")[0] != (
-            "scaled_dot_product_attention"
-        ):
+        if node.op != "call_function" or spelled(node.target) != "scaled_dot_product_attention":
             continue
-        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        given = {"attn_mask": None, "is_causal": False, "scale": None}
+        given |= dict(zip(names, node.args, strict=False)) | node.kwargs
         with graph.inserting_before(node):
-            asked = (
-                given["query"],
-                given["key"],
-                given.get("attn_mask"),
-                given.get("is_causal", False),
-                given.get("scale"),
-            )
+            asked = tuple(given[name] for name in ("query", "key", "attn_mask", "is_causal", "scale"))
             pattern = graph.call_function(attention_pattern, asked)
             output = graph.call_function(attention_output, (pattern, given["value"]))
         for new in (pattern, output):

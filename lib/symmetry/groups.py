@@ -13,7 +13,7 @@ KINDS = ("permutation", "centred", "orthogonal", "invertible")
 
 
 class SymmetryError(Exception):
-    """Permuting a group changed what the network computes."""
+    """A map of a group changed what the network computes, or is none that the group allows."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ class Groups(Mapping[str, Group]):
     """The permutation groups of a network, by name, in execution order. Prints as a table.
 
     `inside` are the groups of what runs inside the heads of attention, one for the queries and keys of each head and
-    one
-    for its values, named after the group of the heads. They are no entries of this mapping: matchers that know
+    one for its values, named after the group of the heads. They are no entries of this mapping: matchers that know
     permutations alone leave them as they are.
     `way` is where the graph came from: "torch.fx", or "torch.export" where that could not follow the network;
     `unreached` the tensors that its output does not depend on in evaluation mode (an auxiliary classifier), which no
@@ -164,17 +163,24 @@ class Groups(Mapping[str, Group]):
 Maps = Mapping[str, torch.Tensor]
 
 
+def every(groups: Mapping[str, Group]) -> Mapping[str, Group]:
+    """All groups of `Groups`, those inside heads included; any other mapping as it is."""
+    return groups.every if isinstance(groups, Groups) else groups
+
+
+def inside_name(group: Group, head: int | None = None) -> str:
+    """What a group inside heads is called, or that of the same role inside another head."""
+    return f"{group.within[0]}.{group.role}[{group.within[1] if head is None else head}]"
+
+
 def inverse(maps: Maps, groups: Groups | None = None) -> dict[str, torch.Tensor]:
     """The maps that undo `maps`: permutations (size,) int64, or matrices (size, size).
 
     With maps inside heads and of the heads themselves, `groups` says which belong together.
     """
-    undone = {name: _undone(each) for name, each in maps.items()}
-    for name, each in _nested(undone, groups):
-        heads, place = each
-        if heads in undone:
-            undone[name] = _undone(maps[_inner(groups, name, int(undone[heads][place]))])
-    return undone
+    heads = {name: _undone(each) for name, each in maps.items() if _within(groups, name) is None}
+    rest = {name: _undone(maps[_source(groups, name, heads)]) for name in maps if name not in heads}
+    return {name: heads[name] if name in heads else rest[name] for name in maps}
 
 
 def compose(first: Maps, second: Maps, groups: Groups | None = None) -> dict[str, torch.Tensor]:
@@ -184,31 +190,22 @@ def compose(first: Maps, second: Maps, groups: Groups | None = None) -> dict[str
     head in some place meets the first one of the head that the second permutation brings there.
     """
     both = {}
-    for name in dict.fromkeys((*first, *second)):
-        within = groups.inside[name].within if groups is not None and name in groups.inside else None
-        source = name
-        if within is not None and within[0] in second:
-            source = _inner(groups, name, int(second[within[0]][within[1]]))
-        one, two = first.get(source), second.get(name)
-        both[name] = two if one is None else one if two is None else _product(one, two)
-    for name, group in groups.inside.items() if groups is not None else ():
-        if name not in both and group.within[0] in second:
-            source = _inner(groups, name, int(second[group.within[0]][group.within[1]]))
-            if source in first:
-                both[name] = first[source]
-    order = list(groups.every) if groups is not None else list(both)
-    return {name: both[name] for name in sorted(both, key=order.index)}
+    for name in dict.fromkeys((*first, *second)) if groups is None else every(groups):
+        one, two = first.get(_source(groups, name, second)), second.get(name)
+        if one is not None or two is not None:
+            both[name] = two if one is None else one if two is None else _product(one, two)
+    return both
 
 
-def _nested(maps: Maps, groups: Mapping[str, Group] | None) -> list[tuple[str, tuple[str, int]]]:
-    inside = getattr(groups, "inside", {})
-    return [(name, inside[name].within) for name in maps if name in inside]
+def _within(groups: Groups | None, name: str) -> tuple[str, int] | None:
+    """The heads that a group lies inside of, and which of them it is."""
+    return groups.inside[name].within if isinstance(groups, Groups) and name in groups.inside else None
 
 
-def _inner(groups: Groups, name: str, head: int) -> str:
-    """The group of the same role inside another head."""
-    group = groups.inside[name]
-    return next(n for n, g in groups.inside.items() if g.within == (group.within[0], head) and g.role == group.role)
+def _source(groups: Groups | None, name: str, maps: Maps) -> str:
+    """The group that stands in the place of another before the heads are permuted as in `maps`."""
+    heads, place = _within(groups, name) or (None, None)
+    return inside_name(groups.inside[name], int(maps[heads][place])) if heads in maps else name
 
 
 def _undone(each: torch.Tensor) -> torch.Tensor:
@@ -250,7 +247,7 @@ def act(
         SymmetryError: an entry of `maps` names no group or is no such map, or a matrix meets a norm whose gain is not
             folded (`fold`).
     """
-    groups = getattr(groups, "every", groups)
+    groups = every(groups)
     moved = copy.copy(state) if hasattr(state, "_metadata") else dict(state)
     own: set[str] = set()  # tensors that are new, and may be written into
     for name, perm in maps.items():
@@ -344,9 +341,9 @@ def fold(state: Mapping[str, torch.Tensor], groups: Mapping[str, Group]) -> dict
 
 def folded_by(groups: Mapping[str, Group], maps: Iterable[Maps]) -> bool:
     """Whether one of some maps is a matrix that needs gains folded first."""
-    every = getattr(groups, "every", groups)
+    groups = every(groups)
     matrices = {name for each in maps for name, m in each.items() if m.is_floating_point()}
-    return any(every[name].gains for name in matrices if name in every)
+    return any(groups[name].gains for name in matrices if name in groups)
 
 
 def by_tensor(groups: Mapping[str, Group]) -> dict[str, list[tuple[str, Member]]]:

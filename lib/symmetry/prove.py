@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..checks import unwrapped
-from .groups import Group, Groups, Maps, Member, SymmetryError, act, entries, fold, folded_by, inverse
+from .groups import Group, Groups, Maps, Member, SymmetryError, act, entries, every, fold, folded_by, inverse
 from .tracer import trace
 
 ROWS = 16  # of a random (N, F) batch: with two, a unit could well be off for both
@@ -33,7 +33,7 @@ class Proof(float):
         sensitivity: the smallest change, as a share of the outputs' size, by which forgetting any other member would
             have shown (to first order); nan where it was not asked for.
         matrices: how many groups were mapped by a random matrix, too; none where no group allows more than
-        permutations.
+            permutations.
     """
 
     unseen: tuple[str, ...]
@@ -95,8 +95,7 @@ def prove(
     )
     twin = _Twin(_copy(model, perms is not None), inputs, tolerance)
     if perms is None:
-        every = getattr(groups, "every", groups)
-        chosen = {name: _cycle(group.size, generator) for name, group in every.items()}
+        chosen = {name: _cycle(group.size, generator) for name, group in every(groups).items()}
         for calm in CALM:
             if twin.enliven(generator, calm) <= tolerance:
                 break
@@ -108,7 +107,9 @@ def prove(
     twin.load(groups, chosen)
     grads = None
     if perms is None:
-        outputs, grads = twin.differentiate({m.tensor for group in every.values() for m in group.members}, generator)
+        outputs, grads = twin.differentiate(
+            {m.tensor for group in every(groups).values() for m in group.members}, generator
+        )
     else:
         outputs = twin.outputs()
     largest = twin.change(outputs)
@@ -131,10 +132,10 @@ def prove(
             raise SymmetryError(
                 f"no group moves {few}, which the traced graph does not read, but the outputs depend on them"
             )
-    seen = _sensitivities(twin, every, chosen, grads, generator)
+    seen = _sensitivities(twin, every(groups), chosen, grads, generator)
     unseen = [f"group '{name}': {m.tensor}:{m.axis}" for (name, m), by in seen.items() if not by > tolerance]
     sensitivity = min((by for by in seen.values() if by > tolerance), default=math.nan)
-    matrices = {name: draw(group, generator) for name, group in every.items() if group.kind != "permutation"}
+    matrices = {name: draw(group, generator) for name, group in every(groups).items() if group.kind != "permutation"}
     if matrices:
         largest = max(largest, _turned(twin, groups, chosen, matrices))
     return Proof(largest, dict.fromkeys(unseen), sensitivity, len(matrices))
@@ -171,7 +172,7 @@ def _turned(twin: "_Twin", groups: Mapping[str, Group], perms: Maps, matrices: M
         twin.load(groups, some)
         moved = twin.change(twin.outputs())
         if not moved <= twin.tolerance:
-            twin.load(groups, inverse(some, groups))
+            twin.unload(groups, some)
         return moved
 
     largest = change(dict(perms) | dict(matrices))
@@ -274,8 +275,7 @@ class _Twin:
 
     def unload(self, groups: Mapping[str, Group], perms: Mapping[str, Tensor]) -> None:
         """Undoes `load`, last move first, exactly: no second copy of the weights is kept."""
-        every = getattr(groups, "every", groups)
-        back = {name: Group(group.size, group.members[::-1]) for name, group in every.items()}
+        back = {name: dataclasses.replace(group, members=group.members[::-1]) for name, group in every(groups).items()}
         self.load(back, dict(reversed(inverse(perms).items())))
 
     def enliven(self, generator: torch.Generator, calm: float) -> float:

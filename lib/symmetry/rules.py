@@ -280,8 +280,8 @@ def _layer_norm(t: _Tracer, node: fx.Node, module) -> Layout:
         t.tie(node, parts, axis, layout.get(first + axis))
         kind = "permutation" if len(shape) > 1 else "orthogonal" if root else "centred"
         t.limit(layout.get(first + axis), kind)
-    if names[0] is not None:
-        t.gains.setdefault(names[0], (names[1], []))[1].append(node)
+    if names[0] is not None:  # by the name that its labels have
+        t.gains.setdefault(t.aliases.get(names[0], names[0]), (names[1], []))[1].append(node)
     t.kinds[node] = "post_norm"
     return layout
 
@@ -376,6 +376,11 @@ def _along(t: _Tracer, node: fx.Node, module) -> Layout:
     if layout and rank > 3 and "softmax" in (spelled(node.target) if module is None else type(module).__name__.lower()):
         t.kinds[node] = "pattern"  # of attention, where its units turn out to be heads
     return layout
+
+
+def _axes(key: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a layout's key."""
+    return key if isinstance(key, tuple) else (key,)
 
 
 def _joined(t: _Tracer, layout: Layout, dims: Sequence[int]) -> None:
@@ -482,7 +487,7 @@ def _whole(
 ) -> Labels | None:
     """Labels of every entry of a run of axes (… sizes …, 4), which are alike along those `repeated`; None if none of
     them is permuted."""
-    keys = [key for key in layout if set(key if isinstance(key, tuple) else [key]) & set(axes)]
+    keys = [key for key in layout if set(_axes(key)) & set(axes)]
     if not keys:
         return None
     if len(keys) > 1:  # one can still be permuted, such as the inputs of a weight with its kernel's axes
@@ -491,7 +496,7 @@ def _whole(
         for key in sorted(keys)[1:]:
             t.fix(layout[key])
         keys = [min(keys)]
-    own = keys[0] if isinstance(keys[0], tuple) else (keys[0],)
+    own = _axes(keys[0])
     sizes = [shape[axis] for axis in axes]
     inner = [shape[axis] if axis not in own and axis not in repeated else 1 for axis in axes]
     parts = math.prod(inner)
@@ -620,7 +625,7 @@ def _sliced(t: _Tracer, labels: Labels, index: slice | int) -> Labels | None:
 
 def _cut(t: _Tracer, layout: Layout, axis: int, index: slice | int) -> None:
     """Leaves of an axis the entries of a slice, or one alone; the axis stays in place."""
-    for key in [key for key in layout if key == axis or (isinstance(key, tuple) and axis in key)]:
+    for key in [key for key in layout if axis in _axes(key)]:
         labels = layout.pop(key)
         if key == axis:
             if (part := _sliced(t, labels, index)) is not None:
@@ -629,12 +634,9 @@ def _cut(t: _Tracer, layout: Layout, axis: int, index: slice | int) -> None:
             layout[key] = labels
             _joined(t, layout, [axis])
         else:
-            labels = np.moveaxis(
-                np.moveaxis(labels, key.index(axis), 0)[index if isinstance(index, slice) else [index]],
-                0,
-                key.index(axis),
-            )
-            layout |= _simplified(key, labels)
+            steps = [slice(None)] * len(key)
+            steps[key.index(axis)] = index if isinstance(index, slice) else [index]
+            layout |= _simplified(key, labels[tuple(steps)])
 
 
 def _placed(layout: Layout, place: dict[int, int]) -> Layout:
@@ -732,7 +734,7 @@ def _indexed(t: _Tracer, node: fx.Node, index: Sequence) -> Layout:
             raise t.fail(node, "its rule knows slices, single entries and a tensor of whole numbers as an index")
         place[axis] = after
         if picked:  # entries in an order of their own, some of them perhaps more than once
-            _kept(t, layout, [key for key in layout if key == axis or (isinstance(key, tuple) and axis in key)])
+            _kept(t, layout, [key for key in layout if axis in _axes(key)])
             after += len(_shape(step))
         else:
             if step != slice(None):
@@ -819,10 +821,13 @@ def _repeat_interleave(t: _Tracer, node: fx.Node, module) -> Layout:
     repeats, dim, _ = _arguments(t, node, repeats=1, dim=None, output_size=None)
     if dim is None or not isinstance(repeats, int):
         raise t.fail(node, "its rule knows one number of repeats, along an axis")
-    for key in layout:
-        if key == dim % rank or (isinstance(key, tuple) and dim % rank in key):
-            layout[key] = np.repeat(layout[key], repeats, axis=key.index(dim % rank) if isinstance(key, tuple) else 0)
-    return layout
+    return _each_repeated(layout, dim % rank, repeats)
+
+
+def _each_repeated(layout: Layout, axis: int, repeats: int) -> Layout:
+    """The layout with each entry of an axis several times, one behind the other."""
+    place = {key: key.index(axis) if isinstance(key, tuple) else 0 for key in layout if axis in _axes(key)}
+    return layout | {key: np.repeat(layout[key], repeats, axis=at) for key, at in place.items()}
 
 
 @rule("pixel_shuffle", nn.PixelShuffle)
@@ -863,12 +868,13 @@ def _channel_shuffle(t: _Tracer, node: fx.Node, module) -> Layout:
 def _arithmetic(t: _Tracer, node: fx.Node, module) -> Layout:
     """Sums of tensors alone, and products with a number or with a tensor that is the same along an axis, are linear."""
     layout, rank = _elementwise(t, node, module), len(_shape(node))
-    operands = [n for n in node.all_input_nodes if _is_tensor(n)]
+    given = (*node.args, *node.kwargs.values())
+    operands = [n for n in given if isinstance(n, fx.Node) and _is_tensor(n)]  # one of them perhaps twice, as in x · x
     name = spelled(node.target)
     sums = any(name.lstrip("_i").startswith(each) for each in ("add", "sub", "rsub"))
     numbers = len(operands) < 2
     for key in layout:
-        axes = key if isinstance(key, tuple) else (key,)
+        axes = _axes(key)
         wide = [
             any(len(_shape(o)) - rank + axis >= 0 and _shape(o)[len(_shape(o)) - rank + axis] > 1 for axis in axes)
             for o in operands
@@ -963,15 +969,11 @@ def _reduce(t: _Tracer, node: fx.Node, module) -> Layout:
         gone, keep, _ = _arguments(t, node, **known)
     gone = [d % rank for d in (gone if isinstance(gone, Sequence) else [gone]) if d is not None] or range(rank)
     for key, labels in layout.items():
-        if set(key if isinstance(key, tuple) else [key]) & set(gone):
+        if set(_axes(key)) & set(gone):
             t.limit(labels)
     _joined(t, layout, gone)
     place = {axis: axis if keep else axis - sum(d < axis for d in gone) for axis in range(rank) if axis not in gone}
-    return {
-        tuple(place[axis] for axis in key) if isinstance(key, tuple) else place[key]: labels
-        for key, labels in layout.items()
-        if key not in gone
-    }
+    return _placed({key: labels for key, labels in layout.items() if key not in gone}, place)
 
 
 @rule("mean", "sum", linear=True)
@@ -1002,14 +1004,18 @@ def _matmul(t: _Tracer, node: fx.Node, module) -> Layout:
 @rule("addmm", "baddbmm", "addmv", linear=True)
 def _added_matmul(t: _Tracer, node: fx.Node, module) -> Layout:
     layout = _product(t, node, node.args[1], node.args[2])
-    added, rank = t.layout(node.args[0]), len(_shape(node))
-    for axis in range(rank):
-        own = axis - rank + len(_shape(node.args[0]))
-        if own >= 0 and _shape(node.args[0])[own] > 1:
-            t.unify(node, added.get(own), layout.get(axis))
+    _add(t, node, node.args[0], layout)
+    return layout
+
+
+def _add(t: _Tracer, node: fx.Node, added: fx.Node, layout: Layout) -> None:
+    """Ties a tensor to what it is added to, of as many axes as the node's value or more than its own."""
+    own, lead = t.layout(added), len(_shape(node)) - len(_shape(added))
+    for axis in range(len(_shape(node))):
+        if axis >= lead and _shape(added)[axis - lead] > 1:
+            t.unify(node, own.get(axis - lead), layout.get(axis))
         else:
             t.limit(layout.get(axis))
-    return layout
 
 
 def _letters(rank: int, batch: int, last: str) -> list[str]:
@@ -1061,10 +1067,7 @@ def _attention_pattern(t: _Tracer, node: fx.Node, module) -> Layout:
     left, right, out = (_letters(rank, rank - 2, last) for last in ("le", "se", "ls"))
     layout = _contract(t, node, [(left, q, shape_q), (right, k, shape_k)], out)
     if isinstance(mask, fx.Node):
-        own, lead = t.layout(mask), rank - len(_shape(mask))
-        for axis, size in enumerate(_shape(mask), lead):
-            if size > 1:
-                t.unify(node, own.get(axis - lead), layout.get(axis))
+        _add(t, node, mask, layout)
     layout = _kept(t, layout, [axis for axis in layout if axis == rank - 1])
     t.limit(layout)
     t.kinds[node] = "pattern"
@@ -1087,11 +1090,7 @@ def _shared(layout: Layout, shape: tuple[int, ...], query: tuple[int, ...]) -> t
     """Layout and shape of keys or values that several heads of the queries share, repeated for each of these."""
     if len(shape) < 4 or (repeats := query[-3] // shape[-3]) < 2:
         return layout, shape
-    heads = len(shape) - 3
-    for key, labels in layout.items():
-        if heads in (key if isinstance(key, tuple) else (key,)):
-            layout[key] = np.repeat(labels, repeats, axis=key.index(heads) if isinstance(key, tuple) else 0)
-    return layout, (*shape[:-3], query[-3], *shape[-2:])
+    return _each_repeated(layout, len(shape) - 3, repeats), (*shape[:-3], query[-3], *shape[-2:])
 
 
 def _contract(t: _Tracer, node: fx.Node, terms, out: list[str]) -> Layout:

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from ..checks import first_line, unwrapped
 from .graph import Graph, UnsupportedError, capture
-from .groups import KINDS, Gain, Group, Groups, Layer, Member, Tap
+from .groups import KINDS, Gain, Group, Groups, Layer, Member, Tap, inside_name
 from .registry import LINEAR, MAKERS, function_rule, kind_of_layer, known, module_rule, reads_numbers, spelled
 
 # Labels (n, 4) say what stands in each of n entries of an axis: (unit, part, parts, sign) is one of the parts of a
@@ -114,8 +114,8 @@ class _Tracer:
         self.modules = dict(model.named_modules())
         self.state = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
         # What is left of a table (a mask) when the example is shorter moves nothing; statistics come with parameters.
-        self.parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        self.aliases = aliases(model)
+        self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.aliases, self.shared = aliases(model), shared(model)
         self.units = _Units()
         self.layouts: dict[fx.Node, Layout | list[Layout]] = {}
         self.tensors: dict[str, Layout] = {}
@@ -351,7 +351,7 @@ class _Tracer:
             own = {c for c in classes[unit].tolist() if c >= 0 and kinds[c]}
             readers = self._readers(nodes, unit) if own else None
             for unit_class in own:
-                if readers is None or name in self.aliases.values():
+                if readers is None or name in self.shared:
                     kinds[unit_class] = 0
                 else:
                     gains.setdefault(unit_class, []).append(Gain(name, bias, readers))
@@ -360,7 +360,6 @@ class _Tracer:
     def _readers(self, norms: list[fx.Node], unit: np.ndarray) -> tuple[tuple[str, str | None], ...] | None:
         """(weight, bias) of the linear layers that alone read a norm's output, whose units are given; None where
         something else does."""
-        shared = {*self.aliases, *self.aliases.values()}
         found: dict[str, str | None] = {}
         waiting = list(norms)
         while waiting:
@@ -376,7 +375,7 @@ class _Tracer:
                     names = names if module is None else [f"{user.target}.{n}" for n in ("weight", "bias")]
                     weight, bias = names[0], names[1] if len(names) > 1 and names[1] in self.state else None
                     axis = self.tensors.get(weight, {}).get(1)
-                    if weight in found or weight in shared or bias in shared or axis is None:
+                    if weight in found or {weight, bias} & self.shared or axis is None:
                         return None
                     if not np.array_equal(self.units.resolve(axis)[:, UNIT], unit):
                         return None
@@ -450,8 +449,7 @@ class _Tracer:
         for name, made_classes in sorted(made, key=lambda producer: len(producer[1]) > 1):
             for unit_class in made_classes:
                 makers.setdefault(unit_class, []).append(name)
-        own = {*self.parameters}
-        free = [c for c, size in sizes.items() if size > 1 and any(m.tensor in own for m in members[c])]
+        free = [c for c, size in sizes.items() if size > 1 and any(m.tensor in self.parameters for m in members[c])]
         free.sort(key=lambda unit_class: order.get(unit_class, len(made)))
         titles = _names([makers.get(unit_class) or [members[unit_class][0].tensor] for unit_class in free])
         gains = self._foldable(classes, kinds)
@@ -528,6 +526,12 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return names
 
 
+def shared(model: nn.Module) -> set[str]:
+    """The names in the state dict of tensors that have several names there: a head tied to the embedding, say."""
+    names = aliases(model)
+    return {*names, *names.values()}
+
+
 def _unpadded(node: fx.Node, source: fx.Node) -> bool:
     """Whether a node pads its input, by nothing."""
     return spelled(node.target) in ("pad", "constant_pad_nd") and _shape(node) == _shape(source)
@@ -593,9 +597,7 @@ def _with_inside(groups: Groups, traced: Groups) -> Groups:
         patterns = tuple(tap for tap in group.taps if tap.kind == "pattern")
         outer[name] = dataclasses.replace(group, taps=patterns) if name in inside and patterns else group
     order = {name: sorted(each, key=lambda g: (g.role, g.within[1])) for name, each in inside.items()}
-    named = {
-        f"{name}.{group.role}[{group.within[1]}]": group for name in groups if name in order for group in order[name]
-    }
+    named = {inside_name(group): group for name in groups if name in order for group in order[name]}
     return dataclasses.replace(groups, groups=outer, inside=named)
 
 

@@ -135,14 +135,19 @@ class Hidden(nn.Module):
         return self.last(self.bend(self.first(x)))
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_rounds_through_a_smooth_activation_lower_what_is_missing_behind_it(name):
-    a, b = Hidden(ACTIVATIONS[name]), Hidden(ACTIVATIONS[name])
-    for model, seed in ((a, 1), (b, 2)):
+def hidden_pair(bend):
+    """(two of them, images, groups)."""
+    pair = Hidden(bend), Hidden(bend)
+    for seed, model in enumerate(pair, 1):
         for parameter in model.parameters():
             parameter.data.normal_(0, 0.8, generator=generator(seed))
     x = images("gated", 400)
-    groups = symmetry.trace(a, x[:2])
+    return *pair, x, symmetry.trace(pair[0], x[:2])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_rounds_through_a_smooth_activation_lower_what_is_missing_behind_it(name):
+    a, b, x, groups = hidden_pair(ACTIVATIONS[name])
 
     def behind(model):
         with torch.no_grad():
@@ -160,12 +165,7 @@ def test_rounds_through_a_smooth_activation_lower_what_is_missing_behind_it(name
 
 
 def test_many_rounds_end_where_the_loss_behind_the_activation_has_no_slope():
-    a, b = (Hidden(nn.GELU()) for _ in range(2))
-    for model, seed in ((a, 1), (b, 2)):
-        for parameter in model.parameters():
-            parameter.data.normal_(0, 0.8, generator=generator(seed))
-    x = images("gated", 400)
-    groups = symmetry.trace(a, x[:2])
+    a, b, x, groups = hidden_pair(nn.GELU())
 
     def slope(rounds):
         fused = models.load_state(copy.deepcopy(a), fit(a, b, groups, x, rounds=rounds, select=False, ridge=1e-9))
@@ -177,12 +177,7 @@ def test_many_rounds_end_where_the_loss_behind_the_activation_has_no_slope():
 
 
 def test_a_round_that_makes_it_worse_is_not_kept(monkeypatch):
-    a, b = (Hidden(nn.GELU()) for _ in range(2))
-    for model, seed in ((a, 1), (b, 2)):
-        for parameter in model.parameters():
-            parameter.data.normal_(0, 0.8, generator=generator(seed))
-    x = images("gated", 400)
-    groups = symmetry.trace(a, x[:2])
+    a, b, x, groups = hidden_pair(nn.GELU())
     none = fit(a, b, groups, x, rounds=0, select=False)
     slope = least_squares._slope
     monkeypatch.setattr(least_squares, "_slope", lambda bend, z: (slope(bend, z)[0], -slope(bend, z)[1]))

@@ -92,6 +92,15 @@ def test_a_matching_reaches_as_far_as_it_is_told():
     assert kept["all"] == {*groups.every} and len(kept["all"] - kept["inside"]) == 1
 
 
+@pytest.mark.parametrize("reach", ["hidden", "heads", "inside"])
+def test_both_networks_are_in_one_gauge_however_far_a_matching_reaches(reach):
+    a, b, groups, images = planted("apart, fused", "permutation")
+    maps = matching.match([a, b], groups, matcher=f"weight(maps=orthogonal, reach={reach})", progress=False)
+    turned = [{name for name, each in m.items() if each.is_floating_point()} for m in maps]
+    assert turned[0] == turned[1] == ({*groups.inside} if reach == "inside" else set())
+    fusion.align([a, b], groups, maps)  # proves both
+
+
 def test_a_network_without_heads_has_no_reach():
     network = models.build("mlp", width=0.1)
     with pytest.raises(InputError, match=r"^reach 'heads' is not accepted, this network has no heads of attention"):

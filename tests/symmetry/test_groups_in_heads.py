@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
 
 from lib import symmetry
@@ -156,3 +157,44 @@ def test_the_nearest_rotation_is_the_planted_one(kind):
     assert torch.allclose(symmetry.nearest(turn @ units.T @ units, kind), turn, atol=1e-8)
     if kind == "centred":
         assert torch.allclose(turn.sum(dim=1), torch.ones(9).double())
+
+
+class Squared(nn.Module):
+    """Hidden units that are multiplied with themselves: no matrix passes that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 9), nn.Linear(9, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x * x)
+
+
+def test_a_product_of_units_with_themselves_leaves_permutations():
+    network, example = Squared().eval(), torch.randn(5, 6, generator=generator())
+    groups = symmetry.trace(network, example)
+    assert {name: group.kind for name, group in groups.items()} == {"first": "permutation"}
+    assert symmetry.prove(network, groups, example).matrices == 0
+
+
+class OneGain(nn.Module):
+    """Two norms of a stream that share their gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm1, self.norm2 = nn.Linear(6, 8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.norm2.weight = self.norm1.weight
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = x + self.down(torch.relu(self.up(self.norm1(x))))
+        return self.head(self.norm2(x))
+
+
+def test_a_gain_of_two_norms_is_not_folded():
+    network, example = OneGain().eval(), torch.randn(5, 6, generator=generator())
+    groups = symmetry.trace(network, example)
+    assert {group.kind for group in groups.values()} == {"permutation"}
+    assert symmetry.prove(network, groups, example) < 1e-9
