@@ -1,6 +1,7 @@
 """How alike the units of two networks fire."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,6 @@ class Moments:
         return covariance / (torch.outer(std_a, std_b) + epsilon)
 
 
-@torch.no_grad()  # not inference_mode: a network that is moved to the device here stays trainable
 def activation_similarity(
     model_a: nn.Module,
     model_b: nn.Module,
@@ -131,10 +131,28 @@ def activation_similarity(
     Raises:
         InputError: no images, a group without activations, or activations that overflow.
     """
+    options = {"similarity": similarity, "tap": tap, "epsilon": epsilon, "device": device, "progress": progress}
+    return activation_similarities([model_a, model_b], groups, batches, **options)[0, 1]
+
+
+@torch.no_grad()  # not inference_mode: a network that is moved to the device here stays trainable
+def activation_similarities(
+    networks: Sequence[nn.Module],
+    groups: Groups,
+    batches: Iterable,
+    *,
+    similarity: str = "correlation",
+    tap: str = "post_relu",
+    epsilon: float = 1e-4,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """`activation_similarity` of every two of several networks, {(i, j): …} with i < j, from one pass over all."""
     check_choice("similarity", similarity, KINDS)
     check_choice("tap", tap, tuple(TAPS))
     places: dict[str, list[tuple[str, Tap]]] = {}
-    moments: dict[tuple[str, str], Moments] = {}
+    moments: dict[tuple[str, str], dict[tuple[int, int], Moments]] = {}
+    pairs = list(itertools.combinations(range(len(networks)), 2))
     for name, group in groups.items():
         if not group.taps:
             raise InputError(
@@ -143,24 +161,27 @@ def activation_similarity(
             )
         for place in _taps(group, tap):
             places.setdefault(place.node, []).append((name, place))
-            moments.setdefault((name, place.node), Moments(group.size, device))
-    for model in (model_a, model_b):
+            moments.setdefault((name, place.node), {pair: Moments(group.size, device) for pair in pairs})
+    for model in networks:
         model.to(device).eval()
     seen = 0
     for batch in tqdm(batches, desc="activations", unit="batch", disable=not progress, leave=False, mininterval=2):
         images = loaders.placed(loaders.read_batch(batch)[0], device)
         seen += loaders.count(images)
-        steps = zip(symmetry.walk(model_a, groups, images), symmetry.walk(model_b, groups, images), strict=True)
-        for (node, a), (_, b) in steps:
-            for name, place in places.get(node.name, []):
-                size = groups[name].size
-                moments[name, node.name].add(features(a, place, size), features(b, place, size))
+        for steps in zip(*(symmetry.walk(model, groups, images) for model in networks), strict=True):
+            node = steps[0][0].name
+            for name, place in places.get(node, []):
+                values = [features(value, place, groups[name].size) for _, value in steps]
+                for (i, j), each in moments[name, node].items():
+                    each.add(values[i], values[j])
     if not seen:
         raise InputError("matcher 'activation' needs images; accepted: match_images ≥ 1")
-    similarities = {}
+    similarities: dict[tuple[int, int], dict[str, Tensor]] = {pair: {} for pair in pairs}
     for name in groups:
-        every = [m for (group, _), m in moments.items() if group == name]
-        for m in every:
-            check_finite(m.squares, name)  # dividing by an infinite deviation would give plain zeros
-        similarities[name] = torch.stack([m.similarity(similarity, epsilon).cpu() for m in every]).mean(dim=0)
+        every = [of_pairs for (group, _), of_pairs in moments.items() if group == name]
+        for pair in pairs:
+            for m in every:
+                check_finite(m[pair].squares, name)  # dividing by an infinite deviation would give plain zeros
+            each = torch.stack([m[pair].similarity(similarity, epsilon).cpu() for m in every])
+            similarities[pair][name] = each.mean(dim=0)
     return similarities

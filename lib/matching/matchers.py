@@ -1,12 +1,13 @@
 """Similarity between units + assignment = permutations: every matcher by name, one signature.
 
-`match` brings networks into one order: permuted with its maps, units that do the same stand in the same place. Matchers
-are pairwise, and move the second network, B, to the first, A. See `MATCHERS` for what each needs. The quadratic
-objective and its solvers live in `problem` and `solvers`.
+`match` brings networks into one order: permuted with its maps, units that do the same stand in the same place. For two
+networks matchers move the second, B, to the first, A; for more their `strategy` says how. See `MATCHERS` for what each
+needs. The quadratic objective and its solvers live in `problem` and `solvers`, those of several networks in `joint`.
 """
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +19,9 @@ from .. import loaders, models
 from ..checks import InputError, read_method, spell_method
 from ..symmetry import Groups
 from . import solvers
-from .activation import TAPS, _exact, activation_similarity
+from .activation import TAPS, _exact, activation_similarities, activation_similarity
 from .assignment import assign
+from .joint import Joint, block_descent, joint_assignment, synchronised_frank_wolfe
 from .maps import REACH, canonical, descend, from_activations, reached, similarity_of
 from .peak import Peak
 from .problem import GIB, Problem
@@ -30,8 +32,8 @@ class Matching(dict[str, Tensor]):
     """{group: LongTensor (size,) or matrix (size, size)}, moving one network to another, and how it came about.
 
     `matcher` is its name, with the options that differ from their defaults; `objective` what it maximised, summed over
-    groups; `similarity` the (size, size) matrix [unit of A, unit of B] that was assigned, where there is one; `info`
-    what else the matcher reports.
+    groups, and of several networks that are matched together over their pairs; `similarity` the (size, size) matrix
+    [unit of A, unit of B] that was assigned, where there is one; `info` what else the matcher reports.
     """
 
     matcher: str
@@ -49,7 +51,23 @@ class Matching(dict[str, Tensor]):
         return {name: m[torch.arange(len(m)), self[name]] for name, m in assigned.items()}
 
 
-# What a matcher works on: two networks in evaluation mode, their groups, batches of images (or None), a device.
+# What a matcher works on: networks in evaluation mode, their groups, batches of images (or None), a device.
+@dataclass(frozen=True)
+class _Networks:
+    networks: Sequence[nn.Module]
+    groups: Groups
+    batches: Iterable | None
+    device: torch.device | str
+    seed: int
+    progress: bool
+
+    def pairs(self) -> Iterator["_Pair"]:
+        """The first network with each of the others."""
+        for network in self.networks[1:]:
+            generator = torch.Generator().manual_seed(self.seed)
+            yield _Pair(self.networks[0], network, self.groups, self.batches, self.device, generator, self.progress)
+
+
 @dataclass(frozen=True)
 class _Pair:
     model_a: nn.Module
@@ -70,40 +88,98 @@ class _Pair:
         return a, b
 
 
-# A matcher returns (perms, objective, similarity or None, info).
+# A matcher returns (perms, objective, similarity or None, info) of every network but the first.
 _Result = tuple[Mapping[str, Tensor], float | None, Mapping[str, Tensor] | None, dict]
 
 
+def _pairwise(run: Callable[..., _Result]) -> Callable[..., list[_Result]]:
+    """A matcher of many networks that moves each to the first, from one of two; of the same options."""
+
+    @functools.wraps(run)  # its signature says the options
+    def every(networks: _Networks, **options) -> list[_Result]:
+        return [run(pair, **options) for pair in networks.pairs()]
+
+    return every
+
+
+def _chosen(networks: _Networks, strategy: str, joint: str | None) -> str:
+    """The strategy to take; `joint` says why "joint" and its like cannot be, None where they can.
+
+    Raises:
+        InputError: one that cannot be.
+    """
+    if strategy == "reference" or (strategy == "auto" and (joint or len(networks.networks) == 2)):
+        return "reference"
+    if joint:
+        raise InputError(f"strategy '{strategy}' does not take {joint}; accepted: reference")
+    return "joint" if strategy == "auto" else strategy
+
+
+STRATEGY = Literal["auto", "reference", "joint"]
+
+
+@_pairwise
 def _none(pair: _Pair) -> _Result:
     return pair.groups.identity(), None, None, {}
 
 
+@_pairwise
 def _random(pair: _Pair) -> _Result:
     return pair.groups.random(pair.generator), None, None, {}
 
 
 def _activation(
-    pair: _Pair,
+    networks: _Networks,
     similarity: Literal["correlation", "covariance", "uncentred"] = "correlation",
     tap: Literal[tuple(TAPS)] = "post_relu",
     epsilon: float = 1e-4,
     maps: Literal["permutation", "orthogonal"] = "permutation",
     reach: Literal[REACH] = "all",
-) -> _Result:
+    strategy: STRATEGY = "auto",
+) -> list[_Result]:
     """`maps`: with "orthogonal", groups that allow it are turned by a matrix; `reach`: see `maps.reached`."""
+    if _chosen(networks, strategy, _inside(networks, maps)) == "reference":
+        return [_activation_pair(pair, similarity, tap, epsilon, maps, reach) for pair in networks.pairs()]
+    reached({}, networks.groups, reach)  # without heads it may be "all" alone
+    similarities = activation_similarities(
+        networks.networks, networks.groups, networks.batches,
+        similarity=similarity, tap=tap, epsilon=epsilon, device=networks.device, progress=networks.progress,
+    )  # fmt: skip
+    sizes = {name: group.size for name, group in networks.groups.items()}
+    perms, objective = joint_assignment(similarities, len(networks.networks), sizes)
+    return [
+        (each, objective, similarities[0, i], {"constant": _constant(similarities[0, i]), "strategy": "joint"})
+        for i, each in enumerate(perms[1:], 1)
+    ]
+
+
+def _inside(networks: _Networks, maps: str) -> str | None:
+    """What of a network is matched in pairs alone."""
+    if maps != "permutation":
+        return "matrices"
+    return "networks with heads of attention" if networks.groups.inside else None
+
+
+def _constant(similarities: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """How many units of A and of B are constant on the images, by group: they are like every other and like none, so
+    that nothing says which their partner is."""
+    constant = {name: [int((m == 0).all(dim).sum()) for dim in (1, 0)] for name, m in similarities.items()}
+    return {name: counts for name, counts in constant.items() if any(counts)}
+
+
+def _activation_pair(pair: _Pair, similarity: str, tap: str, epsilon: float, maps: str, reach: str) -> _Result:
     options = {"tap": tap, "epsilon": epsilon, "device": pair.device, "progress": pair.progress}
     similar = similarity_of(pair.batches, similarity=similarity, **options)
     similarities = similar(pair.model_a, pair.model_b, pair.groups)
     perms = {name: assign(matrix, name) for name, matrix in similarities.items()}
     objective = sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in similarities.items())
-    # A unit that is constant on the images is like every other and like none: nothing says which its partner is.
-    constant = {name: [int((m == 0).all(dim).sum()) for dim in (1, 0)] for name, m in similarities.items()}
     found = from_activations(pair.model_a, pair.model_b, pair.groups, perms, similar, maps=maps)
     found = reached(found, pair.groups, reach)
-    return found, objective, similarities, {"constant": {name: c for name, c in constant.items() if any(c)}}
+    return found, objective, similarities, {"constant": _constant(similarities)}
 
 
-def _spectral(orientation: str) -> Callable[..., _Result]:
+def _spectral(orientation: str) -> Callable[..., list[_Result]]:
+    @_pairwise
     def run(pair: _Pair, solver: Literal["sweep", "pygmtools"] = "sweep", memory: float = 4 * GIB) -> _Result:
         perms, info = spectral(*pair.states, pair.groups, solver=solver, orientation=orientation, memory=memory)
         similarity = info.pop("similarity")
@@ -132,18 +208,69 @@ def _problem(pair: _Pair, memory: float, activations: float) -> Problem:
     )  # fmt: skip
 
 
+def _joint(networks: _Networks, memory: float) -> Joint:
+    """All of them against the first."""
+    first = networks.networks[0]
+    pairs = (
+        _Pair(first, each, networks.groups, None, networks.device, torch.Generator(), False)
+        for each in networks.networks
+    )
+    return Joint([_problem(pair, memory, 0.0) for pair in pairs])
+
+
+def _from_pairs(networks: _Networks, results: Sequence[_Result], joint: Joint, kernel: str) -> list[_Result]:
+    """Permutations of each network to the first, bettered together."""
+    start = [networks.groups.identity(), *(dict(perms) for perms, *_ in results)]
+    generator = torch.Generator().manual_seed(networks.seed)
+    perms, history = block_descent(joint, start, kernel=kernel, generator=generator, progress=networks.progress)
+    return _of_all(perms, history, joint, "joint", results)
+
+
+def _of_all(
+    perms: Sequence[Mapping[str, Tensor]],
+    history: Sequence[float],
+    joint: Joint,
+    strategy: str,
+    results: Sequence[_Result] | None = None,
+) -> list[_Result]:
+    info = {"strategy": strategy, "rounds": len(history) - 1, "history": list(history)}
+    objective = joint.objective(perms, "exp")
+    before = [each for *_, each in results] if results else [{}] * (len(perms) - 1)
+    return [(each, objective, None, more | info) for each, more in zip(perms[1:], before, strict=True)]
+
+
 def _weight(
-    pair: _Pair,
+    networks: _Networks,
     memory: float = GIB,
     activations: float = 0.0,
     restarts: int = 0,
     best: bool = False,
     maps: Literal["permutation", "orthogonal"] = "permutation",
     reach: Literal[REACH] = "all",
-) -> _Result:
+    strategy: Literal["auto", "reference", "joint", "merge_many", "cycle_consistent"] = "auto",
+) -> list[_Result]:
     """Git Re-Basin's descent, from the identity as published and from `solvers.forward`: with `best` whichever gets
     further; without it the first, unless it gets less than half as far: it has then stuck where it began. Where there
     are heads of attention, or matrices are asked for, `maps.descend` instead, which takes `maps` and `reach` alone."""
+    strategy = _chosen(networks, strategy, _inside(networks, maps) or ("activations" if activations else None))
+    if strategy in ("merge_many", "cycle_consistent"):
+        joint = _joint(networks, memory)
+        if strategy == "merge_many":
+            generator = torch.Generator().manual_seed(networks.seed)
+            start = [networks.groups.identity() for _ in networks.networks]
+            found = block_descent(
+                joint, start, kernel="inner", generator=generator, shuffled=True, progress=networks.progress
+            )
+        else:
+            found = synchronised_frank_wolfe(joint, progress=networks.progress)
+        return _of_all(*found, joint, strategy)
+    results = [_weight_pair(pair, memory, activations, restarts, best, maps, reach) for pair in networks.pairs()]
+    return results if strategy == "reference" else _from_pairs(networks, results, _joint(networks, memory), "inner")
+
+
+def _weight_pair(
+    pair: _Pair, memory: float, activations: float, restarts: int, best: bool, maps: str, reach: str
+) -> _Result:
     if pair.groups.inside or maps != "permutation":
         found, objective, info = descend(pair.model_a, pair.model_b, pair.groups, maps=maps, progress=pair.progress)
         return reached(found, pair.groups, reach), objective, None, info
@@ -160,7 +287,7 @@ def _weight(
     return solution.perms, solution.objective, solution.soft, info | {"start": start}
 
 
-def _quadratic(fixed: str | None) -> Callable[..., _Result]:
+def _quadratic(fixed: str | None) -> Callable[..., list[_Result]]:
     """A matcher on the quadratic objective of `Problem`; `fixed` is its solver, None leaves it an option."""
 
     def solve(pair: _Pair, solver: str, memory: float, activations: float, restarts: int) -> _Result:
@@ -174,15 +301,21 @@ def _quadratic(fixed: str | None) -> Callable[..., _Result]:
     if fixed is None:
 
         def run(
-            pair: _Pair,
+            networks: _Networks,
             solver: Literal[tuple(solvers.SOLVERS)] = "graph",
             memory: float = GIB,
             activations: float = 0.0,
             restarts: int = 0,
-        ) -> _Result:
-            return solve(pair, solver, memory, activations, restarts)
+            strategy: STRATEGY = "auto",
+        ) -> list[_Result]:
+            strategy = _chosen(networks, strategy, "activations" if activations else None)
+            results = [solve(pair, solver, memory, activations, restarts) for pair in networks.pairs()]
+            return (
+                results if strategy == "reference" else _from_pairs(networks, results, _joint(networks, memory), "exp")
+            )
     else:
 
+        @_pairwise
         def run(pair: _Pair, memory: float = GIB, activations: float = 0.0, restarts: int = 0) -> _Result:
             return solve(pair, fixed, memory, activations, restarts)
 
@@ -193,7 +326,7 @@ def _quadratic(fixed: str | None) -> Callable[..., _Result]:
 class Matcher:
     """A matcher: how it runs, whether it looks at images, and what it does in a line."""
 
-    run: Callable[..., _Result]
+    run: Callable[..., list[_Result]]
     images: bool
     what: str
     chain: bool = False  # takes only a plain chain of layers without biases or norms
@@ -257,6 +390,12 @@ def match(
 ) -> list[Matching]:
     """One map a network that brings its units into the order of the first network's.
 
+    More than two are matched together where the matcher can (`strategy`, an option of "activation", "weight" and
+    "graph"): what it maximises for a pair is maximised in sum over all pairs. "joint" betters, one network at a time,
+    the matchings of each to the first; "reference" leaves it at these. Peers, of "weight": "merge_many" (Git Re-Basin)
+    and "cycle_consistent" (C2M3). "auto" is "joint", but "reference" of what is matched in pairs alone: heads of
+    attention, matrices, the option activations.
+
     Args:
         networks: of one architecture, wrapped (DataParallel, torch.compile) or not; put on `device` and in evaluation
             mode, weights unchanged.
@@ -288,13 +427,12 @@ def match(
     if options.get("maps") == "orthogonal":  # the first is brought into coordinates of its own, too: A's in `descend`
         first = reached(canonical(networks[0], groups, options["maps"])[0], groups, options.get("reach", "all"))
     maps = [_matching(groups.identity() | first, name, options)]
-    for network in networks[1:]:
-        generator = torch.Generator().manual_seed(seed)
-        pair = _Pair(networks[0], network, groups, batches, device, generator, progress)
-        with Peak(device) as peak:
-            start = time.perf_counter()
-            perms, objective, similarity, info = MATCHERS[name].run(pair, **options)
-            seconds = time.perf_counter() - start
+    with Peak(device) as peak:
+        start = time.perf_counter()
+        every = _Networks(networks, groups, batches, device, seed, progress)
+        results = MATCHERS[name].run(every, **options)
+        seconds = (time.perf_counter() - start) / len(results)
+    for perms, objective, similarity, info in results:
         maps.append(_matching(perms, name, options, objective, seconds, peak.bytes, similarity, info))
     return maps
 

@@ -4,9 +4,10 @@ Units are nodes, weights are edges. The objective counts every edge once and eve
 maximises it. Nothing here builds the affinity matrix, except `Problem.affinity` for tests and teaching.
 """
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -111,13 +112,7 @@ class Problem:
                     self.nodes.append(Node(tensor, row, x.to(self.device), y.to(self.device)))
                 else:
                     self.edges.append(Edge(tensor, row, col, x.to(self.device), y.to(self.device)))
-        self._linear: dict[str, dict[str, Tensor]] = {}
-        self._scales: dict[str, dict[str, float]] = {}
-        self._touching: dict[str, list[tuple[int, str, str]]] = {name: [] for name in self.sizes}
-        for index, edge in enumerate(self.edges):
-            if edge.row is not None and edge.col is not None:
-                self._touching[edge.row].append((index, "row", edge.col))
-                self._touching[edge.col].append((index, "col", edge.row))
+        self._index()
         self.similarity = {}
         for name, S in (similarity or {}).items():
             n = self.sizes.get(name)
@@ -128,6 +123,25 @@ class Problem:
             S = S.detach().to(self.device, torch.float64)
             self.similarity[name] = S - S.mean()
         self.similarity_weight = similarity_weight
+
+    def _index(self) -> None:
+        """Which edges touch which group; what was computed of others is forgotten."""
+        self._linear: dict[str, dict[str, Tensor]] = {}
+        self._scales: dict[str, dict[str, float]] = {}
+        self._touching: dict[str, list[tuple[int, str, str]]] = {name: [] for name in self.sizes}
+        for index, edge in enumerate(self.edges):
+            if edge.row is not None and edge.col is not None:
+                self._touching[edge.row].append((index, "row", edge.col))
+                self._touching[edge.col].append((index, "col", edge.row))
+
+    def towards(self, others: Sequence[Sequence[Tensor]]) -> "Problem":
+        """The same network B against others in place of A, each given by its weights, of the edges and then of the
+        nodes, in this problem's order and shapes: the objective is the sum over them."""
+        problem, count = copy.copy(self), len(self.edges)
+        problem.edges = [replace(e, a=a) for each in others for e, a in zip(self.edges, each[:count], strict=True)]
+        problem.nodes = [replace(v, a=a) for each in others for v, a in zip(self.nodes, each[count:], strict=True)]
+        problem._index()
+        return problem
 
     # -- what it consists of
 

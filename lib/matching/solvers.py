@@ -1,4 +1,4 @@
-"""Solvers of the quadratic assignment problem in `graph_problem`, all matrix-free.
+"""Solvers of the quadratic assignment problem in `problem`, all matrix-free.
 
 `solve` picks one by name. "graph", the default, anneals a soft assignment on the inner-product objective and
 polishes it by coordinate descent on the exact one.
