@@ -1,0 +1,204 @@
+"""Figures and tables of many networks fused into one: against their number, over their shares, of planted orders.
+
+Rows are those of `study.many`; of several records, which are sets of disjoint networks, means and intervals over sets.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from .evidence import Interval, grouped, mean_interval
+from .names import CORRECTIONS, MATCHERS, Look, base, fills, look, model_label, options, ranked
+from .style import METRIC_LABELS, Drawn, PaperFigure, panels, styled
+from .tables import Table
+
+Rows = Iterable[Mapping[str, Any]]
+CONTROLS = {"best parent": (0, (3, 2)), "mean parent": (0, (1, 1.5)), "ensemble": (0, (7, 2))}
+STRATEGIES = {"reference": "each to the first", "merge_many": "MergeMany", "cycle_consistent": "Frank–Wolfe"}
+
+
+def label(matcher: str) -> str:
+    """A matcher of many networks in words."""
+    given = options(matcher)
+    words = STRATEGIES.get(given.removeprefix("strategy="), given) if given else ""
+    if not given and base(matcher) in ("activation", "weight", "graph"):
+        words = "together"
+    return look(MATCHERS, base(matcher)).label + (f", {words}" if words else "")
+
+
+def _interval(rows: Rows, metric: str = "test_accuracy") -> Interval:
+    """Over sets of networks; of several rows of one set their mean."""
+    return mean_interval([np.mean([r[metric] for r in alike]) for alike in grouped(rows, "set").values()])
+
+
+def _cell(found: Interval, digits: int = 1) -> str:
+    spread = "" if found.low is None else f" [{100 * found.low:.{digits}f}, {100 * found.high:.{digits}f}]"
+    return f"{100 * found.mean:.{digits}f}{spread}"
+
+
+def _sets(rows: Rows) -> list[dict[str, Any]]:
+    return [{"set": 0} | row for row in rows]
+
+
+def table(rows: Rows) -> Table:
+    """Test accuracy (%) of every method and control, a line each, against the number of networks."""
+    rows = [row for row in _sets(rows) if row["study"] == "many"]
+    counts = sorted({row["n"] for row in rows})
+    lines = [["networks", *map(str, counts)]]
+    for method, alike in grouped(rows, "method").items():
+        by_count = grouped(alike, "n")
+        lines.append([method, *(_cell(_interval(by_count[n])) if n in by_count else "—" for n in counts)])
+    sets = len({row["set"] for row in rows})
+    return Table([[*lines, ["sets", *([str(sets)] * len(counts))]]])
+
+
+def order_table(rows: Rows) -> Table:
+    """What other orders of the list change: the least and the largest accuracy (%) and objective; and the share (%) of
+    units that come back to their place on the way round three networks matched in pairs."""
+    rows = _sets(rows)
+    trips = {row["matcher"]: row["share"] for row in rows if row["study"] == "round_trips"}
+    lines = [["matching", "accuracy, %", "objective", "back round three pairs, %"]]
+    for matcher, alike in grouped([row for row in rows if row["study"] == "orders"], "matcher").items():
+        accuracies = sorted(100 * row["test_accuracy"] for row in alike)
+        values = sorted(row["objective"] for row in alike if row["objective"] is not None)
+        spread = f"{values[0]:.5g} to {values[-1]:.5g}" if values else "—"
+        back = f"{100 * trips[matcher]:.1f}" if matcher in trips else "—"
+        lines.append([matcher, f"{accuracies[0]:.2f} to {accuracies[-1]:.2f}", spread, back])
+    return Table([lines])
+
+
+def planted_table(rows: Rows) -> Table:
+    """The share (%) of planted units that come back, by matcher and noise, over seeds."""
+    rows = [row for row in rows if row["study"] == "planted"]
+    noises = sorted({row["noise"] for row in rows})
+    lines = [["noise σ", *(f"{noise:g}" for noise in noises)]]
+    for matcher, alike in grouped(rows, "matcher").items():
+        by_noise = grouped(alike, "noise")
+        lines.append([matcher, *(_cell(mean_interval(r["recovered"] for r in by_noise[x])) for x in noises)])
+    return Table([lines])
+
+
+def _heading(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
+    sets = len({row.get("set", 0) for row in rows})
+    many = f"{sets} sets of networks (n = {sets})" if sets > 1 else "one set of networks (n = 1)"
+    return f"{model_label(record['model'])} on {record['dataset']}, {many}"
+
+
+@styled
+def against_count(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
+    """Test accuracy against the number of networks, a panel a correction; controls dashed. Bands are 95 % intervals
+    over sets, from three on."""
+    rows = _sets(rows)
+    controls = [row for row in rows if row["kind"] == "control"]
+    by_correction = grouped([row for row in rows if row["kind"] == "fused"], "correction")
+    figure = PaperFigure(columns, 3.4)
+    fill = fills((matcher,) for matcher in ranked((r["matcher"] for r in rows if "matcher" in r), MATCHERS))
+    wide = min(len(by_correction), columns)
+    for (axes, first, _), (correction, alike) in zip(
+        panels(figure, len(by_correction), wide, sharex=True, sharey=False), by_correction.items(), strict=True
+    ):
+        drawn = grouped(alike, "matcher")
+        for matcher in ranked(drawn, MATCHERS):
+            method = look(MATCHERS, base(matcher))
+            _line(figure, axes, drawn[matcher], label(matcher), method, **method.mark(fill=fill[matcher,]))
+        for name, dashes in CONTROLS.items():
+            of_name = [row for row in controls if row["method"] == name]
+            style = {"color": "#444444", "linestyle": dashes, "linewidth": 1.0}
+            _line(figure, axes, of_name, f"control: {name}", None, **style)
+        axes.set_title(look(CORRECTIONS, correction).label)
+        axes.set_xlabel("networks")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if first:
+            axes.set_ylabel(METRIC_LABELS["test_accuracy"])
+    return figure, _heading(rows, record) + ", equal shares"
+
+
+def _line(figure: PaperFigure, axes, rows: Rows, key: str, method: Look | None, **style: Any) -> None:
+    by_count = {n: _interval(alike) for n, alike in sorted(grouped(rows, "n").items())}
+    if not by_count:
+        return
+    counts, found = list(by_count), list(by_count.values())
+    figure.key(key, *axes.plot(counts, [100 * each.mean for each in found], **style))
+    if method is not None and all(each.low is not None for each in found):
+        ends = ([100 * getattr(each, end) for each in found] for end in ("low", "high"))
+        axes.fill_between(counts, *ends, color=method.colour, alpha=0.15, linewidth=0)
+
+
+@styled
+def cost(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
+    """Seconds and peak extra memory of matching against the number of networks."""
+    rows = [row for row in _sets(rows) if row["kind"] == "fused" and base(row["matcher"]) not in ("none", "random")]
+    figure = PaperFigure(columns, 2.9)
+    seconds, memory = figure.subplots(1, 2)
+    drawn = grouped(rows, "matcher")
+    fill = fills((matcher,) for matcher in ranked(drawn, MATCHERS))
+    for matcher in ranked(drawn, MATCHERS):
+        method, by_count = look(MATCHERS, base(matcher)), sorted(grouped(drawn[matcher], "n").items())
+        for axes, field, unit in ((seconds, "match_seconds", 1), (memory, "match_peak_bytes", 1e6)):
+            points = [(n, np.mean([r[field] for r in alike if r[field] is not None]) / unit) for n, alike in by_count]
+            places = zip(*points, strict=True)
+            figure.key(label(matcher), *axes.plot(*places, **method.mark(fill=fill[matcher,])))
+    for axes, what in ((seconds, "seconds to match"), (memory, "peak extra memory (MB)")):
+        axes.set(xlabel="networks", ylabel=what)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+    return figure, f"{_heading(rows, record)}, {record['provenance']['device']}"
+
+
+@styled
+def simplex(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
+    """Test accuracy of three networks over all their shares, a triangle a correction; a corner is one network alone."""
+    rows = list(rows)
+    by_correction = grouped(rows, "correction")
+    figure = PaperFigure(columns, 2.9)
+    for (axes, _, _), (correction, alike) in zip(
+        panels(figure, len(by_correction), min(len(by_correction), columns)), by_correction.items(), strict=True
+    ):
+        shares = np.array([row["shares"] for row in alike])
+        corners = np.array([(0, 0), (1, 0), (0.5, 3**0.5 / 2)])
+        values = np.array([100 * row["test_accuracy"] for row in alike])
+        drawn = axes.tripcolor(*(shares @ corners).T, values, shading="gouraud", cmap="viridis")
+        lines = axes.tricontour(*(shares @ corners).T, values, levels=5, colors="white", linewidths=0.6)
+        axes.clabel(lines, fmt="%.0f", fontsize=6)
+        for number, (x, y) in enumerate(corners, 1):
+            axes.annotate(
+                f"network {number}", (x, y), (0, -9 if y == 0 else 4), textcoords="offset points", ha="center"
+            )
+        axes.set_title(look(CORRECTIONS, correction).label)
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        figure.colorbar(drawn, ax=axes, shrink=0.8, label=METRIC_LABELS["test_accuracy"])
+    return figure, f"{_heading(rows, record)}, {label(rows[0]['matcher'])}"
+
+
+@styled
+def planted(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
+    """Units of planted copies that come back to their places (%), against the noise; means and ranges over seeds."""
+    rows = list(rows)
+    figure = PaperFigure(columns, 3.0)
+    axes = figure.subplots()
+    drawn = grouped(rows, "matcher")
+    fill = fills((matcher,) for matcher in ranked(drawn, MATCHERS))
+    for matcher in ranked(drawn, MATCHERS):
+        method = look(MATCHERS, base(matcher))
+        by_noise = {x: [100 * r["recovered"] for r in a] for x, a in sorted(grouped(drawn[matcher], "noise").items())}
+        means = [np.mean(each) for each in by_noise.values()]
+        figure.key(label(matcher), *axes.plot(list(by_noise), means, **method.mark(fill=fill[matcher,])))
+        ends = ([end(each) for each in by_noise.values()] for end in (min, max))
+        axes.fill_between(list(by_noise), *ends, color=method.colour, alpha=0.1, linewidth=0)
+    axes.set(xlabel="noise σ (standard deviations of the weights)", ylabel="units that come back (%)", ylim=(-3, 104))
+    seeds, n = len({row["seed"] for row in rows}), rows[0]["n"]
+    return (
+        figure,
+        f"{model_label(record['model'])}, random weights, {n} noisy copies, n = {seeds} (mean, least and most)",
+    )
+
+
+KINDS = {"many": against_count, "simplex": simplex, "planted": planted}
+
+
+def pooled(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of several records, each with its record's name as "set"."""
+    return [row | {"set": name} for name, record in records.items() for row in record["rows"]]
