@@ -60,6 +60,18 @@ TINY = {
         "correct_images": 50,
         "held_out_images": 100,
     },
+    "many_networks": {
+        "counts": [2, 3],
+        "epochs": 1,
+        "limit_train": 400,
+        "limit_test": 200,
+        "match_images": 100,
+        "correct_images": 100,
+        "orders": 2,
+        "divisions": 2,
+        "planted_seeds": [0],
+        "planted_noises": [0.5],
+    },
     "graph_matching_scaling": {
         "widths": [0.0625],
         "recovery_width": 0.0625,
@@ -249,6 +261,28 @@ def test_leaderboard_meets_every_matcher_with_every_correction_and_states_its_co
     assert (tmp_path / "results" / "local" / "leaderboard_simplenet-s0.json").stat().st_mtime_ns == written
 
 
+def test_many_networks_are_fused_and_their_orders_found_again(tmp_path):
+    record = run("many_networks", tmp_path)
+    rows = {study: [r for r in record["rows"] if r["study"] == study] for study in
+            ("many", "orders", "round_trips", "simplex", "planted")}  # fmt: skip
+    assert list(record["parents"]) == list(record["checkpoints"]) == ["s0", "s1", "s2"]
+    measured = [each["test_accuracy"] for each in record["parents"].values()]
+    best = {r["n"]: r["test_accuracy"] for r in rows["many"] if r["method"] == "best parent"}
+    assert best == {2: max(measured[:2]), 3: max(measured)}
+    fused = {(r["n"], r["matcher"], r["correction"]) for r in rows["many"] if r["kind"] == "fused"}
+    matchers = ("none", "weight(strategy=merge_many)", "graph", "activation")
+    assert fused == {(n, m, c) for n in (2, 3) for m in matchers for c in ("none", "least_squares")}
+    assert {r["matcher"] for r in rows["orders"]} == set(matchers[1:]) and len(rows["orders"]) == 6
+    assert all(0 <= r["share"] < 1 for r in rows["round_trips"]) and len(rows["round_trips"]) == 2
+    alone = {tuple(r["shares"]): r["test_accuracy"] for r in rows["simplex"] if r["correction"] == "none"}
+    assert len(alone) == 6
+    corners = [alone[1, 0, 0], alone[0, 1, 0], alone[0, 0, 1]]
+    assert corners == pytest.approx(measured, abs=1 / 200)  # merged layers compute the same, to rounding
+    assert {r["matcher"]: r["recovered"] for r in rows["planted"]} == {"weight(strategy=merge_many)": 1.0, "graph": 1.0}
+    drawn = {path.name for path in (tmp_path / "figures" / "local").glob("many_networks_*.png")}
+    assert drawn == {f"many_networks_{kind}.png" for kind in ("many", "cost", "simplex", "planted")}
+
+
 def test_graph_matching_finds_a_noiseless_plant_again(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSEBOOK_CHECKPOINTS", str(paths.ROOT / "checkpoints"))
     record = run("graph_matching_scaling", tmp_path)
@@ -321,6 +355,7 @@ def test_every_notebook_refuses_a_name_that_it_does_not_declare(notebook):
         "board.open_pairs(globals())",
         "Explorer(globals())",
         "checks.check_injected(globals())",
+        "many.begin(globals()",
     )
     assert any(call in source for call in checking)
 
