@@ -270,15 +270,15 @@ def test_many_networks_are_fused_and_their_orders_found_again(tmp_path):
     best = {r["n"]: r["test_accuracy"] for r in rows["many"] if r["method"] == "best parent"}
     assert best == {2: max(measured[:2]), 3: max(measured)}
     fused = {(r["n"], r["matcher"], r["correction"]) for r in rows["many"] if r["kind"] == "fused"}
-    matchers = ("none", "weight(strategy=merge_many)", "graph", "activation")
+    matchers = ("none", "weight", "graph", "activation")
     assert fused == {(n, m, c) for n in (2, 3) for m in matchers for c in ("none", "least_squares")}
     assert {r["matcher"] for r in rows["orders"]} == set(matchers[1:]) and len(rows["orders"]) == 6
-    assert all(0 <= r["share"] < 1 for r in rows["round_trips"]) and len(rows["round_trips"]) == 2
+    assert all(0 <= r["share"] < 1 for r in rows["round_trips"]) and len(rows["round_trips"]) == 3
     alone = {tuple(r["shares"]): r["test_accuracy"] for r in rows["simplex"] if r["correction"] == "none"}
     assert len(alone) == 6
     corners = [alone[1, 0, 0], alone[0, 1, 0], alone[0, 0, 1]]
     assert corners == pytest.approx(measured, abs=1 / 200)  # merged layers compute the same, to rounding
-    assert {r["matcher"]: r["recovered"] for r in rows["planted"]} == {"weight(strategy=merge_many)": 1.0, "graph": 1.0}
+    assert {r["matcher"]: r["recovered"] for r in rows["planted"]} == {"weight": 1.0, "graph": 1.0}
     drawn = {path.name for path in (tmp_path / "figures" / "local").glob("many_networks_*.png")}
     assert drawn == {f"many_networks_{kind}.png" for kind in ("many", "cost", "simplex", "planted")}
 
