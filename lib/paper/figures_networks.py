@@ -3,7 +3,7 @@
 Rows are those of `study.many`; of several records, which are sets of disjoint networks, means and intervals over sets.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,17 +55,21 @@ def table(rows: Rows) -> Table:
 
 
 def order_table(rows: Rows) -> Table:
-    """What other orders of the list change: the least and the largest accuracy (%) and objective; and the share (%) of
-    units that come back to their place on the way round three networks matched in pairs."""
+    """What other orders of the list change: the range of accuracies, points, and of objectives, per cent, over orders
+    of one set, the mean over sets; and the share (%) of units that come back to their place on the way round three
+    networks matched in pairs."""
     rows = _sets(rows)
-    trips = {row["matcher"]: row["share"] for row in rows if row["study"] == "round_trips"}
-    lines = [["matching", "accuracy, %", "objective", "back round three pairs, %"]]
+    trips = grouped([row for row in rows if row["study"] == "round_trips"], "matcher")
+    lines = [["matching", "accuracy, points", "objective, %", "back round three pairs, %"]]
     for matcher, alike in grouped([row for row in rows if row["study"] == "orders"], "matcher").items():
-        accuracies = sorted(100 * row["test_accuracy"] for row in alike)
-        values = sorted(row["objective"] for row in alike if row["objective"] is not None)
-        spread = f"{values[0]:.5g} to {values[-1]:.5g}" if values else "—"
-        back = f"{100 * trips[matcher]:.1f}" if matcher in trips else "—"
-        lines.append([matcher, f"{accuracies[0]:.2f} to {accuracies[-1]:.2f}", spread, back])
+        sets = grouped(alike, "set").values()
+        accuracy = np.mean([100 * np.ptp([row["test_accuracy"] for row in each]) for each in sets])
+        values = [[row["objective"] for row in each] for each in sets]
+        spread = (
+            f"{np.mean([100 * np.ptp(v) / max(map(abs, v)) for v in values]):.3f}" if None not in values[0] else "—"
+        )
+        back = f"{100 * np.mean([row['share'] for row in trips[matcher]]):.1f}" if matcher in trips else "—"
+        lines.append([matcher, f"{accuracy:.2f}", spread, back])
     return Table([lines])
 
 
@@ -199,6 +203,50 @@ def planted(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
 KINDS = {"many": against_count, "simplex": simplex, "planted": planted}
 
 
-def pooled(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of several records, each with its record's name as "set"."""
-    return [row | {"set": name} for name, record in records.items() for row in record["rows"]]
+Records = Mapping[str, Mapping[str, Any]]
+
+
+def is_there(records: Records) -> bool:
+    """Whether these are records of many networks."""
+    return all(record["experiment"] == "many_networks" for record in records.values())
+
+
+def pooled(records: Records) -> dict[str, list[dict[str, Any]]]:
+    """The rows of several records by study, each with its record's name as "set"."""
+    return grouped([row | {"set": name} for name, record in records.items() for row in record["rows"]], "study")
+
+
+def contents(records: Records) -> Iterator[tuple[str, PaperFigure | str]]:
+    """(end of the file's name, figure or LaTeX table) of the records of one sweep."""
+    rows, record = pooled(records), next(iter(records.values()))
+    if "planted" in rows:  # its networks are random, those that were trained stand beside them for form's sake
+        yield "_planted", planted(rows["planted"], record)
+        yield "_planted.tex", planted_table(rows["planted"]).latex()
+        return
+    yield ".tex", table(rows["many"]).latex()
+    if len({row["n"] for row in rows["many"]}) > 1:
+        yield "", against_count(rows["many"], record)
+        yield "_cost", cost(rows["many"], record)
+    if "simplex" in rows:
+        (first, *_) = grouped(rows["simplex"], "set").values()
+        yield "_simplex", simplex(first, record)
+    if "orders" in rows:
+        yield "_orders.tex", order_table(rows["orders"] + rows.get("round_trips", [])).latex()
+
+
+def page(sweeps: Mapping[str, Records]) -> str:
+    """The tables of every sweep of many networks, as Markdown."""
+    parts = []
+    for records in sweeps.values():
+        if not is_there(records):
+            continue
+        rows, record = pooled(records), next(iter(records.values()))
+        if "planted" in rows:
+            parts += ["Planted orders: units that come back, %.", planted_table(rows["planted"]).markdown()]
+            continue
+        origin = record["provenance"]["parameters"]
+        seen = f", {origin['classes']} classes each" if origin["classes"] else ""
+        parts += [f"{_heading(rows['many'], record)}{seen}: test accuracy, %.", table(rows["many"]).markdown()]
+        if "orders" in rows:
+            parts += ["In other orders of the list:", order_table(rows["orders"] + rows["round_trips"]).markdown()]
+    return "\n\n".join(parts)

@@ -17,7 +17,19 @@ from matplotlib.figure import Figure
 from ..checks import InputError
 from ..paths import FIGURES, LOCAL, RESULTS, ROOT
 from ..records import curve_key, portable, read_arrays, read_record
-from . import claims, drawing, evidence, figures, figures_many, hypotheses, ladder, pool, tables, tables_speed
+from . import (
+    claims,
+    drawing,
+    evidence,
+    figures,
+    figures_many,
+    figures_networks,
+    hypotheses,
+    ladder,
+    pool,
+    tables,
+    tables_speed,
+)
 from .evidence import grouped
 from .names import curve_label, curve_name
 from .pages import write_page
@@ -177,6 +189,7 @@ def page_tables(
     studies = {name: next(iter(records.values())) for name, records in kinds.items()}
     speed = {name: tables_speed.markdown(name, studies) for name in tables_speed.TABLES}
     results = {"results": results_text(kinds, sweeps, rows)}
+    networks = {"networks": figures_networks.page(sweeps)}
     studied = hypotheses.rows_of(sweeps)
     verdicts = {
         "verdicts": hypotheses.verdicts(studied).markdown(),
@@ -185,7 +198,7 @@ def page_tables(
     }
     return {
         "README.md": {"results": readme_table(rows)},
-        "figures/README.md": results | speed | verdicts,
+        "figures/README.md": results | speed | verdicts | networks,
         "figures/CLAIMS.md": results | speed | verdicts,
     }
 
@@ -276,6 +289,10 @@ def _contents_of_kinds(
 def _contents_of_sweep(
     sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]], folder: Path
 ) -> Contents:
+    if figures_networks.is_there(records):
+        for name, content in figures_networks.contents(records):
+            yield f"{sweep}{name}", content
+        return
     alike = pools(sweep, records)
     if not alike:  # studies without curves
         return
