@@ -130,3 +130,16 @@ def test_options_of_weight_are_taken_where_they_do_something():
     matching.check_network("weight(best=true, restarts=2)", network, groups)
     with pytest.raises(InputError, match="takes no option best where"):
         matching.check_network("weight(best=true, maps=orthogonal)", network, groups)
+
+
+@pytest.mark.parametrize("matcher", ["sinkhorn", "graph"])
+@pytest.mark.parametrize("name", ["GPT", "class token", "torchvision's ViT"])
+def test_graph_matching_finds_planted_permutations_of_streams_heads_and_hidden_units(name, matcher):
+    network, example = attention.build(name)
+    groups = symmetry.trace(network, example)
+    drawn = groups.random(generator())
+    moved = models.load_state(copy.deepcopy(network), symmetry.act(network.state_dict(), groups, drawn))
+    _, found = matching.match([network, moved], groups, matcher=matcher, progress=False)
+    assert {name: perm.tolist() for name, perm in found.items()} == {
+        name: perm.tolist() for name, perm in symmetry.inverse(drawn).items()
+    }
