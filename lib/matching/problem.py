@@ -503,7 +503,7 @@ def _pieces(
         owners = [(name, replace(member, axis=0)) for name, member in owners]
     if any(member.axis > 1 for _, member in owners) or a.dim() == 0:
         raise InputError(
-            f"graph matching cannot read {tensor} {tuple(a.shape)}: groups may own its first two axes, or one axis, only"
+            f"graph matching cannot read {tensor} {tuple(a.shape)}: groups may own its first two axes, or one, only"
         )
     matrix = a.dim() > 1
     a, b = (t.detach().float().reshape(t.shape[0], t.shape[1] if matrix else 1, -1) for t in (a, b))
