@@ -64,10 +64,20 @@ def test_an_unknown_model_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: unknown model torchvision/resnet19; accepted: ")
 
 
-def test_what_takes_too_long_to_build_is_left_out(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(architectures, "SECONDS", 0.0)
+@pytest.mark.parametrize("limit", ["SECONDS", "MEMORY"])
+def test_what_takes_too_long_to_build_or_too_much_memory_is_left_out(limit, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(architectures, limit, 0.0)
     assert run(monkeypatch, "squeezenet1_1", "--record", tmp_path / "list.json") == 2
     assert not (tmp_path / "list.json").exists()
+
+
+def test_the_record_says_what_is_left_out(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(architectures, "MEMORY", 2e6 * architectures.BYTES)  # squeezenet has 1.2 million parameters
+    assert run(monkeypatch, "squeezenet1_1", "shufflenet_v2_x1_0", "--record", tmp_path / "list.json") == 0
+    record = json.loads((tmp_path / "list.json").read_text())
+    assert [row["model"] for row in record["rows"]] == ["squeezenet1_1"]
+    assert record["provenance"]["parameters"]["left_out"] == ["torchvision/shufflenet_v2_x1_0"]
+    assert "to prove: torchvision/shufflenet_v2_x1_0\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["convnextv2_atto", "ghostnet_050", "tf_efficientnetv2_b0", "nfnet_f0"])
