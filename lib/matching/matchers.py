@@ -5,6 +5,7 @@ are pairwise, and move the second network, B, to the first, A. See `MATCHERS` fo
 objective and its solvers live in `problem` and `solvers`.
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,11 @@ def _problem(pair: _Pair, memory: float, activations: float) -> Problem:
     )  # fmt: skip
 
 
+def _descends(groups: Groups, maps: str) -> bool:
+    """Whether `weight` goes by `maps.descend`."""
+    return bool(groups.inside) or maps != "permutation"
+
+
 def _weight(
     pair: _Pair,
     memory: float = GIB,
@@ -143,8 +149,9 @@ def _weight(
 ) -> _Result:
     """Git Re-Basin's descent, from the identity as published and from `solvers.forward`: with `best` whichever gets
     further; without it the first, unless it gets less than half as far: it has then stuck where it began. Where there
-    are heads of attention, or matrices are asked for, `maps.descend` instead, which takes `maps` and `reach` alone."""
-    if pair.groups.inside or maps != "permutation":
+    are heads of attention, or matrices are asked for, `maps.descend` instead, which takes `maps` and `reach` alone
+    (`_check_options`)."""
+    if _descends(pair.groups, maps):
         found, objective, info = descend(pair.model_a, pair.model_b, pair.groups, maps=maps, progress=pair.progress)
         return reached(found, pair.groups, reach), objective, None, info
     problem = _problem(pair, memory, activations)
@@ -239,9 +246,21 @@ def looks_at_images(matcher: str) -> bool:
 
 def check_network(matcher: str, model: nn.Module, groups: Groups) -> None:
     """Raises InputError, in one line, when the matcher cannot take this architecture."""
-    name, _ = read_matcher(matcher)
+    name, options = read_matcher(matcher)
+    _check_options(name, options, groups)
     if MATCHERS[name].chain:
         chain(model.state_dict(), model.state_dict(), groups)
+
+
+def _check_options(name: str, options: Mapping, groups: Groups) -> None:
+    """Raises InputError where an option would do nothing: those of `weight` that `maps.descend` does not take."""
+    if name != "weight" or not _descends(groups, options.get("maps", "permutation")):
+        return
+    defaults = {option: p.default for option, p in inspect.signature(_weight).parameters.items()}
+    unused = [o for o, value in options.items() if o not in ("maps", "reach") and value != defaults[o]]
+    if unused:
+        what = "where it matches heads of attention or looks for matrices"
+        raise InputError(f"matcher 'weight' takes no option {', '.join(unused)} {what}; accepted there: maps, reach")
 
 
 def match(
@@ -272,12 +291,13 @@ def match(
         balances what runs inside heads. Prove them before relying on them (`fusion.align` does).
 
     Raises:
-        InputError: unknown matcher or option, images needed and not given, networks that differ in more than their
-            weights, or that the matcher cannot take.
+        InputError: unknown matcher or option, or one that does nothing for these groups, images needed and not given,
+            networks that differ in more than their weights, or that the matcher cannot take.
     """
     if len(name) > 1 or not isinstance(networks, list | tuple) or len(networks) < 2:  # or match(a, b, groups), as once
         raise InputError("match takes a list of at least two networks: match([a, b], groups, matcher)")
     name, options = read_matcher(*(name or (matcher,)), options)
+    _check_options(name, options, groups)
     if MATCHERS[name].images and images is None:
         raise InputError(f"matcher '{name}' looks at images; give it images")
     batches = None if images is None else loaders.batched(images)
