@@ -106,12 +106,12 @@ def forward(
 
 
 def mean_log_probabilities(logits: Sequence[Tensor], shares: Sequence[float] | None = None) -> Tensor:
-    """Logarithms (N, classes) float64 of the mean of the probabilities of networks with these logits, weighted by
+    """Logarithms (N, …, classes) float64 of the mean of the probabilities of networks with these logits, weighted by
     `shares` (by default alike): the ensemble's."""
     # in logarithms, which do not underflow
-    logs = torch.stack([each.double().log_softmax(dim=1) for each in logits])
+    logs = torch.stack([each.double().log_softmax(dim=-1) for each in logits])
     weights = logs.new_tensor(shares or [1 / len(logs)] * len(logs))
-    return (logs + weights.log().view(-1, 1, 1)).logsumexp(dim=0)
+    return (logs + weights.log().view(-1, *[1] * (logs.dim() - 1))).logsumexp(dim=0)
 
 
 def joint_logits(logits: Sequence[Tensor], shares: Sequence[float], target: Target = "mean") -> Tensor:

@@ -269,9 +269,9 @@ def _mnist_5k(folders: _Folders) -> tuple[Split, Split]:
 
 
 def _paradise_lost(_: _Folders) -> tuple[Split, Split]:
-    """Milton's Paradise Lost, the text of 1667, 454,471 characters that lie beside this file: windows of `WINDOW`
-    characters one behind another, of the first nine tenths and of the last, each with the characters that follow its
-    own. A token is a character's place in `CHARACTERS`."""
+    """Milton's Paradise Lost in the text and spelling of 1667, in the public domain; its 454,471 characters lie beside
+    this file. Windows of `WINDOW` characters one behind another, of the first nine tenths and of the last, each with
+    the characters that follow its own. A token is a character's place in `CHARACTERS`."""
     text = Path(__file__).with_name("paradise_lost.txt").read_text(encoding="ascii")
     codes, table = (np.frombuffer(part.encode("ascii"), np.uint8) for part in (text, CHARACTERS))
     tokens = torch.from_numpy(np.searchsorted(table, codes).astype(np.uint8))

@@ -6,6 +6,7 @@ needs. The quadratic objective and its solvers live in `problem` and `solvers`, 
 """
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -239,6 +240,11 @@ def _of_all(
     return [(each, objective, None, more | info) for each, more in zip(perms[1:], before, strict=True)]
 
 
+def _descends(groups: Groups, maps: str) -> bool:
+    """Whether `weight` goes by `maps.descend`."""
+    return bool(groups.inside) or maps != "permutation"
+
+
 def _weight(
     networks: _Networks,
     memory: float = GIB,
@@ -251,7 +257,8 @@ def _weight(
 ) -> list[_Result]:
     """Git Re-Basin's descent, from the identity as published and from `solvers.forward`: with `best` whichever gets
     further; without it the first, unless it gets less than half as far: it has then stuck where it began. Where there
-    are heads of attention, or matrices are asked for, `maps.descend` instead, which takes `maps` and `reach` alone."""
+    are heads of attention, or matrices are asked for, `maps.descend` instead, which takes `maps` and `reach` alone
+    (`_check_options`)."""
     strategy = _chosen(networks, strategy, _inside(networks, maps) or ("activations" if activations else None))
     if strategy in ("merge_many", "cycle_consistent"):
         joint = _joint(networks, memory)
@@ -271,7 +278,7 @@ def _weight(
 def _weight_pair(
     pair: _Pair, memory: float, activations: float, restarts: int, best: bool, maps: str, reach: str
 ) -> _Result:
-    if pair.groups.inside or maps != "permutation":
+    if _descends(pair.groups, maps):
         found, objective, info = descend(pair.model_a, pair.model_b, pair.groups, maps=maps, progress=pair.progress)
         return reached(found, pair.groups, reach), objective, None, info
     problem = _problem(pair, memory, activations)
@@ -372,9 +379,21 @@ def looks_at_images(matcher: str) -> bool:
 
 def check_network(matcher: str, model: nn.Module, groups: Groups) -> None:
     """Raises InputError, in one line, when the matcher cannot take this architecture."""
-    name, _ = read_matcher(matcher)
+    name, options = read_matcher(matcher)
+    _check_options(name, options, groups)
     if MATCHERS[name].chain:
         chain(model.state_dict(), model.state_dict(), groups)
+
+
+def _check_options(name: str, options: Mapping, groups: Groups) -> None:
+    """Raises InputError where an option would do nothing: those of `weight` that `maps.descend` does not take."""
+    if name != "weight" or not _descends(groups, options.get("maps", "permutation")):
+        return
+    defaults = {option: p.default for option, p in inspect.signature(_weight).parameters.items()}
+    unused = [o for o, value in options.items() if o not in ("maps", "reach", "strategy") and value != defaults[o]]
+    if unused:
+        what = "where it matches heads of attention or looks for matrices"
+        raise InputError(f"matcher 'weight' takes no option {', '.join(unused)} {what}; accepted there: maps, reach, strategy")
 
 
 def match(
@@ -411,12 +430,13 @@ def match(
         balances what runs inside heads. Prove them before relying on them (`fusion.align` does).
 
     Raises:
-        InputError: unknown matcher or option, images needed and not given, networks that differ in more than their
-            weights, or that the matcher cannot take.
+        InputError: unknown matcher or option, or one that does nothing for these groups, images needed and not given,
+            networks that differ in more than their weights, or that the matcher cannot take.
     """
     if len(name) > 1 or not isinstance(networks, list | tuple) or len(networks) < 2:  # or match(a, b, groups), as once
         raise InputError("match takes a list of at least two networks: match([a, b], groups, matcher)")
     name, options = read_matcher(*(name or (matcher,)), options)
+    _check_options(name, options, groups)
     if MATCHERS[name].images and images is None:
         raise InputError(f"matcher '{name}' looks at images; give it images")
     batches = None if images is None else loaders.batched(images)

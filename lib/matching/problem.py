@@ -508,12 +508,16 @@ def _pieces(
     a: Tensor,
     b: Tensor,
 ) -> Iterator[tuple[str | None, str | None, Tensor, Tensor]]:
-    """Cuts a tensor along the groups that own parts of its first two axes: (row group, column group, a, b),
-    where a and b are float32 (d, n_row, n_col), or (n,) for a tensor of one number a unit.
+    """Cuts a tensor along the groups that own parts of its first two axes, or of one axis: (row group, column group,
+    a, b), where a and b are float32 (d, n_row, n_col), or (n,) for a tensor of one number a unit.
     """
+    axes = {member.axis for _, member in owners}
+    if len(axes) == 1 and max(axes) > 1 and not any(member.rows for _, member in owners):  # as of a class token
+        a, b = (t.movedim(*axes, 0) for t in (a, b))
+        owners = [(name, replace(member, axis=0)) for name, member in owners]
     if any(member.axis > 1 for _, member in owners) or a.dim() == 0:
         raise InputError(
-            f"graph matching cannot read {tensor} {tuple(a.shape)}: groups may own its first two axes only"
+            f"graph matching cannot read {tensor} {tuple(a.shape)}: groups may own its first two axes, or one, only"
         )
     matrix = a.dim() > 1
     a, b = (t.detach().float().reshape(t.shape[0], t.shape[1] if matrix else 1, -1) for t in (a, b))

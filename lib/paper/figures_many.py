@@ -25,23 +25,28 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     """A heat map of matcher × correction for each kind of pair, all on one grid; over it what it is compared with.
 
     `rows` as `pool.leaderboard_rows` makes them; a matcher with options is a line of its own, a correction with options
-    a column. The best fused network of a panel, among those measured on all of its pairs, is framed; the others say
-    their n. An empty cell is a method that the network can not take or that was not measured. `metric`: test_accuracy,
-    drop, against_better, barrier_accuracy, or best_accuracy, which also prints each cell's best alpha.
+    a column. Kinds with such lines come last: a line is left out where no panel beside it has it. The best fused
+    network of a panel, among those measured on all of its pairs, is framed; the others say their n. An empty cell is a
+    method that the network can not take or that was not measured. `metric`: test_accuracy, drop, against_better,
+    barrier_accuracy, or best_accuracy, which also prints each cell's best alpha.
     """
     kinds = grouped(rows, "architecture", "dataset")
     kinds = {kind: alike for kind, alike in kinds.items() if any(row.get(metric) is not None for row in alike)}
     fused = [row for alike in kinds.values() for row in alike if "control" not in row]
-    lines = ranked((row["matcher"] for row in fused), MATCHERS)
+    lines_of = {k: ranked((row["matcher"] for row in a if "control" not in row), MATCHERS) for k, a in kinds.items()}
+    order = sorted(kinds, key=lambda kind: (any("(" in line for line in lines_of[kind]), -len(lines_of[kind])))
     across = ranked((row["correction"] for row in fused), CORRECTIONS)
     wide = min(len(kinds), 3 if columns == 2 else 1)
+    beside = [order[start : start + wide] for start in range(0, len(order), wide)]  # the kinds of each row of panels
+    drawn = [ranked((line for kind in part for line in lines_of[kind]), MATCHERS) for part in beside]
     tall = 0.26 if metric.startswith("best_") else 0.19
     names = [look(CORRECTIONS, name).label for name in across]
     foot = 1.05 + 0.06 * max(0, max(map(len, names), default=0) - 13)  # they stand upright: longer ones need more
-    figure = PaperFigure(columns, foot + math.ceil(len(kinds) / wide) * (0.62 + tall * len(lines)))
-    grid = panels(figure, len(kinds), wide)
+    figure = PaperFigure(columns, foot + sum(0.62 + tall * len(lines) for lines in drawn))
+    grid = panels(figure, len(kinds), wide, height_ratios=[len(lines) for lines in drawn])
     bottom = (len(kinds) - 1) // wide * wide  # the first panel of the last row
-    for index, ((axes, first, last), (kind, alike)) in enumerate(zip(grid, kinds.items(), strict=True)):
+    for index, ((axes, first, last), kind) in enumerate(zip(grid, order, strict=True)):
+        alike, lines = kinds[kind], drawn[index // wide]
         _heat_map(axes, alike, metric, lines, across)
         n = _range_of_n(row for row in alike if "control" not in row)
         axes.set_title(f"{' on '.join(kind)}\n{_controls(alike)}; n = {n}", fontsize=6.5)

@@ -1,4 +1,4 @@
-"""Pages in Markdown whose numbers come from records: README.md, figures/README.md and figures/CLAIMS.md.
+"""Pages in Markdown whose numbers come from records: README.md, lib/README.md, figures/README.md and figures/CLAIMS.md.
 
 No measured number is typed into them. `make figures` fills in two kinds of places, and leaves all else as it is:
 
@@ -19,6 +19,7 @@ semicolons; it may run over a line's end:
     ratio RECORDS; CURVE; OVER [; METRIC]           the mean of the pairs' ratios in per cent, with its interval
     n RECORDS; CURVE                                the number of pairs
     row RECORD; KEY=VALUE, …; FIELD                 a field of the one row of a study's record that has these values
+    count RECORD; KEY=VALUE, …                      the number of rows that have these values
 
 A curve is called as in the tables, "activation + least_squares"; a control by its name, "head". METRIC is one of
 `pool.MEASURES` or another column of `pool.rows`, test_accuracy where none is given (of a ratio drop). Accuracies and
@@ -125,10 +126,18 @@ def _n(records: Any, form: str, curve: str) -> str:
     return str(evidence.interval(pool.rows(records), curve=curve).n)
 
 
-def _row(records: Any, form: str, where: str, field: str) -> str:
+def _rows(records: Any, where: str) -> list[Mapping[str, Any]]:
     wanted = dict(part.strip().split("=", 1) for part in where.split(","))
     rows = [row for record in records.values() for row in record.get("rows", ())]
-    found = [row for row in rows if all(str(row.get(key)) == value for key, value in wanted.items())]
+    return [row for row in rows if all(str(row.get(key)) == value for key, value in wanted.items())]
+
+
+def _count(records: Any, form: str, where: str) -> str:
+    return str(len(_rows(records, where)))
+
+
+def _row(records: Any, form: str, where: str, field: str) -> str:
+    found = _rows(records, where)
     if len(found) != 1 or found[0].get(field) is None:
         raise InputError(f"{len(found)} rows have {where} and {field}; accepted: what one row has")
     form, _, unit = form.partition(" ")
@@ -159,4 +168,5 @@ VERBS: dict[str, tuple[Callable[..., str], tuple[int, int]]] = {
     "ratio": (_ratio, (2, 3)),
     "n": (_n, (1, 1)),
     "row": (_row, (2, 2)),
+    "count": (_count, (1, 1)),
 }

@@ -198,6 +198,7 @@ def page_tables(
     }
     return {
         "README.md": {"results": readme_table(rows)},
+        "lib/README.md": {},
         "figures/README.md": results | speed | verdicts | networks,
         "figures/CLAIMS.md": results | speed | verdicts,
     }
@@ -223,9 +224,9 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     an experiment), <kind>.tex, and over several pairs <kind>_curves. Leaderboards: leaderboard, leaderboard_best (two
     columns wide). For each sweep: <pool>_curves a kind, <sweep>_widths, <sweep>_differences, <sweep>.tex; of
     transformers <sweep>_ladder and, of the first pair of each kind, <pool>_heads and <pool>_streams. results.md lists
-    every curve at the midpoint. Where they are written into the repo's own folder, the tables of README.md and
-    figures/README.md as well. What an earlier run wrote into `figures` and this one did not is removed, unless a record
-    could not be read.
+    every curve at the midpoint. Where they are written into the repo's own folder, the tables and numbers of
+    README.md, lib/README.md and figures/README.md as well. What an earlier run wrote into `figures` and this one did
+    not is removed, unless a record could not be read.
     """
     folder, place = Path(folder), Path(figures)
     kinds, sweeps, skipped = read(folder)

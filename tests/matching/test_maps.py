@@ -109,3 +109,37 @@ def test_a_network_without_heads_has_no_reach():
         matching.match(
             pair, groups, matcher="activation(reach=heads)", images=[models.example("mlp", 20)], progress=False
         )
+
+
+@pytest.mark.parametrize("option", ["memory=7", "activations=1", "restarts=2", "best=true"])
+def test_options_of_weight_that_would_do_nothing_are_refused(option):
+    gpt, _, groups, _ = planted("GPT", "permutation")
+    name = option.partition("=")[0]
+    said = rf"^matcher 'weight' takes no option {name} where .*; accepted there: maps, reach, strategy$"
+    with pytest.raises(InputError, match=said):
+        matching.match([gpt, gpt], groups, f"weight({option})", progress=False)
+    with pytest.raises(InputError, match=said):  # before anything is measured
+        matching.check_network(f"weight(maps=orthogonal, {option})", gpt, groups)
+
+
+def test_options_of_weight_are_taken_where_they_do_something():
+    gpt, _, heads, _ = planted("GPT", "permutation")
+    matching.check_network("weight(memory=1073741824, restarts=0, reach=heads)", gpt, heads)  # as they are by default
+    network = models.build("mlp", width=0.1)
+    groups = symmetry.trace(network, models.example("mlp"))
+    matching.check_network("weight(best=true, restarts=2)", network, groups)
+    with pytest.raises(InputError, match="takes no option best where"):
+        matching.check_network("weight(best=true, maps=orthogonal)", network, groups)
+
+
+@pytest.mark.parametrize("matcher", ["sinkhorn", "graph"])
+@pytest.mark.parametrize("name", ["GPT", "class token", "torchvision's ViT"])
+def test_graph_matching_finds_planted_permutations_of_streams_heads_and_hidden_units(name, matcher):
+    network, example = attention.build(name)
+    groups = symmetry.trace(network, example)
+    drawn = groups.random(generator())
+    moved = models.load_state(copy.deepcopy(network), symmetry.act(network.state_dict(), groups, drawn))
+    _, found = matching.match([network, moved], groups, matcher=matcher, progress=False)
+    assert {name: perm.tolist() for name, perm in found.items()} == {
+        name: perm.tolist() for name, perm in symmetry.inverse(drawn).items()
+    }

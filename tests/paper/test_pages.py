@@ -17,7 +17,8 @@ DIRTY = {
     "leaderboard_vgg11-w0.25/leaderboard_vgg11-w0.25-s0",
     *(f"vgg11_widths_w0.0625/vgg11_cifar10_w0.0625-s{seed}" for seed in (2, 4, 6, 8)),
 }
-PAGES = [name for name in ("README.md", "figures/README.md", "figures/CLAIMS.md") if (ROOT / name).is_file()]
+PAGES = ("README.md", "lib/README.md", "figures/README.md", "figures/CLAIMS.md")
+PAGES = [name for name in PAGES if (ROOT / name).is_file()]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 
 # What is measured has a decimal point or one of these units; levels of statistics, versions and citations are not.
@@ -137,6 +138,12 @@ def test_a_single_pair_says_so():
 def test_a_row_of_a_study_gives_its_field():
     assert shown("row bench; width=0.5; seconds; .2f") == "1.25"
     assert shown("row bench; study=speed, width=0.5; peak_bytes; .1f MB") == "2.5 MB"
+
+
+def test_the_rows_of_a_study_are_counted():
+    assert shown("count bench; study=speed") == "2"
+    assert shown("count bench; width=0.5, refused=None") == "1"
+    assert shown("count bench; study=none") == "0"
 
 
 @pytest.mark.parametrize(

@@ -477,6 +477,21 @@ def test_leaderboard_gives_options_lines_and_columns_of_their_own_beside_their_m
     assert len([text for text in axes.texts if text.get_text()]) == 5
 
 
+def test_leaderboard_leaves_lines_out_where_no_panel_beside_them_has_them():
+    made = {
+        name: pair(*(curve(m, (0.8, 0.5, 0.8)) for m in matchers), model={"name": name, "width": 1.0, "norm": None})
+        for name, matchers in {"gpt": ("none", "random", "weight(maps=orthogonal)"), "mlp": ("none", "graph")}.items()
+    }
+    rows = pool.leaderboard_rows([*made.values()])
+    above, below = figures_many.leaderboard(rows, columns=1).axes
+    assert above.get_title("left").startswith("MLP") and below.get_title("left").startswith("GPT")
+    lines = [[label.get_text() for label in axes.get_yticklabels()] for axes in (above, below)]
+    assert lines == [["no matching", "graph, two-sided"], ["no matching", "random order", "weights (maps orthogonal)"]]
+    above.get_figure().draw_without_rendering()
+    heights = [axes.get_position().height for axes in (above, below)]
+    assert heights[0] / heights[1] == pytest.approx(2 / 3, rel=0.01)
+
+
 def test_a_name_with_options_is_part_of_a_file_name_without_brackets():
     perms = {"perm/activation(tap=pre_norm)/conv": np.arange(4)}
     assert list(figures.record_figures(pair(), perms)) == ["curves", "matching_activation-tap-pre_norm"]
