@@ -4,7 +4,7 @@
 # Works with GNU make from 3.81 (macOS) on.
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce simplenet vgg11 transformers leaderboard sweep zoo architectures figures lab test lint bench ffcv own-environment FORCE
+.PHONY: help reproduce simplenet vgg11 transformers leaderboard sweep zoo many architectures figures lab test lint bench ffcv own-environment FORCE
 
 # The experiments that `reproduce` runs, in this order.
 EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
@@ -41,6 +41,9 @@ vgg11: $(READY)  ## only VGG11 on CIFAR-10
 
 transformers: $(READY)  ## only transformers: a ViT on MNIST; a GPT with ARGS="-p model gpt"
 	@$(BATCH) notebooks/transformer_fusion.ipynb $(ARGS)
+
+many: $(READY)  ## only many networks in one order: SimpleNets; VGG11s with ARGS="-p model vgg11"
+	@$(BATCH) notebooks/many_networks.ipynb $(ARGS)
 
 leaderboard: $(READY)  ## every matcher with every correction on the shipped pairs (long)
 	@$(BATCH) notebooks/leaderboard.ipynb $(ARGS)
