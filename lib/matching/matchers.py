@@ -5,7 +5,6 @@ networks matchers move the second, B, to the first, A; for more their `strategy`
 needs. The quadratic objective and its solvers live in `problem` and `solvers`, those of several networks in `joint`.
 """
 
-import functools
 import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -89,18 +88,9 @@ class _Pair:
         return a, b
 
 
-# A matcher returns (perms, objective, similarity or None, info) of every network but the first.
+# A matcher returns (perms, objective, similarity or None, info) of a pair, or a list of them: of every network but the
+# first.
 _Result = tuple[Mapping[str, Tensor], float | None, Mapping[str, Tensor] | None, dict]
-
-
-def _pairwise(run: Callable[..., _Result]) -> Callable[..., list[_Result]]:
-    """A matcher of many networks that moves each to the first, from one of two; of the same options."""
-
-    @functools.wraps(run)  # its signature says the options
-    def every(networks: _Networks, **options) -> list[_Result]:
-        return [run(pair, **options) for pair in networks.pairs()]
-
-    return every
 
 
 def _chosen(networks: _Networks, strategy: str, joint: str | None) -> str:
@@ -119,12 +109,10 @@ def _chosen(networks: _Networks, strategy: str, joint: str | None) -> str:
 STRATEGY = Literal["auto", "reference", "joint"]
 
 
-@_pairwise
 def _none(pair: _Pair) -> _Result:
     return pair.groups.identity(), None, None, {}
 
 
-@_pairwise
 def _random(pair: _Pair) -> _Result:
     return pair.groups.random(pair.generator), None, None, {}
 
@@ -179,8 +167,7 @@ def _activation_pair(pair: _Pair, similarity: str, tap: str, epsilon: float, map
     return found, objective, similarities, {"constant": _constant(similarities)}
 
 
-def _spectral(orientation: str) -> Callable[..., list[_Result]]:
-    @_pairwise
+def _spectral(orientation: str) -> Callable[..., _Result]:
     def run(pair: _Pair, solver: Literal["sweep", "pygmtools"] = "sweep", memory: float = 4 * GIB) -> _Result:
         perms, info = spectral(*pair.states, pair.groups, solver=solver, orientation=orientation, memory=memory)
         similarity = info.pop("similarity")
@@ -294,7 +281,7 @@ def _weight_pair(
     return solution.perms, solution.objective, solution.soft, info | {"start": start}
 
 
-def _quadratic(fixed: str | None) -> Callable[..., list[_Result]]:
+def _quadratic(fixed: str | None) -> Callable:
     """A matcher on the quadratic objective of `Problem`; `fixed` is its solver, None leaves it an option."""
 
     def solve(pair: _Pair, solver: str, memory: float, activations: float, restarts: int) -> _Result:
@@ -322,7 +309,6 @@ def _quadratic(fixed: str | None) -> Callable[..., list[_Result]]:
             )
     else:
 
-        @_pairwise
         def run(pair: _Pair, memory: float = GIB, activations: float = 0.0, restarts: int = 0) -> _Result:
             return solve(pair, fixed, memory, activations, restarts)
 
@@ -331,22 +317,27 @@ def _quadratic(fixed: str | None) -> Callable[..., list[_Result]]:
 
 @dataclass(frozen=True)
 class Matcher:
-    """A matcher: how it runs, whether it looks at images, and what it does in a line."""
+    """A matcher: how it runs, on a pair of networks or `together` on all of them, whether it looks at images, and what
+    it does in a line."""
 
-    run: Callable[..., list[_Result]]
+    run: Callable[..., _Result | list[_Result]]
     images: bool
     what: str
     chain: bool = False  # takes only a plain chain of layers without biases or norms
+    together: bool = False
 
 
 MATCHERS = {
     "none": Matcher(_none, False, "leaves B as it is"),
     "random": Matcher(_random, False, "a random order: what any matching has to beat"),
-    "activation": Matcher(_activation, True, "assignment on the correlation of activations (Li et al. 2015)"),
+    "activation": Matcher(
+        _activation, True, "assignment on the correlation of activations (Li et al. 2015)", together=True
+    ),
     "weight": Matcher(
         _weight,
         False,
         "coordinate descent on weights (Git Re-Basin, Ainsworth et al. 2023)",
+        together=True,
     ),
     "sinkhorn": Matcher(_quadratic("softassign"), False, "annealed soft assignment (Gold & Rangarajan 1996)"),
     "graph_reference": Matcher(
@@ -362,6 +353,7 @@ MATCHERS = {
         _quadratic(None),
         False,
         "two-sided graph matching: soft assignment, then coordinate descent on the exact kernel",
+        together=True,
     ),
 }
 
@@ -393,7 +385,9 @@ def _check_options(name: str, options: Mapping, groups: Groups) -> None:
     unused = [o for o, value in options.items() if o not in ("maps", "reach", "strategy") and value != defaults[o]]
     if unused:
         what = "where it matches heads of attention or looks for matrices"
-        raise InputError(f"matcher 'weight' takes no option {', '.join(unused)} {what}; accepted there: maps, reach, strategy")
+        raise InputError(
+            f"matcher 'weight' takes no option {', '.join(unused)} {what}; accepted there: maps, reach, strategy"
+        )
 
 
 def match(
@@ -450,7 +444,9 @@ def match(
     with Peak(device) as peak:
         start = time.perf_counter()
         every = _Networks(networks, groups, batches, device, seed, progress)
-        results = MATCHERS[name].run(every, **options)
+        run = MATCHERS[name].run
+        together = MATCHERS[name].together
+        results = run(every, **options) if together else [run(pair, **options) for pair in every.pairs()]
         seconds = (time.perf_counter() - start) / len(results)
     for perms, objective, similarity, info in results:
         maps.append(_matching(perms, name, options, objective, seconds, peak.bytes, similarity, info))
