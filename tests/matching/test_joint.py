@@ -95,6 +95,19 @@ def test_the_joint_objective_is_the_sum_over_pairs_and_never_falls(kernel):
     assert history[-1] > history[0]
     assert whole.objective(perms, kernel) == pytest.approx(history[-1], rel=1e-6)  # renamed, nothing else
     assert same(perms[0], GROUPS.identity())
+    for i in range(4):  # where it ends, no network can be bettered against the others as they stand
+        others = [whole.placed(j, perms[j]) for j in range(4) if j != i]
+        again = solvers.coordinate_descent(whole.towards(i, others), kernel=kernel, start=perms[i])
+        assert same(again.perms, perms[i])
+
+
+def test_weights_are_moved_alike_by_permutations_and_by_their_matrices():
+    state = network(0).state_dict()
+    whole = matching.Joint([matching.Problem(state, state, GROUPS)])
+    perms = GROUPS.random(generator())
+    matrices = {name: symmetry.matrix(perm) for name, perm in perms.items()}
+    for one, two in zip(whole.placed(0, perms), whole.placed(0, matrices), strict=True):
+        assert torch.allclose(one, two)
 
 
 def test_frank_wolfe_never_falls_and_takes_networks_in_any_order():
@@ -140,6 +153,15 @@ def test_joint_assignment_is_at_least_as_good_as_each_to_the_first():
     )
     assert together[1].objective == pytest.approx(value(together))
     assert value(together) > value(reference)
+    for i, name in itertools.product(range(4), GROUPS):  # where it ends, no network can be bettered
+        total = sum(
+            (similarities[j, i][name] if j < i else similarities[i, j][name].T)[together[j][name]]
+            for j in range(4)
+            if j != i
+        )
+        places = torch.arange(len(total))
+        best = total[places, matching.assign(total)].sum()
+        assert total[places, together[i][name]].sum() == pytest.approx(float(best))
 
 
 def test_round_trips_of_one_order_come_back_and_those_of_pairs_may_not():
