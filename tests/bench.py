@@ -111,7 +111,11 @@ def solvers() -> Rows:
     }
     answer = []
     for name, peer in peers.items():
-        ours, quick, small = timed(lambda name=name: matching.solve(problem, solver=name))
+
+        def own(name: str = name) -> matching.Solution:  # kernel values are worked out anew, as the peer's are
+            return matching.solve(Problem(network.state_dict(), state, groups), solver=name)
+
+        ours, quick, small = timed(own)
         X, slow, large = timed(lambda peer=peer: peer(problem.affinity()).T, repeats=1)
         rows = zip(problem.sizes, X.split(sizes), strict=True)
         theirs = {group: assign(found.split(sizes, dim=1)[i]) for i, (group, found) in enumerate(rows)}
@@ -187,10 +191,16 @@ def activation() -> Rows:
     matching.match(pair, groups, "activation", images=batches[:1], progress=False)[1]
     found, quick, small = timed(lambda: matching.match(pair, groups, "activation", images=batches, progress=False)[1])
     expected, slow, large = timed(lambda: layer_by_layer(*pair, batches), repeats=1)
+    # Units that are nearly alike may fall either way: what must agree is the correlation that is reached.
+    reached, wanted = (
+        sum(float(m[torch.arange(len(m)), perms[name]].sum()) for name, m in found.similarity.items())
+        for perms in (found, expected)
+    )
+    assert math.isclose(reached, wanted, rel_tol=1e-6), f"correlation {wanted} layer by layer, {reached} in one pass"
     differing = sum(int((found[name] != perm).sum()) for name, perm in expected.items())
-    assert differing == 0, f"{differing} units are matched differently"
-    work = "activation matching of VGG11-BN ×1/4 on 2,000 images, same permutations"
-    return [told(work, ("all layers in one pass", quick, small), ("layer by layer, as published", slow, large))]
+    work = "activation matching of VGG11-BN ×1/4 on 2,000 images, same correlation"
+    both = ("all layers in one pass", quick, small), ("layer by layer, as published", slow, large)
+    return [told(work, *both, units_apart=differing)]
 
 
 def layout() -> Rows:

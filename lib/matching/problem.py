@@ -126,6 +126,7 @@ class Problem:
 
     def _index(self) -> None:
         """Which edges touch which group; what was computed of others is forgotten."""
+        self._values: dict[int, Tensor] = {}
         self._linear: dict[str, dict[str, Tensor]] = {}
         self._scales: dict[str, dict[str, float]] = {}
         self._touching: dict[str, list[tuple[int, str, str]]] = {name: [] for name in self.sizes}
@@ -345,7 +346,24 @@ class Problem:
             # threads * d * other * block floats.
             pieces = 1 if d * other * other * own < WORTH_SHARING else -(-own // 256) * 2
             return torch.cat(self.workers.map(task, _blocks(own, pieces)), dim=1).double()
+        if 2 * self.soft_work() <= self.memory / 2:  # all kernel values fit: they are worked out once
+            if index not in self._values:
+                self._values[index] = self._exp_values(edge.a.permute(1, 2, 0), edge.b.permute(1, 2, 0))
+            E, flat = self._values[index], X.to(self.device, torch.float32).flatten()
+            return (flat @ E if side == "col" else E @ flat).view(own, own).double()
         return self._exp_product(a.permute(1, 2, 0), b.permute(1, 2, 0), X)
+
+    @staticmethod
+    def _exp_values(a: Tensor, b: Tensor) -> Tensor:
+        """The exact kernel between all weights of an edge, a, b (row, col, d): float32 (row·row, col·col), [row of A
+        and of B, column of A and of B]."""
+        row, col, _ = a.shape
+        values = a.new_empty(row, row, col, col)
+        for r in range(row):
+            left, right = _distance_factors(a[r][None], b.reshape(1, -1, b.shape[2]))
+            E = torch.bmm(left, right)[0].clamp_min_(0).sqrt_().neg_().exp2_()
+            values[r] = E.view(col, row, col).transpose(0, 1)
+        return values.view(row * row, col * col)
 
     def _exp_product(self, a: Tensor, b: Tensor, X: Tensor) -> Tensor:
         other, own, _ = a.shape

@@ -304,6 +304,15 @@ def test_soft_gradient_meets_the_exact_one_at_permutations_and_dense_k_elsewhere
         start += size
 
 
+def test_kernel_values_are_kept_where_they_fit_and_change_nothing():
+    problem, lean = (matching.Problem(mixed(0), mixed(1), MIXED, norms=NORMS, memory=m) for m in (2**30, 1))
+    X = {name: torch.rand(n, n, generator=generator(3)) for name, n in problem.sizes.items()}
+    for name in problem.sizes:
+        assert torch.allclose(problem.soft_quadratic(name, X, "exp"), lean.soft_quadratic(name, X, "exp"), rtol=1e-5)
+    assert problem._values and not lean._values
+    assert not problem.towards([[*(e.a for e in problem.edges), *(v.a for v in problem.nodes)]])._values
+
+
 def wide(seed, sizes=(40, 70, 90)):
     shapes = {f"l{i}": (o, c, 3, 3) for i, (c, o) in enumerate(pairwise((2, *sizes)))}
     shapes["head"] = (5, sizes[-1])
