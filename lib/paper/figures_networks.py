@@ -132,18 +132,21 @@ def _line(figure: PaperFigure, axes, rows: Rows, key: str, method: Look | None, 
 
 @styled
 def cost(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
-    """Seconds and peak extra memory of matching against the number of networks."""
+    """Seconds of matching against the number of networks, a line a matcher, and the most that any made the process grow
+    for so many networks or fewer: what one leaves to the next is not seen."""
     rows = [row for row in _sets(rows) if row["kind"] == "fused" and base(row["matcher"]) not in ("none", "random")]
     figure = PaperFigure(columns, 2.9)
     seconds, memory = figure.subplots(1, 2)
     drawn = grouped(rows, "matcher")
     fill = fills((matcher,) for matcher in ranked(drawn, MATCHERS))
     for matcher in ranked(drawn, MATCHERS):
-        method, by_count = look(MATCHERS, base(matcher)), sorted(grouped(drawn[matcher], "n").items())
-        for axes, field, unit in ((seconds, "match_seconds", 1), (memory, "match_peak_bytes", 1e6)):
-            points = [(n, np.mean([r[field] for r in alike if r[field] is not None]) / unit) for n, alike in by_count]
-            places = zip(*points, strict=True)
-            figure.key(label(matcher), *axes.plot(*places, **method.mark(fill=fill[matcher,])))
+        by_count = sorted(grouped(drawn[matcher], "n").items())
+        points = [(n, np.mean([row["match_seconds"] for row in alike])) for n, alike in by_count]
+        mark = look(MATCHERS, base(matcher)).mark(fill=fill[matcher,])
+        figure.key(label(matcher), *seconds.plot(*zip(*points, strict=True), **mark))
+    counts = sorted({row["n"] for row in rows})
+    most = [max(row["match_peak_bytes"] or 0 for row in rows if row["n"] <= n) / 1e6 for n in counts]
+    figure.key("most of any matcher", *memory.plot(counts, most, color="#000000", marker="o"))
     for axes, what in ((seconds, "seconds to match"), (memory, "peak extra memory (MB)")):
         axes.set(xlabel="networks", ylabel=what)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
