@@ -512,8 +512,8 @@ def dirichlet_parts(
 ) -> tuple[torch.Tensor, ...]:
     """Training images divided between networks, class by class, in proportions from Dir(beta, …, beta): the smaller
     beta, the fewer classes a network sees (Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural
-    Networks, 2019). Drawn again until each part holds at least `least` images, by default a fifth of those of two parts,
-    of more parts 10 images.
+    Networks, 2019). Drawn again until each part holds at least `least` images, by default a fifth of those of two
+    parts, of more parts 10 images.
 
     Returns parts, sorted indices (K,) int64 into `labels` (N,), which share none.
 
@@ -536,6 +536,6 @@ def dirichlet_parts(
         if min(sum(map(len, part)) for part in found) >= least:
             return tuple(torch.from_numpy(np.sort(np.concatenate(part))) for part in found)
     raise InputError(
-        f"beta {beta} leaves one of {parts} parts of {len(labels)} images with fewer than {least}, however it is drawn; "
-        "accepted: a larger beta, fewer parts or more images"
+        f"beta {beta} leaves one of {parts} parts of {len(labels)} images with fewer than {least}, however it is "
+        "drawn; accepted: a larger beta, fewer parts or more images"
     )

@@ -69,7 +69,9 @@ class Setting:
         if not 0 <= self.stragglers < 1:
             raise InputError(f"stragglers {self.stragglers} is not accepted; accepted: a number from 0, below 1")
         if self.newcomers >= self.clients:
-            raise InputError(f"newcomers {self.newcomers} of {self.clients} clients leave none to begin; accepted: fewer")
+            raise InputError(
+                f"newcomers {self.newcomers} of {self.clients} clients leave none to begin; accepted: fewer"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """What a record says of it."""
@@ -104,8 +106,8 @@ def size(state: Mapping[str, Tensor]) -> int:
 class Federation:
     """Clients with their images, the server's images and the test set.
 
-    `parts`: each client's images as indices (K,) into the training images; `counts` (clients, classes): how many of each
-    class.
+    `parts`: each client's images as indices (K,) into the training images; `counts` (clients, classes): how many of
+    each class.
 
     Args:
         dataset: as `models.open_dataset` gives it.
@@ -127,9 +129,8 @@ class Federation:
             raise InputError(f"clients divide images by class, {dataset.name} is a text; accepted: a set of images")
         labels = dataset.train.labels[: min(left, setting.limit_train or left)]
         self.parts = split(labels, setting.split, setting.clients, derived(setting.seed, _SPLIT))
-        classes = models.example(setting.model), self.template
         with torch.no_grad():
-            self.classes = classes[1](classes[0]).shape[-1]
+            self.classes = self.template(models.example(setting.model)).shape[-1]
         self.counts = torch.stack([torch.bincount(labels[part], minlength=self.classes) for part in self.parts])
 
     @property
@@ -206,7 +207,9 @@ class Federation:
         """What the server sends in round 1; None where clients begin from their own initialisations."""
         return models.state_of(self.template) if self.setting.start == "common" else None
 
-    def local(self, client: int, number: int, state: State | None, proximal: float = 0.0, fresh: bool | None = None) -> Update:
+    def local(
+        self, client: int, number: int, state: State | None, proximal: float = 0.0, fresh: bool | None = None
+    ) -> Update:
         """A client's training in one round, from what the server sent, or from its own initialisation (`fresh`; by
         default as `begins` says, and where nothing was sent).
 
@@ -229,9 +232,7 @@ class Federation:
             drop_last=True, generator=generator, normalise=models.normalisation(setting.model), device=self.device,
         )  # fmt: skip
         try:
-            losses = models.train(
-                network, batches, recipe, generator=generator, device=self.device, progress=False
-            )
+            losses = models.train(network, batches, recipe, generator=generator, device=self.device, progress=False)
         except InputError as error:
             raise InputError(f"client {client} in round {number}: {error}") from None
         counts = tuple(self.counts[client].tolist())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from .. import models, paths
@@ -22,14 +21,13 @@ from ..models.checkpoints import _load_torch
 from .federation import Federation, State, Update, size
 from .servers import check_server, combine, proximal, spell_server
 
-CONTROLS = ("clients",)
 MEGABYTE = 1_000_000
 
 
 @dataclass
 class Progress:
-    """A server between two rounds: how many are done, its network, updates that came too late for the last one, and a row
-    of measures a round."""
+    """A server between two rounds: how many are done, its network, updates that came too late for the last one, a row
+    of measures a round, and bytes sent up and down so far."""
 
     number: int = 0
     state: State | None = None
@@ -99,8 +97,6 @@ class Coordinator:
         self._write()
         return row
 
-    # The file -----------------------------------------------------------------------------------------------------------
-
     @property
     def _key(self) -> str:
         return f"{self.federation.key} {self.server}"
@@ -155,10 +151,10 @@ def serve(
 ) -> list[dict[str, Any]]:
     """All rounds of one server: a row of measures a round.
 
-    Row: server, round, test_accuracy (a fraction), test_loss and train_loss (nats), megabytes_up and megabytes_down (10⁶
-    bytes of weights, all rounds so far), participants, newcomers (those who began from their own initialisation), late
-    (those not in time), guard (whether each update kept its order; None where nothing was to be matched), correlation,
-    corrected.
+    Row: server, round, test_accuracy (a fraction), test_loss and train_loss (nats), megabytes_up and megabytes_down
+    (10⁶ bytes of weights, all rounds so far), participants, newcomers (those who began from their own initialisation),
+    late (those not in time), guard (whether each update kept its order; None where nothing was to be matched),
+    correlation, corrected.
 
     Args:
         resume: as in `Coordinator`.
@@ -197,8 +193,9 @@ def alone(
 ) -> list[dict[str, Any]]:
     """The control without a server: clients train as often and as long, each going on from its own network.
 
-    Three rows a round, of those who have trained: "best client" (by the test set itself, which favours it), "mean client",
-    and "ensemble of clients" (the mean of their probabilities, weighted by samples; as many times the cost of one).
+    Three rows a round, of those who have trained: "best client" (by the test set itself, which favours it), "mean
+    client", and "ensemble of clients" (the mean of their probabilities, weighted by samples; as many times the cost of
+    one).
     """
     first, key = {} if first is None else first, f"{federation.key} alone"
     saved = _load(resume, key) or {"number": 0, "states": {}, "rows": []}
@@ -270,6 +267,3 @@ def forget(federation: Federation, servers: Sequence[str]) -> None:
     """Removes the states between rounds: the record is written."""
     for name in (*map(spell_server, servers), "alone"):
         resume_path(federation, name).unlink(missing_ok=True)
-
-
-Tensors = Mapping[str, Tensor]

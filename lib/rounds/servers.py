@@ -1,12 +1,13 @@
 """Servers: what makes one network of those that clients send. Every server by name, options in brackets, one line to
 swap. See `SERVERS`.
 
-Units of networks that began apart stand in different orders: their plain average is worth little. Matching is for those,
-one shot, in the first round or where a newcomer comes in. Among clients that began with one network it does harm: half the
-units move for a gain of a hundredth in correlation. So the guard keeps the identity where the mean correlation of units
-under it is at least half of that under the matching.
+Units of networks that began apart stand in different orders: their plain average is worth little. Matching is for
+those, one shot, in the first round or where a newcomer comes in. Among clients that began with one network it does
+harm: half the units move for a gain of a hundredth in correlation. So the guard keeps the identity where the mean
+correlation of units under it is at least half of that under the matching.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -53,13 +54,11 @@ class _Task:
         return tuple(each / sum(sizes) for each in sizes)
 
     def network(self, state: State) -> nn.Module:
-        import copy
-
         return models.load_state(copy.deepcopy(self.model), state).eval()
 
     def class_shares(self, shares: Sequence[float]) -> Tensor:
-        """(clients, classes) float64: of each class, the share of its images that a client has; `shares` where nobody has
-        any."""
+        """(clients, classes) float64: of each class, the share of its images that a client has; `shares` where
+        nobody has any."""
         counts = torch.tensor([update.class_counts for update in self.updates], dtype=torch.float64)
         total = counts.sum(dim=0)
         return torch.where(total > 0, counts / total.clamp(min=1), torch.tensor(shares, dtype=torch.float64)[:, None])
@@ -97,8 +96,9 @@ def _matched_least_squares(
     ridge: float = 1e-3,
 ) -> Combined:
     due = rounds == "every" or task.number == 1 or any(update.fresh for update in task.updates)
-    correction = f"least_squares(ridge={ridge})" if due else "none"
-    return _matched_and(task, matcher, guard, weights, correction, head)
+    if not due:  # the head, too, is for networks that do not share a start
+        return _matched_and(task, matcher, guard, weights, "none", "shares")
+    return _matched_and(task, matcher, guard, weights, f"least_squares(ridge={ridge})", head)
 
 
 @dataclass(frozen=True)
@@ -200,13 +200,15 @@ def _matched_and(task: _Task, matcher: str, guard: bool, weights: Weights, corre
     fused = fusion.correct(aligned, shares, correction, images=images, device=task.device, progress=False)
     state, fitted = fused.state, correction.startswith("least_squares")
     if head == "class_counts":
-        state = _fitted_head(task, aligned, fused, shares) if fitted else _head_rows(task, aligned.states, state, shares)
+        state = (
+            _fitted_head(task, aligned, fused, shares) if fitted else _head_rows(task, aligned.states, state, shares)
+        )
     return Combined(state, info | {"corrected": correction.partition("(")[0]})
 
 
 def _guarded(task: _Task, networks: Sequence[nn.Module]) -> tuple[list[bool], dict[str, Any]]:
-    """Which networks keep their order, and what the guard saw: of each the ratio of mean correlations. They are compared
-    with the network that they were sent; where all began with their own, with the first of them."""
+    """Which networks keep their order, and what the guard saw: of each the ratio of mean correlations. They are
+    compared with the network that they were sent; where all began with their own, with the first of them."""
     anchored = task.current is not None and not all(update.fresh for update in task.updates)
     reference = task.network(task.current) if anchored else networks[0]
     ratios = []

@@ -1,5 +1,6 @@
 """How training images are divided between clients: every split by name."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import models
-from ..checks import InputError, check_whole, read_method, spell_method
+from ..checks import InputError, check_whole, read_method
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ def _dirichlet(task: _Task, beta: float = 0.5) -> list[Tensor]:
 
 
 def _classes(task: _Task, k: int = 2) -> list[Tensor]:
-    """Client i has classes i, i + 1, …, i + k − 1 of a random order, cyclically, so that classes are shared as evenly as
-    can be; each class is divided evenly between those who have it."""
+    """Each client has k classes that follow one another in a random order, cyclically, so that classes are shared as
+    evenly as can be; each class is divided evenly between those who have it."""
     classes = torch.unique(task.labels)
     if not 1 <= k <= len(classes):
         raise InputError(f"split 'classes': k {k} is not accepted; accepted: 1 … {len(classes)}, the classes")
@@ -66,8 +67,11 @@ SPLITS = {
 
 
 def read_split(text: str) -> str:
-    """A split such as "dirichlet(beta=0.1)" as it is recorded; see `checks.read_method`."""
-    return spell_method(*read_method("split", text, SPLITS), SPLITS)
+    """A split as it is recorded, its defaults spelled out: "dirichlet" -> "dirichlet(beta=0.5)"."""
+    name, options = read_method("split", text, SPLITS)
+    defaults = dict(list(inspect.signature(SPLITS[name].run).parameters.items())[1:])
+    words = [f"{option}={options.get(option, row.default)}" for option, row in defaults.items()]
+    return f"{name}({', '.join(words)})" if words else name
 
 
 def split(labels: Tensor, how: str, clients: int, seed: int) -> list[Tensor]:
@@ -84,7 +88,7 @@ def split(labels: Tensor, how: str, clients: int, seed: int) -> list[Tensor]:
     parts = SPLITS[name].run(_Task(labels, clients, seed), **options)
     if min(map(len, parts)) < 2:
         raise InputError(
-            f"split '{how}' of {len(labels)} images leaves one of {clients} clients with fewer than two; accepted: fewer "
-            "clients, or more images"
+            f"split '{how}' of {len(labels)} images leaves one of {clients} clients with fewer than two; accepted: "
+            "fewer clients, or more images"
         )
     return parts
