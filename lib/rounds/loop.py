@@ -103,24 +103,25 @@ class Coordinator:
 
     def _write(self) -> None:
         if self.resume is not None:
-            _save(self.resume, {"key": self._key, **asdict(self.progress)})
+            save_state(self.resume, {"key": self._key, **asdict(self.progress)})
 
     def _read(self) -> Progress | None:
-        saved = _load(self.resume, self._key)
+        saved = load_state(self.resume, self._key)
         if saved is None:
             return None
         held = [Update(**each | {"class_counts": tuple(each["class_counts"])}) for each in saved["held"]]
         return Progress(**saved | {"held": held})
 
 
-def _save(path: Path, held: Mapping[str, Any]) -> None:
+def save_state(path: Path, held: Mapping[str, Any]) -> None:
+    """Writes a state between rounds, "key" (of what run) among it, whole or not at all."""
     content = io.BytesIO()
     torch.save(dict(held), content)
     with paths.atomic(path) as temporary:
         temporary.write_bytes(content.getvalue())
 
 
-def _load(path: Path | None, key: str) -> dict[str, Any] | None:
+def load_state(path: Path | None, key: str) -> dict[str, Any] | None:
     """What the file holds of this run; None where there is none, or none that can be read."""
     if path is None or not path.is_file():
         return None
@@ -198,7 +199,7 @@ def alone(
     one).
     """
     first, key = {} if first is None else first, f"{federation.key} alone"
-    saved = _load(resume, key) or {"number": 0, "states": {}, "rows": []}
+    saved = load_state(resume, key) or {"number": 0, "states": {}, "rows": []}
     number, states, rows = saved["number"], saved["states"], saved["rows"]
     rounds = federation.setting.rounds
     with tqdm(total=rounds, initial=number, desc="clients alone", unit="round", disable=not progress) as bar:
@@ -217,7 +218,7 @@ def alone(
                 states = states | {client: kept.state}
             rows = rows + _of_clients(federation, states, number)
             if resume is not None:
-                _save(resume, {"key": key, "number": number, "states": states, "rows": rows})
+                save_state(resume, {"key": key, "number": number, "states": states, "rows": rows})
             bar.update()
     return rows
 
