@@ -20,7 +20,7 @@ CONTROLS = {
     "mean client": ("#444444", (0, (1, 1.5))),
     "ensemble of clients": ("#8C8C8C", (0, (7, 2))),
 }
-AGAINST = "fedavg"
+AGAINST, BEST = "fedavg", "best client"
 
 Rows = list[Mapping[str, Any]]
 
@@ -55,7 +55,8 @@ def difference(
 def summary(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy") -> list[dict[str, Any]]:
     """Of each server and control and each round: "name", "round", the interval over seeds ("mean", "low", "high",
     "n"), "megabytes" sent up and down so far (None of a control), "difference" to FedAvg (an `evidence.Interval`; None
-    of itself and where it was not run) and "p_holm", adjusted for all of one round."""
+    of itself and where it was not run), "p_holm", adjusted for all of one round, and "ahead", the difference to the
+    best client."""
     found = []
     rounds = grouped(rows, "round")
     for number in sorted(rounds):
@@ -63,10 +64,11 @@ def summary(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy") ->
         answer = []
         for each, alike in servers.items():
             sent = [row["megabytes_up"] + row["megabytes_down"] for row in alike if "megabytes_up" in row]
-            other = servers.get(AGAINST) if each != AGAINST else None
+            other, best = (servers.get(one) if each != one else None for one in (AGAINST, BEST))
             answer.append(
                 {"name": each, "round": number, "megabytes": sum(sent) / len(sent) if sent else None}
                 | vars(interval(alike, metric)) | {"difference": other and difference(alike, other, metric)}
+                | {"ahead": best and difference(alike, best, metric)}
             )  # fmt: skip
         adjusted = evidence.holm(row["difference"] and row["difference"].p for row in answer)
         found += [row | {"p_holm": p} for row, p in zip(answer, adjusted, strict=True)]
@@ -75,13 +77,24 @@ def summary(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy") ->
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Accuracy of each server and control after each round, per cent; its paired difference to FedAvg, points."""
-    part = [["server", "round", "MB sent", "accuracy, %", "more than FedAvg, points", "p (Holm)", "n"]]
+    part = [
+        [
+            "server",
+            "round",
+            "MB sent",
+            "accuracy, %",
+            "more than FedAvg, points",
+            "p (Holm)",
+            "than the best client",
+            "n",
+        ]
+    ]
     for row in summary(rows):
         sent = "—" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
-        far = "—" if row["difference"] is None else _cell(row["difference"])
+        far, ahead = ("—" if row[one] is None else _cell(row[one]) for one in ("difference", "ahead"))
         p = "—" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
         whole = Interval(*(row[field] for field in ("mean", "low", "high", "n", "std")))
-        part.append([row["name"], f"{row['round']}", sent, _cell(whole), far, p, f"{row['n']}"])
+        part.append([row["name"], f"{row['round']}", sent, _cell(whole), far, p, ahead, f"{row['n']}"])
     return Table([part])
 
 

@@ -14,7 +14,7 @@ from ..records import provenance, record, write_record
 from .parameters import methods, refusal
 
 PARAMETERS = (
-    "dataset", "model", "width", "clients", "split", "rounds", "epochs", "batch_size", "lr", "clip", "start",
+    "dataset", "model", "width", "norm", "clients", "split", "rounds", "epochs", "batch_size", "lr", "clip", "start",
     "fraction", "newcomers", "join", "stragglers", "late", "servers", "controls", "server_images", "seeds",
     "limit_train", "limit_test", "device", "results_path", "figures_dir",
 )  # fmt: skip
@@ -94,7 +94,10 @@ def begin(parameters: Mapping[str, Any]) -> Run:
     device = loaders.pick_device(given["device"])
     architecture = models.ARCHITECTURES[given["model"]]
     width = WIDTHS.get(given["model"], 1.0) if given["width"] is None else given["width"]
-    norm = "batch" if "batch" in architecture.norms and given["model"] != "mlp" else None
+    norm = given["norm"]
+    if norm == "auto":
+        norm = "batch" if "batch" in architecture.norms and given["model"] != "mlp" else None
+    norm = None if norm == "none" else norm
     recipe = models.Recipe(
         epochs=given["epochs"], batch_size=given["batch_size"], lr=given["lr"], momentum=MOMENTUM, weight_decay=0.0,
         augment=architecture.augment, schedule="constant", clip=given["clip"],
