@@ -77,18 +77,8 @@ def summary(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy") ->
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Accuracy of each server and control after each round, per cent; its paired difference to FedAvg, points."""
-    part = [
-        [
-            "server",
-            "round",
-            "MB sent",
-            "accuracy, %",
-            "more than FedAvg, points",
-            "p (Holm)",
-            "than the best client",
-            "n",
-        ]
-    ]
+    heads = ["server", "round", "MB sent", "accuracy, %", "more than FedAvg, points", "p (Holm)"]
+    part = [[*heads, "than the best client", "n"]]
     for row in summary(rows):
         sent = "—" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
         far, ahead = ("—" if row[one] is None else _cell(row[one]) for one in ("difference", "ahead"))

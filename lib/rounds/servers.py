@@ -4,7 +4,9 @@ swap. See `SERVERS`.
 Units of networks that began apart stand in different orders: their plain average is worth little. Matching is for
 those, one shot, in the first round or where a newcomer comes in. Among clients that began with one network it does
 harm: half the units move for a gain of a hundredth in correlation. So the guard keeps the identity where the mean
-correlation of units under it is at least half of that under the matching.
+correlation of units under it is at least a quarter (`keep`) of that under the matching. Networks that began apart have
+ratios of −.1 to .1, those that began together from .4, after long local training at a high rate, to 1: a threshold of a
+half would part some of these.
 """
 
 import copy
@@ -21,7 +23,7 @@ from ..fusion import heads
 from ..symmetry import Groups
 from .federation import State, Update
 
-KEPT = 0.5  # of the matched correlation: from here on the identity is kept
+KEEP = 0.25  # of the matched correlation: from here on the identity is kept
 
 Weights = Literal["samples", "uniform"]
 Head = Literal["shares", "class_counts"]
@@ -79,17 +81,19 @@ def _matched(
     task: _Task,
     matcher: Literal[_MATCHERS] = "activation",
     guard: bool = True,
+    keep: float = KEEP,
     weights: Weights = "samples",
     correction: Literal["none", "bn_reset", "repair"] = "none",
     head: Head = "shares",
 ) -> Combined:
-    return _matched_and(task, matcher, guard, weights, correction, head)
+    return _matched_and(task, matcher, keep if guard else None, weights, correction, head)
 
 
 def _matched_least_squares(
     task: _Task,
     matcher: Literal[_MATCHERS] = "activation",
     guard: bool = True,
+    keep: float = KEEP,
     weights: Weights = "samples",
     rounds: Literal["first", "every"] = "first",
     head: Head = "shares",
@@ -97,8 +101,8 @@ def _matched_least_squares(
 ) -> Combined:
     due = rounds == "every" or task.number == 1 or any(update.fresh for update in task.updates)
     if not due:  # the head, too, is for networks that do not share a start
-        return _matched_and(task, matcher, guard, weights, "none", "shares")
-    return _matched_and(task, matcher, guard, weights, f"least_squares(ridge={ridge})", head)
+        return _matched_and(task, matcher, keep if guard else None, weights, "none", "shares")
+    return _matched_and(task, matcher, keep if guard else None, weights, f"least_squares(ridge={ridge})", head)
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,11 @@ def combine(
 # What they are made of ----------------------------------------------------------------------------------------------
 
 
-def _matched_and(task: _Task, matcher: str, guard: bool, weights: Weights, correction: str, head: Head) -> Combined:
+def _matched_and(
+    task: _Task, matcher: str, keep: float | None, weights: Weights, correction: str, head: Head
+) -> Combined:
     shares, networks = task.shares(weights), [task.network(update.state) for update in task.updates]
-    kept, info = _guarded(task, networks) if guard else ([False] * len(networks), {})
+    kept, info = ([False] * len(networks), {}) if keep is None else _guarded(task, networks, keep)
     maps = _maps(task, networks, shares, kept, matcher)
     aligned = fusion.align(networks, task.groups, maps, names=[f"client {update.client}" for update in task.updates])
     images = task.images if fusion.CORRECTIONS[fusion.read_correction(correction)[0]].images else None
@@ -206,7 +212,7 @@ def _matched_and(task: _Task, matcher: str, guard: bool, weights: Weights, corre
     return Combined(state, info | {"corrected": correction.partition("(")[0]})
 
 
-def _guarded(task: _Task, networks: Sequence[nn.Module]) -> tuple[list[bool], dict[str, Any]]:
+def _guarded(task: _Task, networks: Sequence[nn.Module], keep: float) -> tuple[list[bool], dict[str, Any]]:
     """Which networks keep their order, and what the guard saw: of each the ratio of mean correlations. They are
     compared with the network that they were sent; where all began with their own, with the first of them."""
     anchored = task.current is not None and not all(update.fresh for update in task.updates)
@@ -222,7 +228,7 @@ def _guarded(task: _Task, networks: Sequence[nn.Module]) -> tuple[list[bool], di
         own = sum(float(pair.similarity[name].diagonal().sum()) for name in pair.matched())
         matched = sum(float(each.sum()) for each in pair.matched().values())
         ratios.append(own / matched if matched > 0 else 1.0)
-    kept = [ratio >= KEPT for ratio in ratios]
+    kept = [ratio >= keep for ratio in ratios]
     if not anchored and sum(kept) == 1:  # the first is like itself alone
         kept = [False] * len(kept)
     return kept, {"guard": kept, "correlation": ratios}
