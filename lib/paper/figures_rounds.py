@@ -5,7 +5,7 @@ from typing import Any
 
 from . import evidence
 from .evidence import Interval, grouped
-from .names import Look, base, fills, look, model_label, ranked
+from .names import Look, base, file_word, fills, look, model_label, ranked
 from .style import BLUE, GREEN, GREY, METRIC_LABELS, SKY, Drawn, PaperFigure, percent, styled
 from .tables import Table
 
@@ -80,11 +80,9 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     heads = ["server", "round", "MB sent", "accuracy, %", "more than FedAvg, points", "p (Holm)"]
     part = [[*heads, "than the best client", "n"]]
     for row in summary(rows):
-        sent = "—" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
-        far, ahead = ("—" if row[one] is None else _cell(row[one]) for one in ("difference", "ahead"))
+        sent, whole, far, ahead = _cells(row)
         p = "—" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
-        whole = Interval(*(row[field] for field in ("mean", "low", "high", "n", "std")))
-        part.append([row["name"], f"{row['round']}", sent, _cell(whole), far, p, ahead, f"{row['n']}"])
+        part.append([row["name"], f"{row['round']}", sent, whole, far, p, ahead, f"{row['n']}"])
     return Table([part])
 
 
@@ -155,10 +153,49 @@ def _setting(record: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def pooled(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[Rows, Mapping[str, Any]]]:
-    """The rows of records alike but for their seeds, and the first of these records."""
+def pooled(records: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Rows, Mapping[str, Any]]]:
+    """The rows of records alike but for their seeds, and the first of these records, by what tells them from the others
+    ("" where all are alike)."""
     kinds: dict[str, list[Mapping[str, Any]]] = {}
     for record in records.values():
-        setting = {key: value for key, value in record["setting"].items() if key != "seed"}
-        kinds.setdefault(repr((record["dataset"], setting)), []).append(record)
-    return [([row for record in alike for row in record["rows"]], alike[0]) for alike in kinds.values()]
+        kinds.setdefault(repr(_alike(record)), []).append(record)
+    firsts = [_alike(alike[0]) for alike in kinds.values()]
+    varying = [key for key in firsts[0] if len({repr(first[key]) for first in firsts}) > 1] if firsts else []
+    return {
+        "_".join(file_word(str(first[key])) for key in varying): ([row for r in alike for row in r["rows"]], alike[0])
+        for first, alike in zip(firsts, kinds.values(), strict=True)
+    }
+
+
+def _alike(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dataset": record["dataset"]} | {k: value for k, value in record["setting"].items() if k != "seed"}
+
+
+def is_there(records: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether these are records of federated rounds."""
+    return all(record["experiment"] == "federated" for record in records.values())
+
+
+SHOWN = ("fedavg", "matched", "matched_least_squares", "matched_least_squares(head=class_counts)", BEST,
+         "ensemble of clients")  # fmt: skip
+
+
+def page_table(sweeps: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """What the servers `SHOWN` reach in the last round of each sweep of federated rounds, as Markdown."""
+    part = [["setting", "server", "round", "MB sent", "accuracy, %", "more than FedAvg", "than the best client", "n",
+             "record"]]  # fmt: skip
+    for sweep, records in sweeps.items():
+        for rows, record in pooled(records).values() if is_there(records) else ():
+            where = f"{model_label(record['model'])} on {record['dataset']}, {_setting(record)}"
+            last = max(row["round"] for row in rows)
+            for row in summary(row for row in rows if row["round"] == last):
+                if row["name"] in SHOWN:
+                    part.append([where, row["name"], f"{last}", *_cells(row), f"{row['n']}", f"`{sweep}`"])
+    return Table([part], texts=2).markdown() if len(part) > 1 else "No record yet: `make sweep SWEEP=federated`."
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """MB sent, accuracy, and its differences to FedAvg and to the best client."""
+    whole = Interval(*(row[field] for field in ("mean", "low", "high", "n", "std")))
+    apart = ["—" if row[one] is None else _cell(row[one]) for one in ("difference", "ahead")]
+    return ["—" if row["megabytes"] is None else f"{row['megabytes']:.1f}", _cell(whole), *apart]

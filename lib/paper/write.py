@@ -17,7 +17,19 @@ from matplotlib.figure import Figure
 from ..checks import InputError
 from ..paths import FIGURES, LOCAL, RESULTS, ROOT
 from ..records import curve_key, portable, read_arrays, read_record
-from . import claims, drawing, evidence, figures, figures_many, hypotheses, ladder, pool, tables, tables_speed
+from . import (
+    claims,
+    drawing,
+    evidence,
+    figures,
+    figures_many,
+    figures_rounds,
+    hypotheses,
+    ladder,
+    pool,
+    tables,
+    tables_speed,
+)
 from .evidence import grouped
 from .names import curve_label, curve_name
 from .pages import write_page
@@ -175,6 +187,7 @@ def page_tables(
 ) -> dict[str, dict[str, str]]:
     """The tables of each page (its path in the repo) by their names, as Markdown."""
     studies = {name: next(iter(records.values())) for name, records in kinds.items()}
+    federated = {"federated": figures_rounds.page_table(sweeps)}
     speed = {name: tables_speed.markdown(name, studies) for name in tables_speed.TABLES}
     results = {"results": results_text(kinds, sweeps, rows)}
     studied = hypotheses.rows_of(sweeps)
@@ -185,7 +198,7 @@ def page_tables(
     }
     return {
         "README.md": {"results": readme_table(rows)},
-        "figures/README.md": results | speed | verdicts,
+        "figures/README.md": results | speed | verdicts | federated,
         "figures/CLAIMS.md": results | speed | verdicts,
     }
 
@@ -276,6 +289,12 @@ def _contents_of_kinds(
 def _contents_of_sweep(
     sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]], folder: Path
 ) -> Contents:
+    if figures_rounds.is_there(records):
+        for word, (seeds, record) in figures_rounds.pooled(records).items():
+            stem = "_".join(filter(None, [sweep, word]))
+            yield f"{stem}_rounds", figures_rounds.rounds(seeds, record)
+            yield f"{stem}.tex", figures_rounds.table(seeds).latex()
+        return
     alike = pools(sweep, records)
     if not alike:  # studies without curves
         return
