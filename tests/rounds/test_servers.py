@@ -135,6 +135,17 @@ def test_rows_of_the_head_are_weighted_by_class_counts():
                                + 0.25 * states[1]["features.1.weight"])  # fmt: skip
 
 
+def test_behind_least_squares_the_head_is_fitted_to_logits_weighted_by_class_counts():
+    states = [network(1), network(1)]
+    states[1]["classifier.bias"] = states[1]["classifier.bias"] + 5 * torch.eye(10)[4]
+    for counts, above in (((10, 0), 0.0), ((0, 10), 5.0), ((15, 5), 1.25)):
+        updates = [update(i, states[i], 10, tuple(c if n == 4 else 1 for n in range(10)), fresh=False)
+                   for i, c in enumerate(counts)]  # fmt: skip
+        made = combine("matched_least_squares(head=class_counts)", updates).state
+        more = outputs(made).mean(0) - outputs(states[0]).mean(0)
+        torch.testing.assert_close(more, above * torch.eye(10)[4], atol=0.02, rtol=0)
+
+
 def test_one_update_is_taken_as_it_is_and_none_is_refused():
     made = combine("matched_least_squares", [update(3, network(1))])
     assert all(torch.equal(made.state[name], t) for name, t in network(1).items())
