@@ -168,7 +168,8 @@ class FusionStrategy(Strategy):
             done |= {"number": server_round, "state": made.state}
             done["trained"][server_round] = metrics
             self._write()
-        return ArrayRecord(done["state"]), MetricRecord(done["trained"][server_round])
+        metrics = done["trained"].get(server_round)  # of a round that nobody answered there are none
+        return ArrayRecord(done["state"]), None if metrics is None else MetricRecord(metrics)
 
     def _update(self, place: int, number: int, content: RecordDict) -> Update:
         metrics, state = content["metrics"], content["arrays"].to_torch_state_dict()

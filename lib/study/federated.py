@@ -82,8 +82,9 @@ def begin(parameters: Mapping[str, Any]) -> Run:
     given = {name: parameters[name] for name in PARAMETERS}
     check_choice("model", given["model"], models.ARCHITECTURES)
     servers = methods("servers", given["servers"], "server", rounds.SERVERS)
-    if not isinstance(given["controls"], bool):
-        raise refusal("controls", given["controls"], "true, false")
+    for name in ("controls", "late"):
+        if not isinstance(given[name], bool):
+            raise refusal(name, given[name], "true, false")
     seeds = given["seeds"]
     if not isinstance(seeds, list | tuple) or not seeds or len(set(seeds)) < len(seeds):
         raise refusal("seeds", seeds, "a list of whole numbers, without repeats")
