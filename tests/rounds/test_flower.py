@@ -9,6 +9,7 @@ import textwrap
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,3 +223,43 @@ def test_a_setting_that_flower_leaves_to_its_nodes_is_refused():
     federation = rounds.Federation(setting, models.open_dataset("mnist-5k", "mlp"))
     with pytest.raises(InputError, match="all clients take part"):
         flower.server_app(federation, "fedavg")
+
+
+def test_the_strategy_takes_what_flowers_own_clients_answer(tmp_path):
+    """Arrays and "num-examples" alone; a node that fails counts for none; done rounds are answered from the file."""
+    pytest.importorskip("flwr")
+    from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+    from lib.rounds import flower
+
+    net = models.build("mlp", width=0.03, seed=0)
+    images = torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    states = [models.state_of(models.build("mlp", width=0.03, seed=seed)) for seed in (1, 2)]
+
+    def reply(node, state=None, count=0):
+        """What the strategy reads of a Message, which can be made in a run alone."""
+        content = None
+        if state is not None:
+            metrics = MetricRecord({"num-examples": count})
+            content = RecordDict({"arrays": ArrayRecord(state), "metrics": metrics})
+        metadata = SimpleNamespace(src_node_id=node)
+        return SimpleNamespace(content=content, metadata=metadata, has_error=lambda: state is None)
+
+    replies = [reply(9, states[1], 30), reply(4), reply(2, states[0], 10)]
+    strategy = flower.FusionStrategy("matched", net, images=images, start="own", resume=tmp_path / "rounds.resume")
+    assert strategy.aggregate_train(1, [reply(4)]) == (None, None)
+    arrays, metrics = strategy.aggregate_train(1, replies)
+    assert metrics["clients"] == [0, 1] and metrics["kept"] == [0, 0]
+    updates = [rounds.Update(i, states[i], (10, 30)[i], (), 0.0, 1, True) for i in (0, 1)]
+    made = rounds.combine("matched", updates, model=net, groups=strategy.groups, images=[images])
+    found = arrays.to_torch_state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in made.state.items())
+    again = flower.FusionStrategy("matched", net, images=images, start="own", resume=tmp_path / "rounds.resume")
+    assert again.configure_train(1, arrays, {}, None) == []  # nobody is asked
+    repeated, same = again.aggregate_train(1, [])
+    assert {**same} | {"train_loss": 0} == {**metrics} | {"train_loss": 0}
+    assert all(torch.equal(t, found[name]) for name, t in repeated.to_torch_state_dict().items())
+    with pytest.raises(InputError, match="belongs to another run"):
+        flower.FusionStrategy("fedavg", net, resume=tmp_path / "rounds.resume")
+    with pytest.raises(InputError, match="looks at images"):
+        flower.FusionStrategy("matched", net)
