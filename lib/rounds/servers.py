@@ -61,6 +61,11 @@ class _Task:
     def class_shares(self, shares: Sequence[float]) -> Tensor:
         """(clients, classes) float64: of each class, the share of its images that a client has; `shares` where
         nobody has any."""
+        if missing := [update.client for update in self.updates if not update.class_counts]:
+            raise InputError(
+                f"head=class_counts needs how many images of each class a client has, client {missing[0]} does not say; "
+                "accepted: class counts from all, or head=shares"
+            )
         counts = torch.tensor([update.class_counts for update in self.updates], dtype=torch.float64)
         total = counts.sum(dim=0)
         return torch.where(total > 0, counts / total.clamp(min=1), torch.tensor(shares, dtype=torch.float64)[:, None])
@@ -206,9 +211,8 @@ def _matched_and(
     fused = fusion.correct(aligned, shares, correction, images=images, device=task.device, progress=False)
     state, fitted = fused.state, correction.startswith("least_squares")
     if head == "class_counts":
-        state = (
-            _fitted_head(task, aligned, fused, shares) if fitted else _head_rows(task, aligned.states, state, shares)
-        )
+        made = _fitted_head(task, aligned, fused, shares) if fitted else None
+        state = made or _head_rows(task, aligned.states, state, shares)
     return Combined(state, info | {"corrected": correction.partition("(")[0]})
 
 

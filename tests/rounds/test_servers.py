@@ -135,6 +135,12 @@ def test_rows_of_the_head_are_weighted_by_class_counts():
                                + 0.25 * states[1]["features.1.weight"])  # fmt: skip
 
 
+def test_class_counts_that_a_client_does_not_tell_are_asked_for():
+    updates = [update(0, network(0)), update(1, network(1), counts=())]
+    with pytest.raises(InputError, match="client 1 does not say"):
+        combine("matched(head=class_counts)", updates)
+
+
 def test_behind_least_squares_the_head_is_fitted_to_logits_weighted_by_class_counts():
     states = [network(1), network(1)]
     states[1]["classifier.bias"] = states[1]["classifier.bias"] + 5 * torch.eye(10)[4]
