@@ -63,7 +63,7 @@ class _Task:
         nobody has any."""
         if missing := [update.client for update in self.updates if not update.class_counts]:
             raise InputError(
-                f"head=class_counts needs how many images of each class a client has, client {missing[0]} does not say; "
+                f"head=class_counts needs how many images of each class a client has, client {missing[0]} says none; "
                 "accepted: class counts from all, or head=shares"
             )
         counts = torch.tensor([update.class_counts for update in self.updates], dtype=torch.float64)

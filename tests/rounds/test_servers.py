@@ -137,7 +137,7 @@ def test_rows_of_the_head_are_weighted_by_class_counts():
 
 def test_class_counts_that_a_client_does_not_tell_are_asked_for():
     updates = [update(0, network(0)), update(1, network(1), counts=())]
-    with pytest.raises(InputError, match="client 1 does not say"):
+    with pytest.raises(InputError, match="client 1 says none"):
         combine("matched(head=class_counts)", updates)
 
 
