@@ -13,7 +13,7 @@ from lib import paths
 
 LATER = {
     "torchvision", "torch._dynamo", "torch._inductor", "sympy", "pyarrow", "mlxtend", "pygmtools", "pandas", "scipy",
-    "sklearn", "papermill", "nbformat", "snakemake", "ffcv", "numba", "cv2",
+    "sklearn", "papermill", "nbformat", "snakemake", "ffcv", "numba", "cv2", "flwr",
 }  # fmt: skip
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 

@@ -72,6 +72,17 @@ TINY = {
         "planted_seeds": [0],
         "planted_noises": [0.5],
     },
+    "federated": {
+        "clients": 3,
+        "rounds": 2,
+        "epochs": 1,
+        "width": 0.0625,
+        "servers": ["fedavg", "matched_least_squares"],
+        "server_images": 50,
+        "seeds": [0, 1, 2],
+        "limit_train": 300,
+        "limit_test": 100,
+    },
     "graph_matching_scaling": {
         "widths": [0.0625],
         "recovery_width": 0.0625,
@@ -296,6 +307,31 @@ def test_graph_matching_finds_a_noiseless_plant_again(tmp_path, monkeypatch):
     assert len(objective["rows"]) == 3
 
 
+def test_federated_rounds_leave_every_round_of_every_seed_and_nothing_half_done(tmp_path):
+    record = run("federated", tmp_path)
+    assert record["dataset"] == "mnist-5k" and record["model"] == {"name": "mlp", "width": 0.0625, "norm": None}
+    found = {(row.get("server") or row["control"], row["round"], row["seed"]) for row in record["rows"]}
+    names = ("fedavg", "matched_least_squares", "best client", "mean client", "ensemble of clients")
+    assert found == {(name, number, seed) for name in names for number in (1, 2) for seed in (0, 1, 2)}
+    assert record["setting"]["split"] == "dirichlet(beta=0.5)" and record["images"] == {"test": 100, "server": 50}
+    assert sum(map(sum, record["clients"][0]["class_counts"])) == 300
+    assert not list((tmp_path / "checkpoints").rglob("*.resume"))
+    assert (tmp_path / "figures" / "local" / "federated_rounds.pdf").is_file()
+    cells = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
+    told = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", ()))
+    assert "more than FedAvg, points" in told and re.search(r"matched_least_squares, round 1: 1\.00 ", told)
+    assert "no option mu" in refused_by("federated", tmp_path, servers=["fedavg(mu=1)"])
+
+
+def refused_by(notebook, tmp_path, **parameters) -> str:
+    with pytest.raises(papermill.PapermillExecutionError) as refused:
+        papermill.execute_notebook(
+            str(paths.NOTEBOOKS / f"{notebook}.ipynb"), str(tmp_path / "refused.ipynb"),
+            chosen(notebook, parameters), progress_bar=False,
+        )  # fmt: skip
+    return str(refused.value)
+
+
 def test_the_published_experiment_on_foreign_checkpoints_without_sidecars(tmp_path):
     """Two torch files from elsewhere: nothing is trained, no seed is invented."""
     for seed, side in enumerate("ab"):
@@ -352,6 +388,7 @@ def test_every_notebook_refuses_a_name_that_it_does_not_declare(notebook):
     source = "".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
     checking = (
         "study.begin(",
+        "federated.begin(globals())",
         "board.open_pairs(globals())",
         "Explorer(globals())",
         "checks.check_injected(globals())",

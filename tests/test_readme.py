@@ -12,9 +12,9 @@ import yaml
 from torch import nn
 
 import lib
-from lib import fusion, loaders, matching, models, paths, symmetry
+from lib import fusion, loaders, matching, models, paths, rounds, symmetry
 from lib.batch import sweep
-from lib.paper import figures, names
+from lib.paper import figures, figures_rounds, names
 from lib.study import board, own, parameters
 
 READMES = ["README.md", *(f"{folder}/README.md" for folder in ("figures", "lib", "notebooks", "tests"))]
@@ -172,6 +172,16 @@ def test_the_table_of_controls_is_that_of_the_code():
     assert printed == [
         (f"`{name}`", *("yes" if flag else "no" for flag in (row.images, row.chooses)), options(row.run))
         for name, row in fusion.CONTROLS.items()
+    ]
+
+
+def test_the_tables_of_servers_and_splits_are_those_of_the_code():
+    assert table("notebooks/README.md", "server") == [
+        [f"`{name}`", figures_rounds.SERVERS[name].label, "yes" if row.images else "no", options(row.run)]
+        for name, row in rounds.SERVERS.items()
+    ]
+    assert [[cell.strip() for cell in row] for row in table("notebooks/README.md", "split")] == [
+        [f"`{name}`", row.what, options(row.run)] for name, row in rounds.SPLITS.items()
     ]
 
 

@@ -36,7 +36,7 @@ torch.testing.assert_close(y, a(x), atol=1e-4, rtol=1e-4)  # two copies of one n
 
 modules = [module.name for module in pkgutil.walk_packages(fb.__path__, "fusebook.")]
 for name in modules:
-    if not name.endswith((".__main__", ".ffcv")):
+    if not name.endswith((".__main__", ".ffcv", ".flower")):
         importlib.import_module(name)
 names = ("ROOT", "DATA", "CACHE", "CHECKPOINTS", "RESULTS", "FIGURES")
 folders = {name: str(getattr(fb.paths, name)) for name in names}

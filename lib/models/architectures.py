@@ -118,6 +118,31 @@ class MLP(nn.Module):
         return self.classifier(self.features(x))
 
 
+class LeNet(nn.Module):
+    """The small CNN of federated learning on CIFAR-10 (LeNet-5, LeCun et al. 1998, for three colours; the one of
+    Flower's tutorials): 6 and 16 filters of 5 × 5, then 120 and 84 units, all times `width`.
+
+    Images (N, 3, 32, 32) → logits (N, 10).
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        first, second, third, fourth = (scaled(units, width) for units in (6, 16, 120, 84))
+        self.conv1 = nn.Conv2d(3, first, 5)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(2)
+        self.fc1 = nn.Linear(second * 5 * 5, third)
+        self.fc2 = nn.Linear(third, fourth)
+        self.fc3 = nn.Linear(fourth, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.relu(self.conv1(x)))
+        x = self.pool(self.relu(self.conv2(x)))
+        x = self.relu(self.fc1(torch.flatten(x, 1)))
+        return self.fc3(self.relu(self.fc2(x)))
+
+
 class Block(nn.Module):
     """The basic residual block, with a projection where the shape changes (option B of He et al. 2016)."""
 
@@ -186,6 +211,7 @@ def _vit(shape: tuple[int, int, int], augment: bool, **options) -> Architecture:
 ARCHITECTURES = {
     "simplenet": Architecture(SimpleNet, (None,), (1, 28, 28)),
     "mlp": Architecture(MLP, (None, "batch", "layer"), (1, 28, 28)),
+    "lenet": Architecture(LeNet, (None,), (3, 32, 32)),
     "resnet20": Architecture(ResNet20, ("batch",), (3, 32, 32), augment=True),
     **{name: Architecture(VGG, (None, "batch", "group"), (3, 32, 32), augment=True) for name in VGG_CHANNELS},
     "vit_mnist": _vit((1, 28, 28), augment=False, patch=7, d=64, depth=3),

@@ -41,7 +41,10 @@ LOOK_EVERY = 50
 class Recipe:
     """SGD with Nesterov-free momentum, or AdamW (Loshchilov & Hutter 2019), whose first beta the momentum is; the
     learning rate rises linearly over the first `warmup` share of the steps and falls linearly to 0 (the schedule of the
-    REPAIR notebooks)."""
+    REPAIR notebooks), or with `schedule="constant"` stays as it is.
+
+    `clip` > 0 scales each step's gradient down to this norm; `proximal` > 0 adds proximal/2 · ‖w − start‖², which holds
+    the weights to those the training began with (FedProx, Li et al. 2020)."""
 
     epochs: int
     batch_size: int = 500
@@ -51,9 +54,16 @@ class Recipe:
     warmup: float = 0.05
     augment: bool = True
     optimiser: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["triangle", "constant"] = "triangle"
+    clip: float = 0.0
+    proximal: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("optimiser", self.optimiser, ("sgd", "adamw"))
+        check_choice("schedule", self.schedule, ("triangle", "constant"))
+        for name in ("clip", "proximal"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} {getattr(self, name)} is not accepted; accepted: a finite number ≥ 0")
         for name in ("epochs", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} {getattr(self, name)} is not positive; accepted: any value > 0")
@@ -61,10 +71,10 @@ class Recipe:
             raise InputError(f"warmup {self.warmup} is not within [0, 1]; it is a share of the steps")
 
     def as_dict(self) -> dict[str, Any]:
-        """What sidecars and resume files say of it; "sgd" is left out, as by those written before there was a
-        choice."""
-        entries = dataclasses.asdict(self)
-        return {name: value for name, value in entries.items() if (name, value) != ("optimiser", "sgd")}
+        """What sidecars and resume files say of it; the defaults of what those written before had no choice of are left
+        out."""
+        left_out = {"optimiser": "sgd", "schedule": "triangle", "clip": 0.0, "proximal": 0.0}
+        return {name: value for name, value in dataclasses.asdict(self).items() if left_out.get(name) != value}
 
     def optimise(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimiser of these parameters."""
@@ -284,7 +294,7 @@ def train(
         raise InputError(
             f"no full batch of {size} images to train on; accepted: at least {size} training images (limit_train)"
         )
-    if recipe.epochs * steps < 2:
+    if recipe.epochs * steps < 2 and recipe.schedule == "triangle":
         raise InputError(
             f"one step of {size} images is no training, its learning rate is 0; accepted: more epochs, or at least "
             f"{2 * size} training images (limit_train)"
@@ -292,6 +302,9 @@ def train(
     optimiser = recipe.optimise(model.parameters())
     knots = [0, recipe.warmup * recipe.epochs * steps, recipe.epochs * steps]
     factors = np.interp(np.arange(1 + knots[-1]), knots, [0, 1, 0]).tolist()
+    if recipe.schedule == "constant":
+        factors = [1.0] * len(factors)
+    began = [weight.detach().clone() for weight in model.parameters()] if recipe.proximal else []
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: factors[step])
     # Mixed precision pays on CUDA only: bfloat16 on a CPU without AMX was far slower than float32.
     mixed = device.type == "cuda"
@@ -319,7 +332,14 @@ def train(
                 optimiser.zero_grad(set_to_none=True)
                 with torch.autocast(device.type, enabled=mixed):
                     loss = F.cross_entropy(model(images).flatten(0, -2), labels.flatten())
-                scaler.scale(loss).backward()
+                if began:
+                    away = sum((w - start).square().sum() for w, start in zip(model.parameters(), began, strict=True))
+                    scaler.scale(loss + recipe.proximal / 2 * away).backward()
+                else:
+                    scaler.scale(loss).backward()
+                if recipe.clip:
+                    scaler.unscale_(optimiser)
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
                 scaler.step(optimiser)
                 scaler.update()
                 schedule.step()
@@ -487,24 +507,35 @@ def skewed_indices(labels: torch.Tensor, classes: Iterable[int], share: float, s
     return torch.nonzero(kept).flatten()
 
 
-def dirichlet_parts(labels: torch.Tensor, beta: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training images divided between two networks, class by class, in proportions from Dir(beta, beta): the smaller
+def dirichlet_parts(
+    labels: torch.Tensor, beta: float, seed: int, parts: int = 2, least: int | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Training images divided between networks, class by class, in proportions from Dir(beta, …, beta): the smaller
     beta, the fewer classes a network sees (Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural
-    Networks, 2019). Drawn again until each part holds a fifth of the images.
+    Networks, 2019). Drawn again until each part holds at least `least` images, by default a fifth of those of two
+    parts, of more parts 10 images.
 
-    Returns two parts, sorted indices (K,) int64 into `labels` (N,), which share none.
+    Returns parts, sorted indices (K,) int64 into `labels` (N,), which share none.
+
+    Raises:
+        InputError: beta is not above 0, or no draw of 10,000 gave each part `least` images.
     """
     if not beta > 0:
         raise InputError(f"beta {beta} is not accepted; accepted: a number > 0, such as 0.1")
+    if least is None:
+        least = len(labels) // 5 if parts == 2 else 10
     generator = np.random.default_rng(seed)
-    while True:
-        parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        for members in (np.flatnonzero(labels.numpy() == value) for value in np.unique(labels.numpy())):
-            share = generator.dirichlet((beta, beta))[0]
-            for part, chosen in zip(
-                parts, np.split(generator.permutation(members), [round(share * len(members))]), strict=True
-            ):
+    members = [np.flatnonzero(labels.numpy() == value) for value in np.unique(labels.numpy())]
+    for _ in range(10_000):
+        found: list[list[np.ndarray]] = [[] for _ in range(parts)]
+        for each in members:
+            ends = np.cumsum(generator.dirichlet((beta,) * parts))[:-1]
+            cuts = [round(end * len(each)) for end in ends]
+            for part, chosen in zip(found, np.split(generator.permutation(each), cuts), strict=True):
                 part.append(chosen)
-        first, second = (torch.from_numpy(np.sort(np.concatenate(part))) for part in parts)
-        if min(len(first), len(second)) >= len(labels) // 5:
-            return first, second
+        if min(sum(map(len, part)) for part in found) >= least:
+            return tuple(torch.from_numpy(np.sort(np.concatenate(part))) for part in found)
+    raise InputError(
+        f"beta {beta} leaves one of {parts} parts of {len(labels)} images with fewer than {least}, however it is "
+        "drawn; accepted: a larger beta, fewer parts or more images"
+    )

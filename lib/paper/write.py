@@ -24,6 +24,7 @@ from . import (
     figures,
     figures_many,
     figures_networks,
+    figures_rounds,
     hypotheses,
     ladder,
     pool,
@@ -187,6 +188,7 @@ def page_tables(
 ) -> dict[str, dict[str, str]]:
     """The tables of each page (its path in the repo) by their names, as Markdown."""
     studies = {name: next(iter(records.values())) for name, records in kinds.items()}
+    federated = {"federated": figures_rounds.page_table(sweeps)}
     speed = {name: tables_speed.markdown(name, studies) for name in tables_speed.TABLES}
     results = {"results": results_text(kinds, sweeps, rows)}
     networks = {"networks": figures_networks.page(sweeps)}
@@ -199,7 +201,7 @@ def page_tables(
     return {
         "README.md": {"results": readme_table(rows)},
         "lib/README.md": {},
-        "figures/README.md": results | speed | verdicts | networks,
+        "figures/README.md": results | speed | verdicts | networks | federated,
         "figures/CLAIMS.md": results | speed | verdicts,
     }
 
@@ -293,6 +295,12 @@ def _contents_of_sweep(
     if figures_networks.is_there(records):
         for name, content in figures_networks.contents(records):
             yield f"{sweep}{name}", content
+        return
+    if figures_rounds.is_there(records):
+        for word, (seeds, record) in figures_rounds.pooled(records).items():
+            stem = "_".join(filter(None, [sweep, word]))
+            yield f"{stem}_rounds", figures_rounds.rounds(seeds, record)
+            yield f"{stem}.tex", figures_rounds.table(seeds).latex()
         return
     alike = pools(sweep, records)
     if not alike:  # studies without curves
