@@ -35,7 +35,7 @@ def _interval(rows: Rows, metric: str = "test_accuracy") -> Interval:
 
 def _cell(found: Interval, digits: int = 1) -> str:
     spread = "" if found.low is None else f" [{100 * found.low:.{digits}f}, {100 * found.high:.{digits}f}]"
-    return f"{100 * found.mean:.{digits}f}{spread}"
+    return f"{100 * found.mean:.{digits}f}{spread}".replace("-", "−")
 
 
 def _sets(rows: Rows) -> list[dict[str, Any]]:
@@ -74,13 +74,15 @@ def order_table(rows: Rows) -> Table:
 
 
 def planted_table(rows: Rows) -> Table:
-    """The share (%) of planted units that come back, by matcher and noise, over seeds."""
+    """The share (%) of planted units that come back, by matcher and noise: the mean over seeds (the least to the most)."""
     rows = [row for row in rows if row["study"] == "planted"]
     noises = sorted({row["noise"] for row in rows})
     lines = [["noise σ", *(f"{noise:g}" for noise in noises)]]
     for matcher, alike in grouped(rows, "matcher").items():
-        by_noise = grouped(alike, "noise")
-        lines.append([matcher, *(_cell(mean_interval(r["recovered"] for r in by_noise[x])) for x in noises)])
+        found = {x: [100 * row["recovered"] for row in each] for x, each in grouped(alike, "noise").items()}
+        lines.append(
+            [matcher, *(f"{np.mean(found[x]):.0f} ({min(found[x]):.0f} to {max(found[x]):.0f})" for x in noises)]
+        )
     return Table([lines])
 
 
@@ -245,7 +247,10 @@ def page(sweeps: Mapping[str, Records]) -> str:
             continue
         rows, record = pooled(records), next(iter(records.values()))
         if "planted" in rows:
-            parts += ["Planted orders: units that come back, %.", planted_table(rows["planted"]).markdown()]
+            parts += [
+                "Planted orders: units that come back, %, the mean over seeds (the least to the most).",
+                planted_table(rows["planted"]).markdown(),
+            ]
             continue
         origin = record["provenance"]["parameters"]
         seen = f", {origin['classes']} classes each" if origin["classes"] else ""

@@ -87,7 +87,7 @@ def test_planted_rows_are_drawn_against_the_noise():
         for x in (1.0, 2.0)
         for s in (0, 1)
     ]
-    assert "| graph | 75.0" in networks.planted_table(some).markdown()
+    assert "| graph | 75 (75 to 75) | 50 (50 to 50) |" in networks.planted_table(some).markdown()
     drawn = dict(networks.contents({"a": record(some)}))
     assert (
         set(drawn) == {"_planted", "_planted.tex"}
