@@ -74,7 +74,7 @@ def order_table(rows: Rows) -> Table:
 
 
 def planted_table(rows: Rows) -> Table:
-    """The share (%) of planted units that come back, by matcher and noise: the mean over seeds (the least to the most)."""
+    """The share (%) of planted units that come back, by matcher and noise: mean over seeds (least to most)."""
     rows = [row for row in rows if row["study"] == "planted"]
     noises = sorted({row["noise"] for row in rows})
     lines = [["noise σ", *(f"{noise:g}" for noise in noises)]]
