@@ -42,8 +42,9 @@ def _sets(rows: Rows) -> list[dict[str, Any]]:
     return [{"set": 0} | row for row in rows]
 
 
-def table(rows: Rows) -> Table:
-    """Test accuracy (%) of every method and control, a line each, against the number of networks."""
+def table(rows: Rows, name: str | None = None) -> Table:
+    """Test accuracy (%) of every method and control, a line each, against the number of networks; with `name` the last
+    column says so where the records are."""
     rows = [row for row in _sets(rows) if row["study"] == "many"]
     counts = sorted({row["n"] for row in rows})
     lines = [["networks", *map(str, counts)]]
@@ -51,10 +52,17 @@ def table(rows: Rows) -> Table:
         by_count = grouped(alike, "n")
         lines.append([method, *(_cell(_interval(by_count[n])) if n in by_count else "—" for n in counts)])
     sets = len({row["set"] for row in rows})
-    return Table([[*lines, ["sets", *([str(sets)] * len(counts))]]])
+    return _named([*lines, ["sets", *([str(sets)] * len(counts))]], name)
 
 
-def order_table(rows: Rows) -> Table:
+def _named(lines: list[list[str]], name: str | None) -> Table:
+    if name is None:
+        return Table([lines])
+    first, *others = lines
+    return Table([[[*first, "record"], *([*line, f"`{name}`"] for line in others)]])
+
+
+def order_table(rows: Rows, name: str | None = None) -> Table:
     """What other orders of the list change: the range of accuracies, points, and of objectives, per cent, over orders
     of one set, the mean over sets; and the share (%) of units that come back to their place on the way round three
     networks matched in pairs."""
@@ -70,10 +78,10 @@ def order_table(rows: Rows) -> Table:
         )
         back = f"{100 * np.mean([row['share'] for row in trips[matcher]]):.1f}" if matcher in trips else "—"
         lines.append([matcher, f"{accuracy:.2f}", spread, back])
-    return Table([lines])
+    return _named(lines, name)
 
 
-def planted_table(rows: Rows) -> Table:
+def planted_table(rows: Rows, name: str | None = None) -> Table:
     """The share (%) of planted units that come back, by matcher and noise: mean over seeds (least to most)."""
     rows = [row for row in rows if row["study"] == "planted"]
     noises = sorted({row["noise"] for row in rows})
@@ -83,7 +91,7 @@ def planted_table(rows: Rows) -> Table:
         lines.append(
             [matcher, *(f"{np.mean(found[x]):.0f} ({min(found[x]):.0f} to {max(found[x]):.0f})" for x in noises)]
         )
-    return Table([lines])
+    return _named(lines, name)
 
 
 def _heading(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
@@ -239,22 +247,17 @@ def contents(records: Records) -> Iterator[tuple[str, PaperFigure | str]]:
         yield "_orders.tex", order_table(rows["orders"] + rows.get("round_trips", [])).latex()
 
 
-def page(sweeps: Mapping[str, Records]) -> str:
-    """The tables of every sweep of many networks, as Markdown."""
-    parts = []
-    for records in sweeps.values():
+def page(sweeps: Mapping[str, Records]) -> dict[str, str]:
+    """The tables of every sweep of many networks, by their names on the page, as Markdown."""
+    tables = {}
+    for name, records in sweeps.items():
         if not is_there(records):
             continue
-        rows, record = pooled(records), next(iter(records.values()))
+        rows = pooled(records)
         if "planted" in rows:
-            parts += [
-                "Planted orders: units that come back, %, the mean over seeds (the least to the most).",
-                planted_table(rows["planted"]).markdown(),
-            ]
+            tables[name] = planted_table(rows["planted"], name).markdown()
             continue
-        origin = record["provenance"]["parameters"]
-        seen = f", {origin['classes']} classes each" if origin["classes"] else ""
-        parts += [f"{_heading(rows['many'], record)}{seen}: test accuracy, %.", table(rows["many"]).markdown()]
+        tables[name] = table(rows["many"], name).markdown()
         if "orders" in rows:
-            parts += ["In other orders of the list:", order_table(rows["orders"] + rows["round_trips"]).markdown()]
-    return "\n\n".join(parts)
+            tables[f"{name}_orders"] = order_table(rows["orders"] + rows["round_trips"], name).markdown()
+    return tables

@@ -176,8 +176,8 @@ def is_there(records: Mapping[str, Mapping[str, Any]]) -> bool:
     return all(record["experiment"] == "federated" for record in records.values())
 
 
-SHOWN = ("fedavg", "matched", "matched_least_squares", "matched_least_squares(head=class_counts)", BEST,
-         "ensemble of clients")  # fmt: skip
+SHOWN = ("fedavg", "matched", "matched(guard=false)", "matched_least_squares",
+         "matched_least_squares(head=class_counts)", BEST, "ensemble of clients")  # fmt: skip
 
 
 def page_table(sweeps: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

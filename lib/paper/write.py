@@ -191,7 +191,7 @@ def page_tables(
     federated = {"federated": figures_rounds.page_table(sweeps)}
     speed = {name: tables_speed.markdown(name, studies) for name in tables_speed.TABLES}
     results = {"results": results_text(kinds, sweeps, rows)}
-    networks = {"networks": figures_networks.page(sweeps)}
+    networks = figures_networks.page(sweeps)
     studied = hypotheses.rows_of(sweeps)
     verdicts = {
         "verdicts": hypotheses.verdicts(studied).markdown(),

@@ -77,7 +77,8 @@ def test_a_sweep_gives_tables_and_figures_and_a_page():
     lines = {line.get_label() for axes in drawn[""].axes for line in axes.lines}
     assert drawn[""].axes and lines
     page = networks.page({"many": records(0.0), "other": {"x": {"experiment": "leaderboard"}}})
-    assert "5 classes each" in page and "one set of networks (n = 1)" in page and "| graph | 3.00" in page
+    assert set(page) == {"many", "many_orders"} and "| graph | 3.00 | 0.990 | 25.0 | `many` |" in page["many_orders"]
+    assert "| sets | 1 | 1 | `many` |" in page["many"]
 
 
 def test_planted_rows_are_drawn_against_the_noise():
