@@ -119,7 +119,8 @@ def synchronised_frank_wolfe(
         which never falls).
     """
     sizes, count = joint.problems[0].sizes, range(len(joint))
-    maps = [{name: torch.eye(size) for name, size in sizes.items()} for _ in count]
+    unit = {name: torch.eye(size, device=joint.problems[0].device) for name, size in sizes.items()}
+    maps = [dict(unit) for _ in count]
     places = np.linspace(0, 1, 5)  # determine a polynomial of degree four
 
     def value(maps: Sequence[Mapping[str, Tensor]]) -> float:
@@ -133,7 +134,7 @@ def synchronised_frank_wolfe(
         for i in count:
             problem = joint.towards(i, placed[:i] + placed[i + 1 :], summed=True)
             best = {name: assign(problem.soft_gradient(name, maps[i], "inner"), name) for name in sizes}
-            towards.append({name: torch.eye(sizes[name])[perm] for name, perm in best.items()})
+            towards.append({name: unit[name][perm] for name, perm in best.items()})
 
         line = np.polynomial.Polynomial.fit(places, [value(_between(maps, towards, share)) for share in places], 4)
         slopes = line.deriv().roots()

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from .evidence import Interval, grouped, mean_interval
 from .names import CORRECTIONS, MATCHERS, Look, base, fills, look, model_label, options, ranked
 from .style import METRIC_LABELS, Drawn, PaperFigure, panels, styled
-from .tables import Table
+from .tables import Table, interval_text
 
 Rows = Iterable[Mapping[str, Any]]
 CONTROLS = {"best parent": (0, (3, 2)), "mean parent": (0, (1, 1.5)), "ensemble": (0, (7, 2))}
@@ -33,11 +33,6 @@ def _interval(rows: Rows, metric: str = "test_accuracy") -> Interval:
     return mean_interval([np.mean([r[metric] for r in alike]) for alike in grouped(rows, "set").values()])
 
 
-def _cell(found: Interval, digits: int = 1) -> str:
-    spread = "" if found.low is None else f" [{100 * found.low:.{digits}f}, {100 * found.high:.{digits}f}]"
-    return f"{100 * found.mean:.{digits}f}{spread}".replace("-", "−")
-
-
 def _sets(rows: Rows) -> list[dict[str, Any]]:
     return [{"set": 0} | row for row in rows]
 
@@ -50,7 +45,7 @@ def table(rows: Rows, name: str | None = None) -> Table:
     lines = [["networks", *map(str, counts)]]
     for method, alike in grouped(rows, "method").items():
         by_count = grouped(alike, "n")
-        lines.append([method, *(_cell(_interval(by_count[n])) if n in by_count else "—" for n in counts)])
+        lines.append([method, *(interval_text(_interval(by_count[n])) if n in by_count else "—" for n in counts)])
     sets = len({row["set"] for row in rows})
     return _named([*lines, ["sets", *([str(sets)] * len(counts))]], name)
 

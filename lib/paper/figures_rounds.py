@@ -7,7 +7,7 @@ from . import evidence
 from .evidence import Interval, grouped
 from .names import Look, base, file_word, fills, look, model_label, ranked
 from .style import BLUE, GREEN, GREY, METRIC_LABELS, SKY, Drawn, PaperFigure, percent, styled
-from .tables import Table
+from .tables import Table, interval_text
 
 SERVERS = {
     "fedavg": Look("FedAvg", GREY, "o"),
@@ -84,12 +84,6 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
         p = "—" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
         part.append([row["name"], f"{row['round']}", sent, whole, far, p, ahead, f"{row['n']}"])
     return Table([part])
-
-
-def _cell(found: Interval) -> str:
-    mean = f"{100 * found.mean:.1f}"
-    spread = "" if found.low is None else f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    return (mean + spread).replace("-", "−")
 
 
 @styled
@@ -197,5 +191,5 @@ def page_table(sweeps: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     """MB sent, accuracy, and its differences to FedAvg and to the best client."""
     whole = Interval(*(row[field] for field in ("mean", "low", "high", "n", "std")))
-    apart = ["—" if row[one] is None else _cell(row[one]) for one in ("difference", "ahead")]
-    return ["—" if row["megabytes"] is None else f"{row['megabytes']:.1f}", _cell(whole), *apart]
+    apart = ["—" if row[one] is None else interval_text(row[one]) for one in ("difference", "ahead")]
+    return ["—" if row["megabytes"] is None else f"{row['megabytes']:.1f}", interval_text(whole), *apart]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..paths import atomic
 from ..records import curve_key, curve_of, point_at
-from .evidence import grouped, survives
+from .evidence import Interval, grouped, survives
 from .names import curve_label, curve_name, model_label, width_label
 from .pool import PARENTS, Records, Row, aggregate, by_width, headline, reference_for
 from .published import REFERENCE
@@ -314,6 +314,12 @@ def interval_cell(row: Row, metric: str, digits: int = 2) -> str:
         return text
     ends = (_number(row[f"{metric}_{end}"], metric, digits=digits) for end in ("low", "high"))
     return f"{text} [{', '.join(ends)}]"
+
+
+def interval_text(found: Interval) -> str:
+    """A mean of fractions and its interval in per cent: "57.5 [52.8, 62.2]", the mean alone where there is none."""
+    ends = "" if found.low is None else f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"{100 * found.mean:.1f}{ends}".replace("-", "−")
 
 
 def write_text(text: str, path: Path) -> Path:

@@ -2,10 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,12 +51,17 @@ class Run:
     figures_dir: Path
     checkpoints: list[models.Checkpoint] = dataclasses.field(default_factory=list)
     groups: Groups | None = None
-    test: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list, repr=False)
+    parents: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
 
     @property
     def norm(self) -> str | None:
         """Of the architecture."""
         return "batch" if self.settings.model == "vgg11" else None
+
+    @functools.cached_property
+    def test(self) -> list[tuple[Tensor, Tensor]]:
+        """The test set, read and normalised once."""
+        return list(self._batches(self.dataset.test))
 
     def fresh(self) -> nn.Module:
         """A network of the architecture; only its structure counts."""
@@ -83,7 +88,9 @@ class Run:
             network = models.load_state(self.fresh(), checkpoint.state, str(checkpoint.path))
             networks.append((models.merge_linear(network) if s.merge_linear else network).to(self.device).eval())
         self.groups = symmetry.proved(networks[0], models.example(s.model))
-        self.test = list(self._batches(self.dataset.test))
+        self.parents = fusion.measure_parents(
+            networks, self.test, names=[f"s{s.first_seed + i}" for i in range(len(networks))], device=self.device
+        )[0]
         return networks
 
     def _batches(self, split: loaders.Split, augment: bool = False) -> Iterable:
@@ -100,11 +107,14 @@ class Run:
         batches = self._batches(self.dataset.train.head(self.settings.correct_images), augment)
         return batches if augment else list(batches)
 
+    @functools.cached_property
+    def match_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The first match_images training images, read and normalised once."""
+        return list(self._batches(self.dataset.train.head(self.settings.match_images)))
+
     def match(self, networks: Sequence[nn.Module], matcher: str) -> list[matching.Matching]:
         """The maps of one matcher, with all of these networks."""
-        images = None
-        if matching.looks_at_images(matcher):
-            images = list(self._batches(self.dataset.train.head(self.settings.match_images)))
+        images = self.match_batches if matching.looks_at_images(matcher) else None
         return matching.match(
             networks, self.groups, matcher, images=images, device=self.device, seed=self.settings.match_seed,
             progress=False,
@@ -124,28 +134,24 @@ class Run:
         s = self.settings
         rows: list[dict[str, Any]] = []
         steps = tqdm(list(itertools.product(s.counts, s.matchers)), desc="fusing", unit="matching", mininterval=1)
-        parents, _, _ = fusion.measure_parents(networks, self.test, names=range(len(networks)), device=self.device)
         for n, matcher in steps:
             steps.set_postfix_str(f"n = {n}, {matcher}")
             some = networks[:n]
             common = {"study": "many", "n": n}
             if matcher == s.matchers[0]:
-                of = [parents[i] for i in range(n)]
+                of = list(self.parents.values())[:n]
                 best = max(of, key=lambda each: each["test_accuracy"])
                 mean = {name: math.fsum(each[name] for each in of) / n for name in ("test_accuracy", "test_loss")}
                 ensemble = fusion.ensemble(some, self.test, device=self.device)
                 for name, each in (("best parent", best), ("mean parent", mean), ("ensemble", ensemble)):
                     measures = {metric: each[metric] for metric in ("test_accuracy", "test_loss")}
                     rows.append(common | {"kind": "control", "method": name} | measures)
-            start = time.perf_counter()
-            with matching.Peak(self.device) as peak:
-                maps = self.match(some, matcher)
-            seconds = time.perf_counter() - start
+            maps = self.match(some, matcher)
             aligned = fusion.align(some, self.groups, maps)
             for correction in s.corrections:
                 row = common | {"kind": "fused", "method": f"{matcher} + {correction}"}
                 row |= {"matcher": matcher, "correction": correction, "objective": maps[1].objective}
-                row |= {"match_seconds": seconds, "match_peak_bytes": peak.bytes}
+                row |= {"match_seconds": aligned.match_seconds, "match_peak_bytes": maps[1].peak_bytes}
                 rows.append(row | self._measured(aligned, correction))
         return rows
 
@@ -203,20 +209,18 @@ class Run:
                 rows.append(row | {"recovered": math.fsum(shares) / len(shares)})
         return rows
 
-    def record(self, networks: Sequence[nn.Module], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def record(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The record, checked, not yet written: its "parents" and "checkpoints" are those of all the networks."""
         s = self.settings
-        names = [f"s{s.first_seed + i}" for i in range(len(networks))]
-        parents, _, _ = fusion.measure_parents(networks, self.test, names=names, device=self.device)
         checkpoints = {
             name: {"file": portable(each.path), "sha256": each.sha256, "spec": each.spec}
-            for name, each in zip(names, self.checkpoints, strict=True)
+            for name, each in zip(self.parents, self.checkpoints, strict=True)
         }
         images = {"train": len(self.dataset.train), "test": len(self.dataset.test)}
         return record(
             experiment="many_networks", preset=self.preset, dataset=self.dataset.name,
             model={"name": s.model, "width": float(s.width), "norm": self.norm}, checkpoints=checkpoints,
-            parents=parents, images=images | {"match": s.match_images, "correct": s.correct_images}, rows=rows,
+            parents=self.parents, images=images | {"match": s.match_images, "correct": s.correct_images}, rows=rows,
             provenance=provenance(self.given, self.dataset, self.device, self.started),
         )  # fmt: skip
 
