@@ -54,7 +54,7 @@ class Affine:
         if isinstance(layer, _BatchNorm):
             self.shape, self.groups = (shape[0], 1, 1, 1), shape[0]
         elif isinstance(layer, nn.Linear):
-            self.shape = (*shape, 1, 1)
+            self.shape, self.groups = (*shape, 1, 1), getattr(layer, "blocks", 1)
         else:
             lead = (1,) * (2 - len(layer.kernel_size))
             self.shape = (*shape[:2], *lead, *shape[2:])
@@ -100,7 +100,7 @@ class Affine:
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """(weight (out, in / G, kh, kw), bias (out,) or None) float64 from (G, p, o)."""
         weight, bias = (rows[:, :-1], rows[:, -1].reshape(-1)) if self.bias else (rows, None)
-        return weight.mT.reshape(self.shape), bias
+        return weight.mT.reshape(-1, *self.shape[1:]), bias
 
     def of(self, layer: nn.Module, norm: _BatchNorm | None) -> Tensor:
         """The rows (G, p, o) of one parent's layer, its BatchNorm folded in."""

@@ -30,8 +30,8 @@ class Aligned:
     def __init__(
         self, networks: Sequence[nn.Module], groups: Groups, maps: Sequence[Mapping], names: Sequence[str] | None
     ) -> None:
-        if not isinstance(networks, list | tuple) or len(networks) < 2:
-            raise InputError("align takes a list of at least two networks: align([a, b], groups, maps)")
+        if not isinstance(networks, list | tuple) or not networks:
+            raise InputError("align takes a list of networks: align([a, b], groups, maps)")
         if len(maps) != len(networks):
             raise InputError(
                 f"{len(networks)} networks and {len(maps)} maps; accepted: one map a network, as match gives"
@@ -106,7 +106,8 @@ def align(
     """The networks with their units in one order, each proved to compute what it did.
 
     Args:
-        networks: of one architecture, wrapped (DataParallel, torch.compile) or not; they are not changed.
+        networks: two or more, or one that is to be pruned, of one architecture, wrapped (DataParallel, torch.compile)
+            or not; they are not changed.
         groups: their groups (`symmetry.trace`).
         maps: {group: LongTensor (size,) or matrix (size, size)} a network, as `matching.match` gives; see
             `symmetry.act`.

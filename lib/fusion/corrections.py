@@ -22,6 +22,7 @@ from .aligned import Aligned, checked
 from .fused import Fused
 from .heads import Target, fit_head, forward, joint_logits, linear_head, mean_log_probabilities
 from .statistics import Moments, bn_reset, closed_form, none, norms, retracked
+from .structure import Structure
 from .task import Result, Task
 
 
@@ -57,7 +58,8 @@ def _least_squares(
     info = least_squares.fit(
         task.parents(), fused, task.groups, torch.cat(batches), task.shares,
         ridge=ridge, rounds=rounds, through_relu=through_relu, select=select, heads=heads,
-        units=units, rows=rows, memory=memory, progress=task.progress,
+        units=units, rows=rows, memory=memory, structure=task.structure,
+        shared=task.shared, progress=task.progress,
     )  # fmt: skip
     if target != "mean":
         goal = joint_logits([forward(parent, batches)[0] for parent in task.parents()], task.shares, target)
@@ -182,6 +184,8 @@ def correct(
     device: torch.device | str = "cpu",
     progress: bool = True,
     moments: Moments | None = None,
+    structure: Structure | None = None,
+    shared: dict | None = None,
     **options,
 ) -> Fused:
     """The share-weighted mean of aligned networks, corrected.
@@ -194,6 +198,9 @@ def correct(
             that look at data (`CORRECTIONS[name].images`). Labels are never read. The statistics corrections go over
             them twice.
         moments: the parents' (`moments(...)`), gathered once for all shares; gathered here if absent.
+        structure: of the fused network, by default that of one; any other asks for least_squares.
+        shared: an empty dictionary, to be given again at other structures of the same networks on the same images, for
+            what they can share.
         options: the correction's own, such as ridge=1e-3.
 
     Raises:
@@ -206,11 +213,16 @@ def correct(
     check_network(name, aligned.model, aligned.groups)
     start = time.perf_counter()
     batches = None if images is None else loaders.batched(images)
-    task = Task(aligned, shares, batches, torch.device(device), progress, moments)
+    if structure is not None and structure.plain:
+        structure = None
+    if structure is not None and name != "least_squares":
+        raise InputError(f"correction '{name}' makes a network of the parents' size; accepted otherwise: least_squares")
+    task = Task(aligned, shares, batches, torch.device(device), progress, moments, structure, shared)
     state, info = CORRECTIONS[name].run(task, **options)
-    order = models.state_of(aligned.model)  # extra states and the modules' versions stay the first network's
+    # extra states and the modules' versions stay the first network's
+    order = models.state_of(aligned.model if structure is None else structure.module())
     for key, value in order.items():
         if not models.is_extra(key, value):
             order[key] = state[key].detach().cpu().clone()
     seconds = time.perf_counter() - start
-    return Fused(aligned, shares, spell_method(name, options, CORRECTIONS), order, info, seconds)
+    return Fused(aligned, shares, spell_method(name, options, CORRECTIONS), order, info, seconds, structure)

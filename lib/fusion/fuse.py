@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from .. import loaders, matching, models, symmetry
 from ..checks import InputError
 from .aligned import Aligned, align, read_names, read_shares
+from .budgets import Dial, check_budgets
 from .corrections import check_images, check_network, correct, read_correction
 from .fused import Fused
+from .structure import Cost
 
 
 def fuse(
@@ -24,12 +26,16 @@ def fuse(
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: bool = True,
-) -> Fused:
+    budget: float | Sequence[float] | None = None,
+    cost: Cost = "parameters",
+    separate: int | Sequence[str] | None = None,
+) -> Fused | list[Fused]:
     """One network from several of one architecture.
 
     Args:
-        networks: two or more networks, which are traced, proved, matched and aligned; or `Aligned` ones, which are only
-            averaged and corrected. Their weights stay as they are; they are put on `device` and in evaluation mode.
+        networks: two or more networks, or one and a budget below 1, which are traced, proved, matched and aligned; or
+            `Aligned` ones, which are only averaged and corrected. Their weights stay as they are; they are put on
+            `device` and in evaluation mode.
         images: inputs as the networks take them, a tensor (N, …) or batches of images with or without labels; may be
             left out where neither matcher nor correction looks at any. Labels are never read.
         matcher: of `matching.MATCHERS`, such as "activation", "weight", "graph(restarts=3)".
@@ -38,6 +44,13 @@ def fuse(
         example: inputs (N, …), N ≥ 2, to trace with; by default the first of `images`.
         names: what to call the networks in the report and the saved file.
         seed: of the matcher's random orders and restarts.
+        budget: how many times one network's cost the fused one may have, up to as many as there are parents: 1 (as by
+            default) is a network of the parents' own structure, as many as there are parents are these side by side,
+            whose outputs are averaged. Between them the groups of units get what is expected to keep most of that mean
+            (`allotment`); below 1 the parents, or one, are pruned. A list gives a list, and shares what it can.
+        cost: what a budget counts: "parameters", or "multiply-adds" of one input.
+        separate: in place of a budget, how many groups of units, from the first on (from the last on where negative),
+            or which ones by name, hold those of each parent apart; all others as many as one parent has.
 
     Raises:
         InputError: in one line, whatever of it is not accepted.
@@ -45,10 +58,11 @@ def fuse(
         SymmetryError: a permutation would change what a network computes.
     """
     read_correction(correction)
+    if not isinstance(networks, Aligned | list | tuple) or len(networks) < 1:
+        raise InputError("fuse takes a list of at least two networks: fuse([a, b], images=images)")
+    check_budgets(budget, cost, separate, len(networks))
     if not isinstance(networks, Aligned):
         matching.read_matcher(matcher)
-        if not isinstance(networks, list | tuple) or len(networks) < 2:
-            raise InputError("fuse takes a list of at least two networks: fuse([a, b], images=images)")
         networks = models.alike(networks, names)
         images = None if images is None else loaders.batched(images)
         if example is None:
@@ -66,6 +80,14 @@ def fuse(
         read_names(len(networks), names)
         groups = symmetry.proved(networks[0], example)
         check_network(correction, networks[0], groups)
-        maps = matching.match(networks, groups, matcher, images=images, device=device, seed=seed, progress=progress)
+        maps = [groups.identity()]
+        if len(networks) > 1:
+            maps = matching.match(networks, groups, matcher, images=images, device=device, seed=seed, progress=progress)
         networks = align(networks, groups, maps, names=names)
-    return correct(networks, shares, correction, images=images, device=device, progress=progress)
+    options = {"images": images, "device": device, "progress": progress, "shared": {}}
+    if budget is None and separate is None:
+        return correct(networks, shares, correction, **options)
+    dial = Dial(networks, networks.shares(shares), images, device)
+    structures = [dial.whole(separate)] if budget is None else dial.within(budget, cost)
+    fused = [correct(networks, shares, correction, structure=each, **options) for each in structures]
+    return fused if isinstance(budget, list | tuple) else fused[0]

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..checks import unwrapped
 from .aligned import Aligned
+from .structure import Structure
 
 
 @dataclass(frozen=True)
 class Report:
     """How a network was fused; prints as a table.
 
-    `rows`, one a permutation group: "group", "units", "moved" (share of the units of the other networks that changed
+    `rows`, one a permutation group: "group", "units", "stand" (of another structure than one network's: what the units
+    stand for), "moved" (share of the units of the other networks that changed
     place), "unexplained" (share of the layer's target that least squares does not reach) and "single" (share of its
     units that stand for one parent alone), None where there is none.
     """
@@ -47,7 +50,7 @@ class Fused:
     """A fused network.
 
     `state`: its state dict, on the CPU; `shares`: of the parents; `correction`: with its options; `info`: what the
-    correction reports; `seconds`: that it took.
+    correction reports; `seconds`: that it took; `structure`: None where it is that of one network.
     """
 
     aligned: Aligned
@@ -56,13 +59,22 @@ class Fused:
     state: dict[str, Tensor]
     info: Mapping[str, Any]
     seconds: float
+    structure: Structure | None = None
 
     def __repr__(self) -> str:
         return self.report.heading
 
     def model(self) -> nn.Module:
         """The fused network as an ordinary module on the CPU, in evaluation mode; a new one at each call."""
-        return models.load_state(copy.deepcopy(self.aligned.model), self.state).eval()
+        blank = copy.deepcopy(self.aligned.model) if self.structure is None else self.structure.module()
+        return models.load_state(blank, self.state).eval()
+
+    def _stand(self, group: str) -> str:
+        """What the units of a group of another structure than one network's stand for."""
+        if group in self.structure.separate:
+            return "each parent's, apart"
+        chosen = self.info.get("units", {}).get(group)
+        return "means" if chosen is None else " + ".join(map(str, chosen["single"])) + " chosen"
 
     @property
     def report(self) -> Report:
@@ -77,10 +89,11 @@ class Fused:
             rows.append(
                 {
                     "group": name,
-                    "units": group.size,
+                    "units": group.size if self.structure is None else self.structure.count(name),
+                    "stand": None if self.structure is None else self._stand(name),
                     "moved": sum(moved) / len(moved) if moved else 0.0,
                     "unexplained": layers.get(name),
-                    "single": sum(chosen["single"]) / group.size if chosen else None,
+                    "single": sum(chosen["single"]) / group.size if chosen and self.structure is None else None,
                 }
             )
         shares = " + ".join(
@@ -98,10 +111,14 @@ class Fused:
                 "shares": list(self.shares),
                 "matcher": self.aligned.matcher,
                 "correction": self.correction,
-                "groups": {name: group.size for name, group in self.aligned.groups.items()},
+                "groups": {
+                    name: group.size if self.structure is None else self.structure.count(name)
+                    for name, group in self.aligned.groups.items()
+                },
                 "layers": self.info.get("layers", {}),
                 "images": self.info.get("images", 0),
             }
+            | ({} if self.structure is None else {"structure": self.structure.as_dict()})
         }
 
     def save(self, path: str | Path) -> Path:
@@ -113,3 +130,22 @@ class Fused:
         path = Path(path)
         models.save_checkpoint(path, self.state, self.sidecar())
         return path
+
+
+def load(path: str | Path, model: nn.Module) -> nn.Module:
+    """A network that `Fused.save` wrote, in evaluation mode on the CPU, whatever its structure.
+
+    Args:
+        model: any network of the parents' architecture; it is not changed.
+
+    Raises:
+        InputError: there is no such file, or it is of another architecture.
+    """
+    checkpoint = models.read_checkpoint(models.find_checkpoint(str(path)))
+    structure = checkpoint.sidecar.get("fused", {}).get("structure")
+    network = copy.deepcopy(unwrapped(model)).cpu()
+    if structure is not None:
+        own = network.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.state.items() if name in own}
+        network = models.resized(network, shapes, structure["blocks"], structure["heads"])
+    return models.load_state(network, checkpoint.state, str(path)).eval()

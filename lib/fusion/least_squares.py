@@ -25,6 +25,7 @@ from . import selection
 from .affine import Affine, Normal, Site, at_least_float32, write
 from .rows import Rows, drawn, reaching
 from .sites import Joint, joints, reader_of, solvable
+from .structure import Structure
 
 GIB = 2**30
 CHUNK = 100  # images that go through the networks at a time
@@ -73,6 +74,16 @@ def _means(*shares: Sequence[float]) -> Goal:
     return goal
 
 
+def _beside(values: list[Tensor]) -> Tensor:
+    """All parents' units, side by side."""
+    return torch.cat(values, dim=2)
+
+
+def _in_blocks(values: list[Tensor]) -> Tensor:
+    """The same, of each parent in a block of its own."""
+    return torch.cat(values)
+
+
 def _picked(units: Tensor) -> Goal:
     """These of all parents' units, as they are."""
     return lambda values: torch.cat(values, dim=2)[:, :, units]
@@ -83,17 +94,27 @@ class Fit:
     """How sites are solved for: see `fit`."""
 
     lockstep: Lockstep
+    sources: dict[str, Affine]  # of each site the parents' layer
     ridge: float
     rounds: int
     rows: float
     reach: dict[str, Tensor]
+    exact: set[str]  # the nodes whose values are the parents', side by side
+    shared: dict[tuple, Normal]
+
+    def problem(self, site: Site, affine: Affine, goal: Goal, again: bool) -> Rows:
+        """The rows of a site's problem."""
+        source, reach = self.sources[site.name], self.reach.get(site.name)
+        return Rows(self.lockstep, site, affine, source, goal, self.rows, again, reach)
 
     def solve(self, site: Site, affine: Affine, goal: Goal, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from
         weights to start with, which are replaced."""
         rounds = self.rounds if site.relu or site.smooth else 0
-        rows = Rows(self.lockstep, site, affine, goal, self.rows, rounds > 0, self.reach.get(site.name))
+        rows = self.problem(site, affine, goal, rounds > 0)
         normal = Normal(self.ridge, affine.bias)
+        if site.node.args[0].name in self.exact:  # what it reads is the same at any budget
+            normal = self.shared.setdefault((site.name, affine.size, self.rows, self.ridge), normal)
         if rounds and site.smooth:
             return self._solve_smooth(rows, normal, weights)
         moved = torch.zeros_like(weights)
@@ -183,7 +204,8 @@ class Fit:
         """
         lockstep, reader, affine = self.lockstep, joint.reader, Affine(joint.reader)
         begin, stop = lockstep.index[joint.makers[0].node], lockstep.index[reader.node]
-        rows = Rows(lockstep, reader, affine, goal, self.rows, False, self.reach.get(reader.name))
+        source = self.sources[reader.name]
+        rows = self.problem(reader, affine, goal, False)
         moments = 0
         for chunk in range(len(lockstep.kept)):
             bags = lockstep.values(chunk, begin)
@@ -196,7 +218,7 @@ class Fit:
                 places = rows.places(x, chunk)
                 columns.append(affine.gather(x, *places)[0][:, joint.read.flatten().to(x.device)])
             ends = [lockstep.target(bags, begin, lockstep.index[reader.end], i) for i in range(len(bags) - 1)]
-            missing = goal([affine.at(affine.lift(end[reader.end]), *places) for end in ends])[0]
+            missing = goal([source.at(source.lift(end[reader.end]), *places) for end in ends])[0]
             if reader.other is not None:
                 missing = missing - affine.at(affine.lift(bag[reader.other]), *places)[0]
             every = torch.cat([*columns, missing, torch.ones_like(missing[:, :1])], dim=1)
@@ -258,6 +280,8 @@ def fit(
     units: Units = "matched",
     rows: int = ROWS,
     memory: float = GIB,
+    structure: Structure | None = None,
+    shared: dict | None = None,
     progress: bool = True,
 ) -> dict:
     """Solves for the weights of `fused`, in place, layer by layer on its own inputs.
@@ -299,6 +323,11 @@ def fit(
         rows: how many positions of all images a layer is fitted at, about; 0: all (see `rows.Rows`); of those alone
             that reach the outputs (`rows.reaching`: in a classifier's last block, of its class token). The
             statistics of BatchNorms are those of every position.
+        structure: of `fused`, filled by `Structure.place`; None: that of one network. Groups of units of another number
+            than a parent's are chosen as "side_by_side" says, and with them all that one layer alone writes and
+            another reads; separate ones are fitted to each parent's units, unless they are the parents' own already,
+            which are left as they are.
+        shared: what fits of other structures to the same parents and images can use again; filled here.
         memory: bytes of activations to keep; less means more recomputation and the same result.
 
     Returns:
@@ -309,32 +338,60 @@ def fit(
     Raises:
         InputError: activations are not finite, or `units` cannot be chosen in this architecture.
     """
-    lockstep = Lockstep((*parents, fused), groups.graph, images.split(CHUNK), memory)
+    structure = structure or Structure.of_one(fused, groups, len(parents))
+    graph = None if structure.plain else structure.graph(fused)
+    lockstep = Lockstep((*parents, fused), groups.graph, images.split(CHUNK), memory, graph)
     sites, left = solvable(fused, groups)
+    theirs = {site.name: site for site in solvable(parents[0], groups)[0]}
+    sources = {name: Affine(site) for name, site in theirs.items()}
     reach = reaching(parents, groups, sites, images)
-    problem = Fit(lockstep, ridge, rounds if through_relu else 0, rows or math.inf, reach)
+    exact = structure.exact() if structure.separate else set()
+    shared = {} if shared is None else shared
+    problem = Fit(lockstep, sources, ridge, rounds if through_relu else 0, rows or math.inf, reach, exact, shared)
     modules = [dict(model.named_modules()) for model in parents]
-    names = {module: name for name, module in fused.named_modules()}
+    names = {module: name for name, module in parents[0].named_modules()}
     alone = [tuple(float(i == which) for i in range(len(parents))) for which in range(len(parents))]
     if units == "half":
         shares = alone[max(range(len(parents)), key=lambda i: shares[i])]
     bare = units != "matched"
-    readers = {site.name: reader_of(site, sites, groups, lockstep, bare) for site in sites}
+    beside = bare or not structure.plain  # whether units that can be are chosen side by side
+    readers = {name: reader_of(site, list(theirs.values()), groups, lockstep, beside) for name, site in theirs.items()}
     if bare:
         _check_readers(units, groups, readers, left)
-    elif not select or max(shares) == 1:
+    elif not beside and (not select or max(shares) == 1):
         readers = dict.fromkeys(readers)
 
-    def own(site: Site, affine: Affine) -> list[Tensor]:
-        return [affine.of(each[site.name], each.get(names.get(site.norm))) for each in modules]
+    def own(name: str) -> list[Tensor]:
+        """What a layer of each parent does, in the parents' sizes."""
+        site, affine = theirs[name], sources[name]
+        return [affine.of(each[name], each.get(names.get(site.norm))) for each in modules]
+
+    def starts(site: Site, affine: Affine) -> list[Tensor]:
+        """The same on the inputs of the fused network: (G, p, c) of each parent, which reads its own units where they
+        stand, and those that were chosen."""
+        rows, source, group = own(site.name), sources[site.name], structure.read(site.name)
+        if affine.groups > source.groups or affine.size == source.size and group not in standing:
+            return rows
+        size, stand = structure.plan.sizes[group], standing.get(group, torch.arange(structure.count(group)))
+        placed = []
+        for which, each in enumerate(rows):
+            weights = each[:, : each.shape[1] - affine.bias].unflatten(1, (size, -1))
+            blank = weights.new_zeros(1, len(stand), *weights.shape[2:])
+            mine = (stand // size == which).nonzero().flatten()
+            blank[:, mine] = weights[:, stand[mine] % size]
+            placed.append(torch.cat([blank.flatten(1, 2), each[:, weights.shape[1] * weights.shape[2] :]], dim=1))
+        return placed
 
     def reading(reader: Site, size: int) -> list[Tensor]:
         """What the reader of each parent makes of its `size` units (m, size), weighted by the parent's share."""
-        affine = Affine(reader)
-        weights = [affine.split(rows)[0].unflatten(1, (size, -1)) for rows in own(reader, affine)]
+        weights = [sources[reader.name].split(rows)[0].unflatten(1, (size, -1)) for rows in own(reader.name)]
         return [s * w.movedim(1, -1).reshape(-1, size) for s, w in zip(shares, weights, strict=True)]
 
-    together = joints(sites, groups, lockstep) if units == "matched" and heads != "mean" and max(shares) < 1 else []
+    here = {site.name: site for site in sites}
+    together = []
+    if units == "matched" and heads != "mean" and max(shares) < 1:
+        together = [joint.of(here) for joint in joints(list(theirs.values()), groups, lockstep)]
+        together = [joint for joint in together if joint.name not in structure.separate]
     together = {site.name: joint for joint in together for site in joint.makers}
 
     def solve_together(joint: Joint) -> None:
@@ -343,12 +400,13 @@ def fit(
         fits, sums = [], []
         for site in joint.makers:
             affine, kind = Affine(site), at_least_float32(site.layer.weight.dtype)
-            each = [rows.to(kind) for rows in own(site, affine)]
-            starts = torch.cat([sum(s * rows for s, rows in zip(c, each, strict=True)) for c in candidates], dim=2)
-            weights, *both = problem.solve(site, affine, _means(*candidates), starts)
-            fits.append(weights.split(affine.shape[0], dim=2))
-            sums.append([every.split(affine.shape[0], dim=1) for every in both])
-        moments = problem.together(joint, _means(shares), list(zip(*fits, strict=True)))
+            each = [rows.to(kind) for rows in starts(site, affine)]
+            begin = torch.cat([sum(s * rows for s, rows in zip(c, each, strict=True)) for c in candidates], dim=2)
+            weights, *both = problem.solve(site, affine, _means(*candidates), begin)
+            fits.append(weights.split(sources[site.name].shape[0], dim=2))
+            sums.append([every.split(sources[site.name].shape[0], dim=1) for every in both])
+        goal = _beside if structure.makes_apart(joint.reader.name) else _means(shares)
+        moments = problem.together(joint, goal, list(zip(*fits, strict=True)))
         choice, units_of = selection.choose_blocks(*moments, joint.size, shares, heads == "free")
         for site, columns, weights, (error, power) in zip(joint.makers, joint.columns, fits, sums, strict=True):
             # where the columns of each place of the fused network stand among those of all candidates
@@ -361,21 +419,30 @@ def fit(
         counts[joint.name] = {"mean": mean, "single": single}
 
     layers, counts = {}, {}
+    standing: dict[str, Tensor] = {}  # of each group whose units are chosen, which of all parents' they are
 
     def solved(site: Site, affine: Affine) -> tuple[Tensor, Tensor, Tensor]:
         """`problem.solve` of a site, with its units chosen where one layer reads them."""
-        reader, size, kind = readers[site.name], affine.shape[0], at_least_float32(site.layer.weight.dtype)
-        starts = own(site, affine)
-        starts.append(sum(share * weights for share, weights in zip(shares, starts, strict=True)))
-        if units != "matched":
-            starts = [torch.zeros_like(starts[-1])]
-        elif reader is None:
-            starts = starts[-1:]
-        start = torch.cat([weights.to(kind) for weights in starts], dim=2)
-        del starts  # float64, and not needed while the largest matrices are there
+        reader, kind, size = readers[site.name], at_least_float32(site.layer.weight.dtype), sources[site.name].shape[0]
+        begin = starts(site, affine)
+        if structure.makes_apart(site.name):
+            in_blocks = affine.groups > sources[site.name].groups
+            begin = torch.cat([rows.to(kind) for rows in begin], dim=0 if in_blocks else 2)
+            return problem.solve(site, affine, _in_blocks if in_blocks else _beside, begin)
+        begin.append(sum(share * weights for share, weights in zip(shares, begin, strict=True)))
+        if reader is None:
+            if structure.resizes(site.name):
+                raise InputError(f"the units of {site.name} cannot be chosen, so there are as many as one parent has")
+            begin = begin[-1:]
+        elif bare:
+            begin = [torch.zeros_like(begin[-1])]
+        elif beside:
+            begin = begin[:-1]
+        start = torch.cat([weights.to(kind) for weights in begin], dim=2)
+        del begin  # float64, and not needed while the largest matrices are there
         if reader is None:
             return problem.solve(site, affine, _means(shares), start)
-        if units == "matched":
+        if not beside:
             weights, *sums = problem.solve(site, affine, _means(*alone, shares), start)
             covariance = problem.covariance(site, affine, *reader, weights.split(size, dim=2))
             choice, _, _ = selection.choose(covariance, torch.cat(reading(reader[0], size), dim=1), shares)
@@ -384,16 +451,21 @@ def fit(
             mean, *single = torch.bincount(choice, minlength=len(parents) + 1).tolist()
             counts[site.name] = {"mean": mean, "single": single}
             return tuple(every[..., places.to(weights.device)] for every in (weights, *sums))
-        count = max(1, size // 2) if units == "half" else size
-        covariance = problem.covariance(site, affine, *reader)
+        count = max(1, size // 2) if units == "half" else affine.shape[0]
+        covariance = problem.covariance(theirs[site.name], sources[site.name], *reader)
         picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
         single = torch.bincount(picked // size, minlength=len(parents)).tolist()
         counts[site.name] = {"mean": 0, "single": single}
-        weights, error, power = problem.solve(site, affine, _picked(picked), start[..., :count])
-        return F.pad(weights, (0, size - count)), error, power
+        standing[structure.made(site.name)] = picked.cpu()
+        begin = start.new_zeros(*start.shape[:2], count) if bare else start[..., picked]
+        weights, error, power = problem.solve(site, affine, _picked(picked), begin)
+        return F.pad(weights, (0, affine.shape[0] - count)), error, power
 
     for site in tqdm(sites, desc="least squares", unit="layer", disable=not progress, leave=False, mininterval=1):
         if site.name in layers:
+            continue
+        if site.end.name in exact:
+            layers[site.name] = 0.0
             continue
         affine = Affine(site)
         lockstep.move(lockstep.index[site.node])

@@ -114,7 +114,8 @@ class Rows:
     those that do not fit are made anew.
 
     Args:
-        goal: the columns (G, r, c) to fit to, from a list of each parent's values (G, r, o); linear.
+        source: the parents' layer, which has another size than `affine` where the fused network does.
+        goal: the columns (G, r, c) to fit to, from a list of each parent's values (its G, r, o); linear.
         again: whether there will be later passes.
         reach: of `reaching`; None: every position counts.
     """
@@ -124,12 +125,14 @@ class Rows:
         lockstep: Lockstep,
         site: Site,
         affine: Affine,
+        source: Affine,
         goal: Callable[[list[Tensor]], Tensor],
         count: float,
         again: bool,
         reach: Tensor | None = None,
     ) -> None:
         self.lockstep, self.site, self.affine, self.goal, self.count = lockstep, site, affine, goal, count
+        self.source = source
         self.window, self.reach = math.prod(site.pool or (1, 1)), reach
         self.kept: dict[int, list[Block]] = {}
         self.room = lockstep.room() if again else -1
@@ -150,13 +153,13 @@ class Rows:
         affine, site, index = self.affine, self.site, self.lockstep.index
         x = affine.inputs(bags[-1][site.node.args[0]])
         ends = [self.lockstep.target(bags, index[site.node], index[site.end], i) for i in range(len(bags) - 1)]
-        values = [affine.lift(bag[site.end]) for bag in ends]
+        values = [self.source.lift(bag[site.end]) for bag in ends]
         other = None if site.other is None else affine.lift(bags[-1][site.other])
         places = self.places(x, chunk)
         step = max(1, BLOCK // (x.element_size() * affine.size) // self.window) * self.window
         for first in range(0, len(places[0]), step):
             part = [each[first : first + step] for each in places]
-            z = [affine.at(value, *part) for value in values]
+            z = [self.source.at(value, *part) for value in values]
             bent = None
             if bend := F.relu if site.relu else site.smooth:
                 pooled = [v.unflatten(1, (-1, self.window)).amax(2) for v in z] if self.window > 1 else z

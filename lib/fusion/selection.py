@@ -48,9 +48,32 @@ def span(readers: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
-def _ridge(variances: Tensor) -> float:
+def faint(variances: Tensor) -> float:
     """The ridge of regressions on units with these variances. Units that never vary explain nothing, whatever it is."""
     return 1e-4 * float(variances.mean()) if variances.mean() > 0 else 1.0
+
+
+def ordered(covariance: Tensor, readers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The p·n units of p parents in the order in which `forward` chooses them where no parent has a quota.
+
+    Returns:
+        (LongTensor (p·n,) of their numbers; float64 (p·n + 1,): the share of what the parents' next layers make of
+        their units that the first k of them leave unexplained, k = 0 … p·n), on the CPU.
+    """
+    basis = torch.block_diag(*map(span, readers))
+    targets, rest = covariance @ basis, covariance.clone()
+    total = max(float((basis * targets).sum()), torch.finfo(torch.float64).tiny)
+    rest.diagonal().add_(faint(covariance.diagonal()))
+    free, order, left = torch.ones(len(rest), dtype=torch.bool, device=rest.device), [], [1.0]
+    for _ in range(len(rest)):
+        gains = torch.where(free, targets.square().sum(dim=1) / rest.diagonal(), -1.0)
+        unit = int(gains.argmax())
+        order.append(unit)
+        left.append(max(0.0, left[-1] - float(gains[unit]) / total))
+        free[unit] = False
+        part = rest[unit] / rest[unit, unit]
+        targets, rest = targets - torch.outer(part, targets[unit]), rest - torch.outer(part, rest[unit])
+    return torch.tensor(order), torch.tensor(left, dtype=torch.float64)
 
 
 def forward(covariance: Tensor, readers: Sequence[Tensor], shares: Sequence[float], count: int) -> Tensor:
@@ -69,7 +92,7 @@ def forward(covariance: Tensor, readers: Sequence[Tensor], shares: Sequence[floa
     quota = shared_out(count, shares)
     basis = torch.block_diag(*map(span, readers))
     targets, rest = covariance @ basis, covariance.clone()
-    rest.diagonal().add_(_ridge(covariance.diagonal()))
+    rest.diagonal().add_(faint(covariance.diagonal()))
     free = torch.tensor([quota[which] > 0 for which in range(len(shares))]).repeat_interleave(n)
     chosen = []
     for _ in range(count):
@@ -111,7 +134,7 @@ def choose_blocks(
     """
     p = len(shares)
     rest = covariance.clone()
-    rest.diagonal().add_(_ridge(covariance.diagonal()))
+    rest.diagonal().add_(faint(covariance.diagonal()))
     blocks = torch.arange(len(covariance)).view((p + 1) * size, -1).to(rest.device)
     to_choose, chosen, counts = torch.ones(p + 1, size, dtype=torch.bool), [], [0] * (p + 1)
     for left in reversed(range(size)):
@@ -152,7 +175,7 @@ def choose(covariance: Tensor, readers: Tensor, shares: Sequence[float]) -> tupl
     basis = span(readers)
     targets = covariance[:, : p * n] @ basis
     total = float((basis * targets[: p * n]).sum()) or 1.0
-    ridge = _ridge(covariance.diagonal()[p * n :])
+    ridge = faint(covariance.diagonal()[p * n :])
     units = torch.arange(n)
     parents = range(1, p + 1)
     first = {MEAN: 2 * p * n} | {parent: (p + parent - 1) * n for parent in parents}

@@ -1,9 +1,10 @@
 """Which layers a correction touches."""
 
+import dataclasses
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -233,6 +234,12 @@ class Joint:
     columns: tuple[Tensor, ...]
     reader: Site
     read: Tensor
+
+    def of(self, sites: Mapping[str, Site]) -> "Joint":
+        """The same units where the layers are others, of the same names."""
+        return dataclasses.replace(
+            self, makers=tuple(sites[site.name] for site in self.makers), reader=sites[self.reader.name]
+        )
 
 
 def joints(sites: Sequence[Site], groups: Groups, lockstep: Lockstep) -> list[Joint]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from .. import loaders, models
 from ..symmetry import Groups
 from .aligned import Aligned, State, interpolate
+from .structure import Structure
 
 # What a correction returns: (state, what it reports).
 Result = tuple[State, dict]
@@ -19,7 +20,8 @@ Result = tuple[State, dict]
 
 @dataclass(frozen=True)
 class Task:
-    """Aligned networks, their shares, and where images come from; `moments` of the parents, if they are known."""
+    """Aligned networks, their shares, and where images come from; `moments` of the parents, if they are known;
+    `structure` of the fused network, None where it is that of one."""
 
     aligned: Aligned
     shares: tuple[float, ...]
@@ -27,6 +29,8 @@ class Task:
     device: torch.device
     progress: bool
     moments: Any = None
+    structure: Structure | None = None
+    shared: dict | None = None  # what corrections of the same networks on the same images can use again
 
     @property
     def groups(self) -> Groups:
@@ -46,7 +50,10 @@ class Task:
         return networks
 
     def fused(self) -> nn.Module:
-        """Their share-weighted mean."""
+        """Their share-weighted mean; of another structure than one network's, what `Structure.place` makes of them."""
+        if self.structure is not None:
+            state = self.structure.place(self.aligned.states, self.shares)
+            return models.load_state(self.structure.module(), state).to(self.device).eval()
         return self.network(interpolate(self.aligned.states, self.shares))
 
     def images(self, what: str) -> Iterator[loaders.Images]:

@@ -16,6 +16,7 @@ from .checkpoints import (
     state_sha256,
 )
 from .merging import merge_linear
+from .resized import BlockLayerNorm, BlockLinear, can_resize, resized
 from .training import (
     Part,
     Recipe,

@@ -28,5 +28,5 @@ from .groups import (
 from .prove import Proof, draw, nearest, prove, proved
 from .registry import RULES, rule
 from .rules import is_activation
-from .tracer import shared, trace
+from .tracer import capture, shared, trace
 from .walker import Values, walk

@@ -8,7 +8,8 @@ import torch
 from torch import fx, nn
 
 from ..checks import first_line, unwrapped
-from .graph import Graph, UnsupportedError, capture
+from .graph import Graph, UnsupportedError
+from .graph import capture as graph_of
 from .groups import KINDS, Gain, Group, Groups, Layer, Member, Tap, inside_name
 from .registry import LINEAR, MAKERS, function_rule, kind_of_layer, known, module_rule, reads_numbers, spelled
 
@@ -549,6 +550,16 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["tensor_meta"].shape)
 
 
+def capture(model: nn.Module, example: torch.Tensor | tuple, leaves: tuple[type, ...] = ()) -> fx.Graph:
+    """The graph of a network in evaluation mode as `trace` reads it, with modules of the classes `leaves` as nodes of
+    their own, too.
+
+    Raises:
+        UnsupportedError: as `trace`.
+    """
+    return graph_of(model, example, lambda m: isinstance(m, leaves) or module_rule(m) is not None, known).graph
+
+
 def trace(model: nn.Module, example: torch.Tensor | tuple) -> Groups:
     """Finds every permutation group of a network from its graph.
 
@@ -573,7 +584,7 @@ def trace(model: nn.Module, example: torch.Tensor | tuple) -> Groups:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        graph = capture(model, example, lambda module: module_rule(module) is not None, known)
+        graph = graph_of(model, example, lambda module: module_rule(module) is not None, known)
     finally:
         for module, mode in training.items():
             module.training = mode

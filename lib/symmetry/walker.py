@@ -19,7 +19,24 @@ Values = dict[fx.Node, object]
 
 
 class _Stepper(Interpreter):
-    """Runs stretches of a network's graph on a bag of values, dropping each after its last use."""
+    """Runs stretches of a network's graph on a bag of values, dropping each after its last use.
+
+    Args:
+        own: the network's own graph, where it differs from `graph` in the numbers that nodes are given (sizes, counts
+            of heads), and in nothing else.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, own: fx.Graph | None = None) -> None:
+        super().__init__(model, graph)
+        back = {} if own is None else dict(zip(own.nodes, graph.nodes, strict=True))
+        self.given = {
+            node: tuple(fx.map_arg(part, back.__getitem__) for part in (twin.args, twin.kwargs))
+            for twin, node in back.items()
+        }
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple, dict]:
+        args, kwargs = self.given.get(n, (n.args, n.kwargs))
+        return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)
 
     def go(self, values: Values, nodes: Sequence[fx.Node], keep: fx.Node | None = None) -> None:
         self.env = values
@@ -40,10 +57,19 @@ class Lockstep:
 
     The values alive at a place are kept for all images if they fit into `memory` bytes, so that each stretch of the
     graph runs once; where they do not fit, they are computed anew from the last place that did, at each pass.
+    `own` is the graph of the last network, where that is of another size (`_Stepper`).
     """
 
-    def __init__(self, models: Sequence[nn.Module], graph: fx.Graph, chunks: Sequence[Tensor], memory: float) -> None:
-        self.steppers = [_Stepper(model, graph) for model in models]
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        graph: fx.Graph,
+        chunks: Sequence[Tensor],
+        memory: float,
+        own: fx.Graph | None = None,
+    ) -> None:
+        last = len(models) - 1
+        self.steppers = [_Stepper(model, graph, own if i == last else None) for i, model in enumerate(models)]
         self.nodes = list(graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.memory = memory
