@@ -37,16 +37,19 @@ class Aligned:
                 f"{len(networks)} networks and {len(maps)} maps; accepted: one map a network, as match gives"
             )
         names = read_names(len(networks), names)
-        networks = models.alike(networks, names)
+        networks = models.alike(networks, names, widths=True)
         self.groups, self.maps = groups, list(maps)
+        hashes = [models.state_sha256(models.state_of(network)) for network in networks]
+        networks, _ = symmetry.in_one_width(networks, groups, names)
         self.matcher = next((m.matcher for m in maps if getattr(m, "matcher", "none") != "none"), "none")
         self.match_seconds = sum(getattr(m, "seconds", 0.0) for m in maps)
         self.model = copy.deepcopy(networks[0]).cpu().eval()
         self.states, self.parents = [], []
         folded = symmetry.folded_by(groups, self.maps)  # then all networks are: they are to be averaged
-        for name, network, perms in zip(names, networks, self.maps, strict=True):
+        for name, network, sha256, perms in zip(names, networks, hashes, self.maps, strict=True):
             state = models.fitting(self.model, models.state_of(network), name)
-            self.parents.append({"name": name, "sha256": models.state_sha256(state)})
+            self.parents.append({"name": name, "sha256": sha256})
+            perms = {group: symmetry.completed(each) for group, each in perms.items()}
             if folded or any(_moves(each) for each in perms.values()):
                 if groups.example is None:
                     raise InputError("these groups hold no example to prove them with; accepted: groups from trace")
@@ -107,10 +110,11 @@ def align(
 
     Args:
         networks: two or more, or one that is to be pruned, of one architecture, wrapped (DataParallel, torch.compile)
-            or not; they are not changed.
+            or not; they are not changed. They may differ in width, if one has as many units as any everywhere; the
+            others get units of zeros.
         groups: their groups (`symmetry.trace`).
         maps: {group: LongTensor (size,) or matrix (size, size)} a network, as `matching.match` gives; see
-            `symmetry.act`.
+            `symmetry.act`; −1 is a unit of zeros.
         names: what to call the networks in reports; by default by number.
 
     Raises:

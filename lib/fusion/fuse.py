@@ -34,8 +34,9 @@ def fuse(
 
     Args:
         networks: two or more networks, or one and a budget below 1, which are traced, proved, matched and aligned; or
-            `Aligned` ones, which are only averaged and corrected. Their weights stay as they are; they are put on
-            `device` and in evaluation mode.
+            `Aligned` ones, which are only averaged and corrected. They may differ in width, if one has as many units as
+            any everywhere: the fused network is as wide as that (`symmetry.embed`). Their weights stay as they are;
+            they are put on `device` and in evaluation mode.
         images: inputs as the networks take them, a tensor (N, …) or batches of images with or without labels; may be
             left out where neither matcher nor correction looks at any. Labels are never read.
         matcher: of `matching.MATCHERS`, such as "activation", "weight", "graph(restarts=3)".
@@ -63,7 +64,7 @@ def fuse(
     check_budgets(budget, cost, separate, len(networks))
     if not isinstance(networks, Aligned):
         matching.read_matcher(matcher)
-        networks = models.alike(networks, names)
+        networks = models.alike(networks, names, widths=True)
         images = None if images is None else loaders.batched(images)
         if example is None:
             if images is None:
@@ -75,11 +76,12 @@ def fuse(
         # What the correction and the report ask for, now: matching may take minutes.
         if not matching.looks_at_images(matcher):  # else match says so, before it begins
             check_images(correction, images)
-        check_network(correction, networks[0])
+        wide = symmetry.widest(networks)
+        check_network(correction, wide)
         read_shares(len(networks), shares)
         read_names(len(networks), names)
-        groups = symmetry.proved(networks[0], example)
-        check_network(correction, networks[0], groups)
+        groups = symmetry.proved(wide, example)
+        check_network(correction, wide, groups)
         maps = [groups.identity()]
         if len(networks) > 1:
             maps = matching.match(networks, groups, matcher, images=images, device=device, seed=seed, progress=progress)

@@ -456,7 +456,8 @@ def fit(
         picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
         single = torch.bincount(picked // size, minlength=len(parents)).tolist()
         counts[site.name] = {"mean": 0, "single": single}
-        standing[structure.made(site.name)] = picked.cpu()
+        if not bare:
+            standing[structure.made(site.name)] = picked.cpu()
         begin = start.new_zeros(*start.shape[:2], count) if bare else start[..., picked]
         weights, error, power = problem.solve(site, affine, _picked(picked), begin)
         return F.pad(weights, (0, affine.shape[0] - count)), error, power

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import loaders, models
+from .. import loaders, models, symmetry
 from ..checks import InputError, read_method, spell_method
 from ..symmetry import Groups
 from . import solvers
@@ -48,7 +48,7 @@ class Matching(dict[str, Tensor]):
     def matched(self) -> dict[str, Tensor]:
         """Similarity (size,) of each unit of A to the unit of B that was matched to it."""
         assigned = {n: m for n, m in (self.similarity or {}).items() if not self[n].is_floating_point()}
-        return {name: m[torch.arange(len(m)), self[name]] for name, m in assigned.items()}
+        return {name: m[torch.arange(len(m)), symmetry.completed(self[name])] for name, m in assigned.items()}
 
 
 # What a matcher works on: networks in evaluation mode, their groups, batches of images (or None), a device.
@@ -411,8 +411,9 @@ def match(
 
     Args:
         networks: of one architecture, wrapped (DataParallel, torch.compile) or not; put on `device` and in evaluation
-            mode, weights unchanged.
-        groups: their permutation groups (`symmetry.trace`).
+            mode, weights unchanged. They may differ in width, if one of them has as many units as any everywhere: then
+            −1 stands in a narrower one's map where another has a unit and it has none.
+        groups: their permutation groups (`symmetry.trace`), those of the widest.
         name, matcher: of `MATCHERS`, by place or by name, options in brackets if any: "activation(tap=pre_norm)".
         images: a tensor (N, …), or batches of images with or without labels (`loaders.read_batch`), for matchers that
             look at data (`looks_at_images`). Labels are never read.
@@ -434,7 +435,8 @@ def match(
     if MATCHERS[name].images and images is None:
         raise InputError(f"matcher '{name}' looks at images; give it images")
     batches = None if images is None else loaders.batched(images)
-    networks = models.alike(networks)
+    networks = models.alike(networks, widths=True)
+    networks, sizes = symmetry.in_one_width(networks, groups)
     for network in networks:
         network.eval()
     first = {}
@@ -450,6 +452,8 @@ def match(
         seconds = (time.perf_counter() - start) / len(results)
     for perms, objective, similarity, info in results:
         maps.append(_matching(perms, name, options, objective, seconds, peak.bytes, similarity, info))
+    for own, perms in zip(sizes, maps, strict=True):
+        perms.update({group: symmetry.blanked(perms[group], size) for group, size in own.items() if group in perms})
     return maps
 
 

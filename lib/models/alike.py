@@ -20,7 +20,14 @@ _MAKERS = {"__init__", "__new__", "__setstate__", "__repr__", "extra_repr", "res
 _FUNCTIONS = (FunctionType, BuiltinFunctionType)
 
 
-def alike(networks: Sequence[nn.Module], names: Sequence[str] | None = None) -> list[nn.Module]:
+# What says how many units a module of torch reads or makes.
+_SIZES = {"in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels", "groups"}
+_SIZES |= {"normalized_shape", "embedding_dim", "num_parameters"}
+
+
+def alike(
+    networks: Sequence[nn.Module], names: Sequence[str] | None = None, *, widths: bool = False
+) -> list[nn.Module]:
     """The networks without wrappers (`checks.unwrapped`), if they are of one architecture.
 
     Their state dicts must fit the first one's (`fitting`), and each module must be of the same type and do the same as
@@ -29,6 +36,8 @@ def alike(networks: Sequence[nn.Module], names: Sequence[str] | None = None) -> 
 
     Args:
         names: what errors call the networks; by default "network 1" and so on.
+        widths: whether they may differ in how many units their layers have (`symmetry.in_one_width` says whether they
+            do in nothing else).
 
     Raises:
         InputError: in one line, for the first that differs.
@@ -38,14 +47,20 @@ def alike(networks: Sequence[nn.Module], names: Sequence[str] | None = None) -> 
     if len(names) != len(networks):
         raise InputError(f"{len(networks)} networks and {len(names)} names; accepted: one name a network")
     for name, network in zip(names[1:], networks[1:], strict=True):
-        fitting(networks[0], network.state_dict(), name)
-        for difference in _differences(networks[0], network, names[0]):
+        differs = widths and _shapes(network) != _shapes(networks[0])
+        if not differs:
+            fitting(networks[0], network.state_dict(), name)
+        for difference in _differences(networks[0], network, names[0], _SIZES if differs else set()):
             raise InputError(f"{name} differs: {difference}")
     return networks
 
 
-def _differences(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]:
-    """How `other` differs from `first`, called `name`: in its modules, then in what they do."""
+def _shapes(network: nn.Module) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in network.state_dict().items()}
+
+
+def _differences(first: nn.Module, other: nn.Module, name: str, sizes: set[str]) -> Iterator[str]:
+    """How `other` differs from `first`, called `name`: in its modules, then in what they do, but for these `sizes`."""
     ours, theirs = (dict(network.named_modules(remove_duplicate=False)) for network in (first, other))
     for place in dict.fromkeys([*ours, *theirs]):
         one, two = (type(m[place]).__name__ if place in m else "missing" for m in (ours, theirs))
@@ -55,6 +70,8 @@ def _differences(first: nn.Module, other: nn.Module, name: str) -> Iterator[str]
     for place, module in ours.items():
         one, two = _does(module, read), _does(theirs[place], read)
         for attribute in dict.fromkeys([*one, *two]):
+            if attribute in sizes and type(module).__module__.startswith("torch."):
+                continue
             if attribute not in one or attribute not in two or not _same(one[attribute], two[attribute]):
                 values = (m.get(attribute, "missing") for m in (two, one))
                 shown = [v.__name__ if isinstance(v, _FUNCTIONS) else v for v in values]
