@@ -25,6 +25,7 @@ from .training import (
     dirichlet_parts,
     evaluate,
     normalisation,
+    of_classes,
     open_dataset,
     outputs,
     perplexity,

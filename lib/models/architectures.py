@@ -38,11 +38,11 @@ def scaled(channels: int, width: float) -> int:
 class SimpleNet(nn.Module):
     """The bias-free MNIST network of pygmtools' model-fusion example (Liu et al., ICML 2022).
 
-    Images (N, 1, 28, 28) → logits (N, 10). No ReLU stands between the two linear layers, as published; the published
+    Images (N, 1, 28, 28) → logits (N, classes). No ReLU stands between the two linear layers, as published; the published
     width is 1.
     """
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, classes: int = 10) -> None:
         super().__init__()
         first, second, third = (scaled(units, width) for units in (32, 64, 32))
         self.conv1 = nn.Conv2d(1, first, 5, padding=1, padding_mode="replicate", bias=False)
@@ -51,7 +51,7 @@ class SimpleNet(nn.Module):
         self.max_pool = nn.MaxPool2d(2, padding=1)
         self.flatten = nn.Flatten()
         self.fc1 = nn.Linear(second * 7 * 7, third, bias=False)
-        self.fc2 = nn.Linear(third, 10, bias=False)
+        self.fc2 = nn.Linear(third, classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.max_pool(self.relu(self.conv1(x)))
@@ -62,13 +62,15 @@ class SimpleNet(nn.Module):
 class VGG(nn.Module):
     """VGG for 32×32 images (Simonyan & Zisserman 2015; the CIFAR variant with one linear layer).
 
-    Images (N, 3, 32, 32) → logits (N, 10). `norm` is None, "batch" or "group". Convolution, norm, ReLU and pool share
+    Images (N, 3, 32, 32) → logits (N, classes). `norm` is None, "batch" or "group". Convolution, norm, ReLU and pool share
     one Sequential, so keys read features.N.* and classifier.* as in the REPAIR notebooks. Without norm convolutions
     start from He et al. 2015 (fan in, normal): from PyTorch's default, whose variance is a sixth of that, the signal
     dies on its way through eight layers and training does not start.
     """
 
-    def __init__(self, name: str = "vgg11", width: float = 1.0, norm: str | None = "batch") -> None:
+    def __init__(
+        self, name: str = "vgg11", width: float = 1.0, norm: str | None = "batch", classes: int = 10
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -87,7 +89,7 @@ class VGG(nn.Module):
             layers.append(nn.ReLU(inplace=True))
             channels = out
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(channels, 10)
+        self.classifier = nn.Linear(channels, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(torch.flatten(self.features(x), 1))
@@ -165,10 +167,10 @@ class Block(nn.Module):
 class ResNet20(nn.Module):
     """The CIFAR ResNet of He et al. 2016: three stages of three blocks, 16·width channels in the first.
 
-    Images (N, 3, 32, 32) → logits (N, 10). BatchNorm throughout.
+    Images (N, 3, 32, 32) → logits (N, classes). BatchNorm throughout.
     """
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, classes: int = 10) -> None:
         super().__init__()
         stem, *stages = (scaled(c, width) for c in (16, 16, 32, 64))
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
@@ -180,7 +182,7 @@ class ResNet20(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
             channels = out
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, 10)
+        self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.relu(self.bn1(self.conv1(x)))

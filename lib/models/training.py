@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -94,13 +94,17 @@ class Part:
     which: int
 
 
+LATER = ("held_out", "part", "own_classes", "options")  # fields of `Spec` that there were not from the first
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """One network to train: an architecture, a seed (of initialisation, order and augmentation) and a recipe.
 
     `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. `part`, if
     given, leaves it one part of them. It never sees the last `held_out` training images: they are for choices that must
-    see neither them nor the test set. `options` are further arguments of the architecture's constructor, such as a
+    see neither them nor the test set. With `own_classes` it has an output for each of `classes` alone, in their order,
+    and is trained and tested on images of these alone. `options` are further arguments of the architecture's constructor, such as a
     transformer's `depth`.
     """
 
@@ -113,23 +117,27 @@ class Spec:
     share: float = 1.0
     held_out: int = 0
     part: Part | None = None
+    own_classes: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.classes is not None and self.part is not None:
             raise InputError("classes and part both say what a network sees; accepted: one of them")
+        if self.own_classes and not self.classes:
+            raise InputError("own_classes asks for classes, which are the network's outputs; accepted: both or neither")
 
     def as_dict(self) -> dict[str, Any]:
-        """What a sidecar says of it; a `held_out`, `part` or `options` of none is left out, as by those written before
-        there was one."""
+        """What a sidecar says of it; a `held_out`, `part`, `own_classes` or `options` of none is left out, as by those
+        written before there was one."""
         entries = dataclasses.asdict(self)
         if self.recipe is not None:
             entries["recipe"] = self.recipe.as_dict()
-        return {name: value for name, value in entries.items() if value or name not in ("held_out", "part", "options")}
+        return {name: value for name, value in entries.items() if value or name not in LATER}
 
     def build(self) -> nn.Module:
         """The freshly initialised network."""
-        return build(self.model, width=self.width, norm=self.norm, seed=self.seed, **self.options)
+        classes = {"classes": len(self.classes)} if self.own_classes else {}
+        return build(self.model, width=self.width, norm=self.norm, seed=self.seed, **classes, **self.options)
 
 
 def _shape(model: str) -> tuple[int, ...]:
@@ -213,7 +221,10 @@ def trained(
         generator = torch.Generator().manual_seed(spec.seed)
         labels = dataset.train.labels[: len(dataset.train) - spec.held_out]
         indices = torch.arange(len(labels))
-        if spec.classes is not None:
+        if spec.own_classes:
+            dataset = of_classes(dataset, spec.classes, spec.held_out)
+            indices = torch.arange(len(dataset.train))
+        elif spec.classes is not None:
             indices = skewed_indices(labels, spec.classes, spec.share, spec.seed)
         if spec.part is not None:
             indices = dirichlet_parts(labels, spec.part.beta, spec.part.seed)[spec.part.which]
@@ -491,6 +502,20 @@ def _inputs(images: loaders.Images, device: torch.device | str, dtype: torch.dty
     parts = images if isinstance(images, tuple) else (images,)
     kinds = (dtype if x.is_floating_point() or x.dtype == torch.uint8 else x.dtype for x in parts)
     return tuple(x.to(device, kind, copy=True) for x, kind in zip(parts, kinds, strict=True))
+
+
+def of_classes(dataset: loaders.Dataset, classes: Sequence[int], held_out: int = 0) -> loaders.Dataset:
+    """The images of some classes alone, but for the last `held_out` training images; a class's label is its place in
+    `classes`."""
+    number = torch.full((1 + max(map(int, (*classes, dataset.train.labels.max(), dataset.test.labels.max()))),), -1)
+    number[list(classes)] = torch.arange(len(classes))
+
+    def part(split: loaders.Split) -> loaders.Split:
+        labels = number[split.labels]
+        return loaders.Split(split.images[labels >= 0], labels[labels >= 0])
+
+    train = dataset.train.head(len(dataset.train) - held_out)
+    return dataclasses.replace(dataset, train=part(train), test=part(dataset.test))
 
 
 def skewed_indices(labels: torch.Tensor, classes: Iterable[int], share: float, seed: int) -> torch.Tensor:
