@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import loaders, matching, models, symmetry
-from ..checks import InputError
+from ..checks import InputError, unwrapped
 from .aligned import Aligned, align, read_names, read_shares
 from .budgets import Dial, check_budgets
 from .corrections import check_images, check_network, correct, read_correction
 from .fused import Fused
+from .labels import read_labels, united
 from .structure import Cost
 
 
@@ -29,6 +30,7 @@ def fuse(
     budget: float | Sequence[float] | None = None,
     cost: Cost = "parameters",
     separate: int | Sequence[str] | None = None,
+    labels: Sequence[Sequence[int]] | None = None,
 ) -> Fused | list[Fused]:
     """One network from several of one architecture.
 
@@ -52,6 +54,8 @@ def fuse(
         cost: what a budget counts: "parameters", or "multiply-adds" of one input.
         separate: in place of a budget, how many groups of units, from the first on (from the last on where negative),
             or which ones by name, hold those of each parent apart; all others as many as one parent has.
+        labels: where the networks know other classes, those of each in the order of its outputs, such as [[0, 1, 2],
+            [2, 3]]: the fused network has an output for each class of any, in order (`labels.calibration`).
 
     Raises:
         InputError: in one line, whatever of it is not accepted.
@@ -62,9 +66,14 @@ def fuse(
     if not isinstance(networks, Aligned | list | tuple) or len(networks) < 1:
         raise InputError("fuse takes a list of at least two networks: fuse([a, b], images=images)")
     check_budgets(budget, cost, separate, len(networks))
+    if labels is not None and isinstance(networks, Aligned):
+        raise InputError("labels are for networks as they were trained; accepted: fuse([a, b], labels=[[…], […]])")
     if not isinstance(networks, Aligned):
         matching.read_matcher(matcher)
-        networks = models.alike(networks, names, widths=True)
+        if labels is not None:
+            labels = read_labels(labels, len(networks))
+        else:
+            networks = models.alike(networks, names, widths=True)
         images = None if images is None else loaders.batched(images)
         if example is None:
             if images is None:
@@ -76,6 +85,9 @@ def fuse(
         # What the correction and the report ask for, now: matching may take minutes.
         if not matching.looks_at_images(matcher):  # else match says so, before it begins
             check_images(correction, images)
+        if labels is not None:
+            networks = _united(networks, labels, shares, images, example, device)
+            networks = models.alike(networks, names, widths=True)
         wide = symmetry.widest(networks)
         check_network(correction, wide)
         read_shares(len(networks), shares)
@@ -93,3 +105,12 @@ def fuse(
     structures = [dial.whole(separate)] if budget is None else dial.within(budget, cost)
     fused = [correct(networks, shares, correction, structure=each, **options) for each in structures]
     return fused if isinstance(budget, list | tuple) else fused[0]
+
+
+def _united(networks, labels, shares, images, example, device) -> list[nn.Module]:
+    """`labels.united`, of networks as they were given."""
+    if images is None:
+        raise InputError("labels of several networks are calibrated on images; give it images")
+    batches = [loaders.placed(loaders.read_batch(batch)[0], device) for batch in images]
+    networks = [unwrapped(network).to(device).eval() for network in networks]
+    return united(networks, labels, read_shares(len(networks), shares), batches, example)

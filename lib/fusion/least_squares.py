@@ -430,12 +430,12 @@ def fit(
             begin = torch.cat([rows.to(kind) for rows in begin], dim=0 if in_blocks else 2)
             return problem.solve(site, affine, _in_blocks if in_blocks else _beside, begin)
         begin.append(sum(share * weights for share, weights in zip(shares, begin, strict=True)))
-        if reader is None:
+        if bare:
+            begin = [torch.zeros_like(begin[-1])]
+        elif reader is None:
             if structure.resizes(site.name):
                 raise InputError(f"the units of {site.name} cannot be chosen, so there are as many as one parent has")
             begin = begin[-1:]
-        elif bare:
-            begin = [torch.zeros_like(begin[-1])]
         elif beside:
             begin = begin[:-1]
         start = torch.cat([weights.to(kind) for weights in begin], dim=2)

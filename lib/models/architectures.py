@@ -38,8 +38,8 @@ def scaled(channels: int, width: float) -> int:
 class SimpleNet(nn.Module):
     """The bias-free MNIST network of pygmtools' model-fusion example (Liu et al., ICML 2022).
 
-    Images (N, 1, 28, 28) → logits (N, classes). No ReLU stands between the two linear layers, as published; the published
-    width is 1.
+    Images (N, 1, 28, 28) → logits (N, classes). No ReLU stands between the two linear layers, as published; the
+    published width is 1.
     """
 
     def __init__(self, width: float = 1.0, classes: int = 10) -> None:
@@ -62,15 +62,13 @@ class SimpleNet(nn.Module):
 class VGG(nn.Module):
     """VGG for 32×32 images (Simonyan & Zisserman 2015; the CIFAR variant with one linear layer).
 
-    Images (N, 3, 32, 32) → logits (N, classes). `norm` is None, "batch" or "group". Convolution, norm, ReLU and pool share
-    one Sequential, so keys read features.N.* and classifier.* as in the REPAIR notebooks. Without norm convolutions
-    start from He et al. 2015 (fan in, normal): from PyTorch's default, whose variance is a sixth of that, the signal
-    dies on its way through eight layers and training does not start.
+    Images (N, 3, 32, 32) → logits (N, classes). `norm` is None, "batch" or "group". Convolution, norm, ReLU and pool
+    share one Sequential, so keys read features.N.* and classifier.* as in the REPAIR notebooks. Without norm
+    convolutions start from He et al. 2015 (fan in, normal): from PyTorch's default, whose variance is a sixth of that,
+    the signal dies on its way through eight layers and training does not start.
     """
 
-    def __init__(
-        self, name: str = "vgg11", width: float = 1.0, norm: str | None = "batch", classes: int = 10
-    ) -> None:
+    def __init__(self, name: str = "vgg11", width: float = 1.0, norm: str | None = "batch", classes: int = 10) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3

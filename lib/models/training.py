@@ -104,8 +104,8 @@ class Spec:
     `classes`, if given, skews what it sees: all images of these classes and a `share` of each other class. `part`, if
     given, leaves it one part of them. It never sees the last `held_out` training images: they are for choices that must
     see neither them nor the test set. With `own_classes` it has an output for each of `classes` alone, in their order,
-    and is trained and tested on images of these alone. `options` are further arguments of the architecture's constructor, such as a
-    transformer's `depth`.
+    and is trained and tested on images of these alone. `options` are further arguments of the architecture's
+    constructor, such as a transformer's `depth`.
     """
 
     model: str
