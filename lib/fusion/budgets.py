@@ -93,6 +93,15 @@ class Dial:
             )
         return Structure(self.plan, len(self.aligned), {}, frozenset(names))
 
+    def dense(self, size: float) -> Structure:
+        """`size` times as many units as one parent has in every group whose units can be chosen, all layers dense."""
+        parent, plan = Task(self.aligned, self.shares, None, self.device, False).parents()[0], self.plan
+        most = len(self.aligned)
+        counts = {
+            name: min(max(1, round(size * plan.sizes[name])), most * plan.sizes[name]) for name in self._chosen(parent)
+        }
+        return Structure(plan, most, counts)
+
     def at(self, budget: float, cost: Cost = "parameters") -> Structure:
         """The structure that is expected to keep most of the parents' mean output within `budget` times the cost of one
         network: 1 is one network's own, as many as there are parents all of them apart."""

@@ -189,6 +189,11 @@ def _distillation(parents: Parents, steps: int = 300, batch: int = 100) -> Resul
     )  # fmt: skip
     aligned = align(parents.networks, parents.groups, maps)
     start = _corrected(parents, aligned, "bn_reset" if norms(aligned.model) else "none", parents.shares).model()
+    return distil(parents, start, steps, batch)
+
+
+def distil(parents: Parents, start: nn.Module, steps: int = 300, batch: int = 100) -> Result:
+    """`start`, of any structure, after gradient training on the ensemble's probabilities: see `_distillation`."""
     images, goal = torch.cat(parents.batches), mean_log_probabilities(parents.logits, parents.shares)
     goal = goal.float().to(parents.device).view(len(images), -1, goal.shape[1])  # one position an image, a text's many
     marks = {max(1, steps * (i + 1) // CHECKS) for i in range(CHECKS)}

@@ -18,7 +18,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from ..checks import check_choice
 from ..records import curve_key
-from . import figures_attention, figures_networks, ladder, pool
+from . import figures_attention, figures_networks, figures_size, ladder, pool
 from .evidence import grouped
 from .figures_architectures import architectures
 from .figures_scaling import objective_accuracy, recovery, scaling
@@ -219,7 +219,7 @@ def record_figures(record: Mapping[str, Any], arrays: Mapping[str, Any] | None =
 
     By what they hold. Curves: curves, matching_<matcher>, correlations, bn_images, ladder, heads, streams. Rows of
     graph matching at scale: scaling, recovery, objective. Rows of architectures: architectures. Rows of many networks:
-    many, cost, simplex, planted.
+    many, cost, simplex, planted. Rows of many sizes: size.
     """
     return {kind: make() for kind, make in _drawings(record, arrays or {}).items()}
 
@@ -234,7 +234,7 @@ def draw(record: Mapping[str, Any], kind: str = "curves", arrays: Mapping[str, A
 def _drawings(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Callable[[], Figure]]:
     studies = grouped(record.get("rows", ()), "study")
     of_rows = {"scaling": scaling, "recovery": recovery, "objective": objective_accuracy}
-    of_rows |= {"architectures": architectures} | figures_networks.KINDS
+    of_rows |= {"architectures": architectures} | figures_networks.KINDS | figures_size.KINDS
     drawings = {kind: partial(make, studies[kind], record) for kind, make in of_rows.items() if kind in studies}
     if "many" in studies:
         drawings["cost"] = partial(figures_networks.cost, studies["many"], record)

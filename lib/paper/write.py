@@ -25,6 +25,7 @@ from . import (
     figures_many,
     figures_networks,
     figures_rounds,
+    figures_size,
     hypotheses,
     ladder,
     pool,
@@ -191,7 +192,7 @@ def page_tables(
     federated = {"federated": figures_rounds.page_table(sweeps)}
     speed = {name: tables_speed.markdown(name, studies) for name in tables_speed.TABLES}
     results = {"results": results_text(kinds, sweeps, rows)}
-    networks = figures_networks.page(sweeps)
+    networks = figures_networks.page(sweeps) | figures_size.page(sweeps)
     studied = hypotheses.rows_of(sweeps)
     verdicts = {
         "verdicts": hypotheses.verdicts(studied).markdown(),
@@ -292,10 +293,11 @@ def _contents_of_kinds(
 def _contents_of_sweep(
     sweep: str, records: Records, rows: Mapping[str, list[dict[str, Any]]], folder: Path
 ) -> Contents:
-    if figures_networks.is_there(records):
-        for name, content in figures_networks.contents(records):
-            yield f"{sweep}{name}", content
-        return
+    for kind in (figures_networks, figures_size):
+        if kind.is_there(records):
+            for name, content in kind.contents(records):
+                yield f"{sweep}{name}", content
+            return
     if figures_rounds.is_there(records):
         for word, (seeds, record) in figures_rounds.pooled(records).items():
             stem = "_".join(filter(None, [sweep, word]))
