@@ -53,7 +53,8 @@ def _difference(rows: Rows, others: Rows) -> Interval:
 
 def table(rows: Rows, name: str | None = None) -> Table:
     """A line each way and size: its cost, test accuracy (%), the paired difference, points, from the better parent (by
-    images held out), and the share of what the mean of the parents' logits reaches; with `name` the last column says so where the records are."""
+    images held out), and the share of what the mean of the parents' logits reaches; with `name` the last column says
+    so where the records are."""
     rows = _pairs(rows)
     parent, mean = ([row for row in rows if row["method"] == which] for which in ("parent", "mean of logits"))
     heads = ["network", "asked", *COSTS.values(), "ms an image", "accuracy, %", "− better parent"]
