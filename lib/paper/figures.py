@@ -219,7 +219,7 @@ def record_figures(record: Mapping[str, Any], arrays: Mapping[str, Any] | None =
 
     By what they hold. Curves: curves, matching_<matcher>, correlations, bn_images, ladder, heads, streams. Rows of
     graph matching at scale: scaling, recovery, objective. Rows of architectures: architectures. Rows of many networks:
-    many, cost, simplex, planted.
+    many, cost, simplex, planted, curves.
     """
     return {kind: make() for kind, make in _drawings(record, arrays or {}).items()}
 
