@@ -188,8 +188,8 @@ class Run:
             return rows
         some, d, matcher = networks[:3], s.divisions, s.matchers[-1]
         aligned = fusion.align(some, self.groups, self.match(some, matcher))
-        places = [(i / d, j / d, (d - i - j) / d) for i in range(d + 1) for j in range(d + 1 - i)]
-        for correction, shares in tqdm(list(itertools.product(s.corrections, places)), desc="simplex", mininterval=1):
+        cases = list(itertools.product(s.corrections, simplex(d)))
+        for correction, shares in tqdm(cases, desc="simplex", mininterval=1):
             row = {"study": "simplex", "matcher": matcher, "correction": correction, "shares": list(shares)}
             rows.append(row | self._measured(aligned, correction, shares))
         return rows
@@ -223,6 +223,12 @@ class Run:
             parents=self.parents, images=images | {"match": s.match_images, "correct": s.correct_images}, rows=rows,
             provenance=provenance(self.given, self.dataset, self.device, self.started),
         )  # fmt: skip
+
+
+def simplex(divisions: int) -> list[tuple[float, float, float]]:
+    """All shares of three networks in steps of 1 / `divisions`."""
+    d = divisions
+    return [(i / d, j / d, (d - i - j) / d) for i in range(d + 1) for j in range(d + 1 - i)]
 
 
 def _shipped(spec: models.Spec, dataset: loaders.Dataset) -> models.Checkpoint | None:
