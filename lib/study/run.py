@@ -34,7 +34,8 @@ CHOICE = 5000  # images by which is chosen where no number is given
 @dataclasses.dataclass
 class Run:
     """One run of an experiment on one pair, or on a third network beside it (`open_third`): its data and networks, and
-    its checked parameters with the preset's filled in (`settings`). `begin` makes it."""
+    its checked parameters with the preset's filled in (`settings`). `begin` makes it; `study.many` has one on any
+    number. `checkpoints` are in the order of the networks."""
 
     experiment: str
     model: str
@@ -111,6 +112,7 @@ class Run:
             self.checkpoints[side] = models.trained(
                 spec, self.dataset, loader=settings.loader, device=self.device, label=f"network {side.upper()}"
             )
+        self.checkpoints = dict(sorted(self.checkpoints.items()))
         self._check_distinct()
         return [self._merged(self._network(side)).to(self.device) for side in SIDES]
 
@@ -127,7 +129,7 @@ class Run:
 
     def _check_distinct(self) -> None:
         """Raises InputError where two networks are there and are the same: no pair, whatever the barrier says."""
-        for one, two in itertools.combinations(sorted(self.checkpoints), 2):
+        for one, two in itertools.combinations(self.checkpoints, 2):
             a, b = (self._network(side).state_dict() for side in (one, two))
             if all(torch.equal(tensor, b[name]) for name, tensor in a.items()):
                 files = " and ".join(self.checkpoints[side].path.name for side in (one, two))
@@ -184,7 +186,7 @@ class Run:
             left = len(split) - max(self.settings.match_images, self.settings.correct_images)
             count = min(most, max(left, len(split) // 10, 1))
         first = len(split) - count
-        if seen := [side.upper() for side in sorted(self.checkpoints) if self._has_seen(side, first)]:
+        if seen := [side.upper() for side in self.checkpoints if self._has_seen(side, first)]:
             print(
                 f"choices are made on the last {count:,} training images, which {' and '.join(seen)} saw in training "
                 "(as far as is known); networks trained with held_out do not"
@@ -269,8 +271,9 @@ class Run:
 
     def parents(self, networks: Sequence[nn.Module]) -> dict[str, dict[str, float | None]]:
         """What the networks reach as they are; their `ensemble` is measured on the way."""
-        names = sorted(self.checkpoints)
-        parents, *ensemble = fusion.measure_parents(networks, self.test, self.train, names=names, device=self.device)
+        parents, *ensemble = fusion.measure_parents(
+            networks, self.test, self.train, names=list(self.checkpoints), device=self.device
+        )
         self.ensemble = tuple(ensemble)
         return parents
 
