@@ -51,6 +51,8 @@ class FusionStrategy(Strategy):
         fraction: of the nodes that take part in a round, drawn anew by Flower.
         participants: gives of a round's number the clients that take part, in place of a fraction: {client: whether it
             is sent the server's network}. Nodes are asked once which client they are.
+        run: whatever else tells this run from others, such as the clients' settings, so that none goes on with the
+            state of another.
 
     Raises:
         InputError: as `servers.combine`; the file is of another run.
@@ -69,6 +71,7 @@ class FusionStrategy(Strategy):
         fraction: float = 1.0,
         participants: Callable[[int], Mapping[int, bool]] | None = None,
         resume: str | Path | None = None,
+        run: str = "",
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
@@ -87,7 +90,7 @@ class FusionStrategy(Strategy):
         self.groups = groups
         self.resume = None if resume is None else Path(resume)
         shapes = {name: tuple(tensor.shape) for name, tensor in models.state_of(model).items()}
-        said = repr((self.server, start, seed, shapes))
+        said = repr((self.server, start, fraction, seed, shapes, run))
         self._key = f"flower {hashlib.sha256(said.encode()).hexdigest()[:10]}"
         self.done: dict[str, Any] = load_state(self.resume, self._key) or {
             "number": 0, "state": None, "up": 0, "down": 0, "trained": {}, "measured": {},
@@ -279,7 +282,8 @@ def server_app(
 
     strategy = FusionStrategy(
         server, federation.template, images=federation.images, groups=federation.groups, start=setting.start,
-        nodes=setting.clients, participants=participants, resume=resume, device=federation.device, seed=setting.seed,
+        nodes=setting.clients, participants=participants, resume=resume, run=federation.key,
+        device=federation.device, seed=setting.seed,
     )  # fmt: skip
     app = ServerApp()
 

@@ -336,6 +336,10 @@ def test_the_strategy_takes_what_flowers_own_clients_answer(tmp_path):
     repeated, same = again.aggregate_train(1, [])
     assert {**same} | {"train_loss": 0} == {**metrics} | {"train_loss": 0}
     assert all(torch.equal(t, found[name]) for name, t in repeated.to_torch_state_dict().items())
+    given = {"images": images, "start": "own", "resume": tmp_path / "rounds.resume"}
+    for other in ({"fraction": 0.5}, {"run": "other"}, {"start": "common"}):
+        with pytest.raises(InputError, match="belongs to another run"):
+            flower.FusionStrategy("matched", net, **given | other)
     with pytest.raises(InputError, match="belongs to another run"):
         flower.FusionStrategy("fedavg", net, resume=tmp_path / "rounds.resume")
     with pytest.raises(InputError, match="looks at images"):
