@@ -52,7 +52,7 @@ def curve(aligned, alphas, **options):
 
 
 def record(curves, **options):
-    """The run record of curves between two networks: see `study.own.record`."""
+    """The run record of curves of two or more networks: see `study.own.record`."""
     from .study import own
 
     return own.record(curves, **options)

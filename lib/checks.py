@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 if TYPE_CHECKING:
@@ -101,15 +102,25 @@ def unwrapped(model: "nn.Module") -> "nn.Module":
     return model if inner is None else unwrapped(inner)
 
 
+@dataclass(frozen=True)
+class Method:
+    """The annotation of an option that is a method itself, such as a server's matcher: what it is called, and its
+    table."""
+
+    kind: str
+    table: Mapping[str, Any]
+
+
 def read_method(
     kind: str, text: str, table: Mapping[str, Any], options: Mapping[str, Any] | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """(name, options) of a method as a user writes it, such as "activation(tap=pre_norm)" or "graph(restarts=3)".
+    """(name, options) of a method as a user writes it, such as "activation(tap=pre_norm)" or "graph(restarts=3)"; an
+    option may be a method, too: "matched(matcher=graph(restarts=3))".
 
     Args:
         kind: what the error calls it, such as "matcher".
         table: {name: row}; the parameters of row.run after the first are the options, their annotations (bool, int ≥ 0,
-            float ≥ 0, Literal) what each accepts.
+            float ≥ 0, Literal, Method) what each accepts.
         options: more of them, which go before those in the text.
 
     Raises:
@@ -121,7 +132,7 @@ def read_method(
     name, inside = parts[1], parts[2]
     check_choice(kind, name, table)
     written = {}
-    for item in (inside or "").split(",") if (inside or "").strip() else ():
+    for item in re.split(r",(?![^()]*\))", inside) if (inside or "").strip() else ():
         option, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not option.isidentifier():
             raise InputError(f"{kind} {text!r} cannot be read; accepted: {name}(option=value, …)")
@@ -156,7 +167,10 @@ def _value(text: str) -> Any:
 
 def _fitting(kind: str, name: str, option: str, parameter: inspect.Parameter, value: Any) -> Any:
     """`value` in the type that an option's annotation declares; InputError where it does not fit."""
-    wanted, number = parameter.annotation, isinstance(value, int | float) and not isinstance(value, bool)
+    wanted = parameter.annotation
+    if isinstance(wanted, Method):
+        return spell_method(*read_method(wanted.kind, value, wanted.table), wanted.table)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if get_origin(wanted) is Literal:
         fits, accepted = value in get_args(wanted), ", ".join(map(str, get_args(wanted)))
     elif wanted is bool:

@@ -77,7 +77,7 @@ TINY = {
         "rounds": 2,
         "epochs": 1,
         "width": 0.0625,
-        "servers": ["fedavg", "matched_least_squares"],
+        "servers": ["fedavg", "matched_least_squares", "matched(matcher=weight(strategy=cycle_consistent))"],
         "server_images": 50,
         "seeds": [0, 1, 2],
         "limit_train": 300,
@@ -311,7 +311,7 @@ def test_federated_rounds_leave_every_round_of_every_seed_and_nothing_half_done(
     record = run("federated", tmp_path)
     assert record["dataset"] == "mnist-5k" and record["model"] == {"name": "mlp", "width": 0.0625, "norm": None}
     found = {(row.get("server") or row["control"], row["round"], row["seed"]) for row in record["rows"]}
-    names = ("fedavg", "matched_least_squares", "best client", "mean client", "ensemble of clients")
+    names = (*record["provenance"]["parameters"]["servers"], "best client", "mean client", "ensemble of clients")
     assert found == {(name, number, seed) for name in names for number in (1, 2) for seed in (0, 1, 2)}
     assert record["setting"]["split"] == "dirichlet(beta=0.5)" and record["images"] == {"test": 100, "server": 50}
     assert sum(map(sum, record["clients"][0]["class_counts"])) == 300

@@ -1,4 +1,5 @@
-"""Look around by hand: a pair, a matcher, a correction, alpha (notebooks/explore.ipynb shows the panel).
+"""Look around by hand: a pair or three networks, a matcher, a correction, shares (notebooks/explore.ipynb shows the
+panel).
 
 An Explorer keeps what was opened, matched and measured, so that a second look costs nothing, and draws it; a Panel
 puts widgets before it. Neither writes a file.
@@ -6,7 +7,7 @@ puts widgets before it. Neither writes a file.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from .. import fusion, matching, models, symmetry
 from ..checks import InputError, check_choice, check_injected, check_whole
 from ..matching import Matching
-from ..paper import figures, pool
+from ..paper import figures, figures_networks, pool
 from ..paper.names import CORRECTIONS, MATCHERS, look, model_label
 from ..paper.style import VERMILLION, mark
 from ..records import curve_entry, matching_arrays
-from ..study import board
-from ..study.parameters import check_share
+from ..study import board, many
+from ..study.parameters import check_share, refusal
 from ..study.run import Run, begin
 from .plane import FILTERS, PALE, Plane, State, corners, filters_figure, mix, nodes, plane_figure
 
@@ -32,10 +33,14 @@ def is_slow(correction: str) -> bool:
     return fusion.CORRECTIONS[fusion.read_correction(correction)[0]].slow
 
 
+# Of a pair alpha, the share of B; of three networks the shares of all.
+Place = float | tuple[float, float, float]
+
+
 @dataclass
 class Pair:
-    """A pair as it was opened, what its parents reach, and a line about its data set where that is not the one it was
-    trained on."""
+    """A pair, or three networks, as opened, what the parents reach, and a line about the data set where that is not the
+    one they were trained on."""
 
     run: Run
     networks: list[nn.Module]
@@ -46,20 +51,20 @@ class Pair:
 
 @dataclass(frozen=True)
 class Matched:
-    """A pair aligned by one matcher, and the arrays that figures need."""
+    """Networks aligned by one matcher, and of each the arrays that figures need (of A none)."""
 
     aligned: fusion.Aligned
-    arrays: Mapping[str, np.ndarray] = field(repr=False)
+    arrays: Sequence[Mapping[str, np.ndarray]] = field(repr=False)
 
     @property
-    def matching(self) -> Matching:
-        """The map that moved B."""
-        return self.aligned.maps[1]
+    def maps(self) -> Sequence[Matching]:
+        """One a network."""
+        return self.aligned.maps
 
     @property
-    def moved(self) -> State:
-        """B in A's order."""
-        return self.aligned.states[1]
+    def states(self) -> Sequence[State]:
+        """The networks in A's order."""
+        return self.aligned.states
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def _once(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def kept(explorer: "Explorer", *given: Any, **options: Any) -> Any:
-        key = (method.__name__, *(round(part, 6) if isinstance(part, float) else part for part in given))
+        key = (method.__name__, *map(_rounded, given))
         if key not in explorer._kept:
             explorer._kept[key] = method(explorer, *key[1:], **options)
         return explorer._kept[key]
@@ -93,8 +98,47 @@ def _once(method: Callable[..., Any]) -> Callable[..., Any]:
     return kept
 
 
+def named(pair: str, third: str = "") -> str:
+    """The name of a pair, with a third network or without."""
+    return f"{pair}+{third}" if third else pair
+
+
+def is_three(name: str) -> bool:
+    """Whether a name is that of three networks."""
+    return "+" in name
+
+
+def placed(third: str, alpha: float, third_share: float) -> Place:
+    """Where networks are fused: alpha; with a third network the shares of all three, A's what is left."""
+    return (max(0.0, round(1 - alpha - third_share, 9)), alpha, third_share) if third else alpha
+
+
+def spelled(place: Place) -> str:
+    """A place in words."""
+    if isinstance(place, tuple):
+        return "shares " + " / ".join(f"{share:.2f}" for share in place)
+    return f"α = {place:.2f}"
+
+
+def _rows(found: Mapping[tuple[str, str], list]) -> list[dict[str, Any]]:
+    """A row a point of three networks, as `study.many` makes them."""
+    return [
+        {"study": "simplex", "matcher": matcher, "correction": corrected, "shares": list(shares), **values}
+        for (matcher, corrected), points in found.items()
+        for shares, values in points
+    ]
+
+
+def _rounded(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return tuple(map(_rounded, part))
+    return round(part, 9) if isinstance(part, float) else part
+
+
 class Explorer:
     """Opens, matches, fuses, corrects and measures what is asked for, once; every figure is made from that.
+
+    What is looked at has a `name`: that of a shipped pair, or behind a plus sign that of a third network with it.
 
     Args:
         parameters: those of the notebook's parameters cell, by name.
@@ -104,25 +148,46 @@ class Explorer:
     """
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        names = ("pair", "matcher", "correction", "alpha", "alphas", "dataset", "device", "images")
-        names += ("match_images", "correct_images", "plane_images", "plane_size", "match_seed")
+        names = ("pair", "third", "matcher", "correction", "alpha", "third_share", "alphas", "divisions", "dataset")
+        names += ("device", "images", "match_images", "correct_images", "plane_images", "plane_size", "match_seed")
         check_injected(parameters)
         self.given = {name: parameters[name] for name in names}
         self._kept: dict[tuple, Any] = {}
         self._unreachable: dict[str, str] = {}
-        check_share("alpha", self.given["alpha"])
-        for name, least in (("images", 1), ("plane_images", 1), ("plane_size", 2)):
+        for name in ("alpha", "third_share"):
+            check_share(name, self.given[name])
+        for name, least in (("images", 1), ("plane_images", 1), ("plane_size", 2), ("divisions", 1)):
             check_whole(name, self.given[name], least)
-        run = self.pair(self.given["pair"]).run
+        if self.given["third"] and self.given["alpha"] + self.given["third_share"] > 1 + 1e-9:
+            left = f"at most what alpha {self.given['alpha']:g} leaves"
+            raise refusal("third_share", self.given["third_share"], left)
+        run = self.pair(self.name).run
         for name, check in (("matcher", run.check_matcher), ("correction", run.check_correction)):
             check(self.given[name])
             self.given[name] = getattr(run.settings, f"{name}s")[0]  # as it is recorded
 
+    @property
+    def name(self) -> str:
+        """Of the notebook's own choice."""
+        return named(self.given["pair"], self.given["third"])
+
+    @property
+    def place(self) -> Place:
+        """Of the notebook's own choice."""
+        return placed(self.given["third"], self.given["alpha"], self.given["third_share"])
+
+    def places(self, name: str) -> list[Place]:
+        """Where all of it is measured: the notebook's alphas, or of three networks shares in steps of 1 / divisions."""
+        return many.simplex(self.given["divisions"]) if is_three(name) else list(self.given["alphas"])
+
     @_once
     def pair(self, name: str) -> Pair:
-        """The pair of that name, opened and measured."""
+        """The networks of that name, opened and measured."""
+        name, _, third = name.partition("+")
         shipped = board.pairs()
         check_choice("pair", name, shipped)
+        if third:
+            check_choice("third", third, board.thirds(name))
         spec = shipped[name]["spec"]
         dataset, note = self._dataset(name, shipped)
         given = self.given | board.FIXED
@@ -132,7 +197,7 @@ class Explorer:
         presets = {"quick": {"width": spec["width"]}}
         run = begin("explore", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True, writes=False)
         run.leave_out_inapplicable("controls", say=False)
-        networks = run.open_pair()
+        networks = run.open_pair() + ([run.open_third(third)] if third else [])
         return Pair(run, networks, run.parents(networks), note, [models.state_of(network) for network in networks])
 
     def _dataset(self, name: str, shipped: Mapping[str, Mapping]) -> tuple[str, str]:
@@ -155,29 +220,30 @@ class Explorer:
 
     @_once
     def matched(self, name: str, matcher: str) -> Matched:
-        """That pair aligned by that matcher, proved to leave B's outputs unchanged."""
+        """Those networks aligned by that matcher, proved to leave their outputs unchanged."""
         pair = self.pair(name)
         maps = pair.run.match_by(matcher, pair.networks, progress=False)
         if matcher == "none":  # its correlations are drawn from those of "activation", beside which it stands
-            arrays = matching_arrays(maps[1])
+            arrays = [matching_arrays(each) for each in maps]
         else:
-            plain = maps[1] if matcher == "activation" else self.matched(name, "activation").matching
-            arrays = matching_arrays(self.matched(name, "none").matching, maps[1], correlation=plain)
+            plain = maps if matcher == "activation" else self.matched(name, "activation").maps
+            every = zip(self.matched(name, "none").maps, maps, plain, strict=True)
+            arrays = [matching_arrays(none, each, correlation=alike) for none, each, alike in every]
         return Matched(fusion.align(pair.networks, pair.run.groups, maps), arrays)
 
-    def is_measured(self, name: str, matcher: str, corrected: str, alpha: float) -> bool:
-        return ("point", name, matcher, corrected, round(alpha, 6)) in self._kept
+    def is_measured(self, name: str, matcher: str, corrected: str, place: Place) -> bool:
+        return ("point", name, matcher, corrected, _rounded(place)) in self._kept
 
     @_once
-    def point(self, name: str, matcher: str, corrected: str, alpha: float) -> Point:
-        """The fused network at `alpha`, measured on the test images."""
+    def point(self, name: str, matcher: str, corrected: str, place: Place) -> Point:
+        """The network fused at `place`, measured on the test images."""
         run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
         run.check_correction(corrected)
         row, images = fusion.CORRECTIONS[fusion.read_correction(corrected)[0]], run.correct_batches(corrected)
         options = {"images": images, "device": run.device, "progress": False}
         if row.moments:
             options["moments"] = self._moments(name, matcher, row.augmented, images=images)
-        fused = fusion.correct(aligned, alpha, corrected, **options)
+        fused = fusion.correct(aligned, place, corrected, **options)
         values = fusion.measure(run.template, fused.state, run.test, ensemble=run.against, device=run.device)
         return Point(values, fused.state[run.groups.layers[0].weight].clone())
 
@@ -195,37 +261,40 @@ class Explorer:
         return pair.run.controls(pair.networks, pair.parents, held_out, progress=False)
 
     def record(self, name: str, images: str) -> dict[str, Any]:
-        """What figures read of a pair: a run record of every point measured so far, and of plain averaging without
-        matching at the notebook's alphas; `images` says on what. Never written."""
-        pair, curves = self.pair(name), {}
-        for alpha in self.given["alphas"]:
-            self.point(name, "none", "none", alpha)
+        """What figures read of these networks: a run record of every point measured so far, and of plain averaging
+        without matching at the notebook's alphas, of three networks in equal shares; `images` says on what. Never
+        written."""
+        pair, found = self.pair(name), {}
+        for place in [(1 / 3, 1 / 3, 1 / 3)] if is_three(name) else self.given["alphas"]:
+            self.point(name, "none", "none", place)
         for (kind, *key), kept in self._kept.items():
             if (kind, key[0]) == ("point", name):
-                curves.setdefault(tuple(key[1:3]), []).append({"alpha": key[3], **kept.values})
+                found.setdefault(tuple(key[1:3]), []).append((key[3], kept.values))
+        what = {"rows": _rows(found)} if is_three(name) else {"curves": self._curves(name, found)}
+        return self._record(name, **what) | {"dataset": f"{pair.run.dataset.name} ({images})"} | what
+
+    def _curves(self, name: str, found: Mapping[tuple[str, str], list]) -> list[dict[str, Any]]:
         entries = []
-        for (matcher, corrected), points in curves.items():
-            points.sort(key=lambda point: point["alpha"])
-            barrier = fusion.barrier(points, pair.parents)
-            entries.append(curve_entry(self.matched(name, matcher).matching, corrected, points, barrier))
-        return self._record(name, curves=entries) | {
-            "dataset": f"{pair.run.dataset.name} ({images})",
-            "curves": entries,
-        }
+        for (matcher, corrected), points in found.items():
+            points = [{"alpha": alpha, **values} for alpha, values in sorted(points, key=lambda point: point[0])]
+            barrier = fusion.barrier(points, self.pair(name).parents)
+            entries.append(curve_entry(self.matched(name, matcher).maps[1], corrected, points, barrier))
+        return entries
 
     @_once
-    def _record(self, name: str, *, curves: list[dict[str, Any]]) -> dict[str, Any]:
+    def _record(self, name: str, **what: list[dict[str, Any]]) -> dict[str, Any]:
         pair = self.pair(name)
-        return pair.run.record(pair.parents, curves)
+        return pair.run.record(pair.parents, **what)
 
     def describe(self, name: str) -> str:
-        """A pair in a few lines: what, on what, and what its parents reach."""
+        """The networks in a few lines: what, on what, and what they reach."""
         pair = self.pair(name)
-        ends = ", ".join(f"{side.upper()} {100 * pair.parents[side]['test_accuracy']:.2f} %" for side in ("a", "b"))
+        ends = ", ".join(f"{side.upper()} {100 * of['test_accuracy']:.2f} %" for side, of in pair.parents.items())
         if pair.run.dataset.test.is_text:
-            each = " and ".join(f"{models.perplexity(pair.parents[side]['test_loss']):.2f}" for side in ("a", "b"))
+            each = " and ".join(f"{models.perplexity(of['test_loss']):.2f}" for of in pair.parents.values())
             ends += f", perplexity {each}"
-        lines = [pair.note, f"{name} and {board.partner(name)}: {model_label(pair.run.architecture)}"]
+        names = " and ".join(checkpoint.path.stem for _, checkpoint in sorted(pair.run.checkpoints.items()))
+        lines = [pair.note, f"{names}: {model_label(pair.run.architecture)}"]
         return "\n".join([*filter(None, lines), f"{pair.run.dataset.name}, {self._on_test(name)}: {ends}"])
 
     def _on_test(self, name: str) -> str:
@@ -238,8 +307,9 @@ class Explorer:
     def plane(
         self, name: str, matcher: str, corrected: str, tick: Callable[[int, int], None] = lambda done, total: None
     ) -> Plane:
-        """The plane through A, B and aligned B, measured on the first plane_images test images. BatchNorm's statistics
-        are mixed like the weights, or reset at every node under bn_reset; other corrections are not applied.
+        """The plane through A, B and aligned B, or of three networks through all of them aligned, measured on the first
+        plane_images test images. BatchNorm's statistics are mixed like the weights, or reset at every node under
+        bn_reset; other corrections are not applied.
 
         Args:
             tick: called with how many nodes of how many are measured.
@@ -254,15 +324,17 @@ class Explorer:
 
     @_once
     def _plane(self, name: str, matcher: str, resets: bool, *, tick: Callable[[int, int], None]) -> Plane:
-        pair, moved, run = self.pair(name), self.matched(name, matcher).moved, self.pair(name).run
-        points = corners(*pair.states, moved)
+        pair, aligned, run = self.pair(name), self.matched(name, matcher).states, self.pair(name).run
+        states = aligned if is_three(name) else (*pair.states, aligned[1])
+        names = ("A", "aligned B", "aligned C") if is_three(name) else ("A", "B", "aligned B")
+        points = corners(*states)
         x, y = (nodes(points[:, axis], self.given["plane_size"]) for axis in (0, 1))
         test, train = (_first(batches, self.given["plane_images"]) for batches in (run.test, run.match_batches))
         network = run.template
         values = np.empty((2, len(y), len(x)))
         for row, column in np.ndindex(values.shape[1:]):
             tick(row * len(x) + column, values[0].size)
-            models.load_state(network, mix(*pair.states, moved, np.array([x[column], y[row]]), points))
+            models.load_state(network, mix(*states, np.array([x[column], y[row]]), points))
             if resets:
                 fusion.reset(network, [images for images, _ in train])
             values[:, row, column] = models.evaluate(network, test, device=run.device)
@@ -272,88 +344,117 @@ class Explorer:
         if run.norm == "batch":
             how = f"reset on the first {train_images:,} training images" if resets else "mixed like the weights"
             note += f"; BatchNorm statistics {how}"
-        return Plane(points, x, y, *values, note)
+        return Plane(names, points, x, y, *values, note)
 
     # Figures of one choice
 
-    def path(self, name: str, matcher: str, corrected: str, alpha: float) -> Figure:
+    def path(self, name: str, matcher: str, corrected: str, place: Place) -> Figure | None:
         """Accuracy and loss along alpha: the points measured of this choice, of plain averaging without matching, and
-        of the last few other choices; a dot is the fused network at `alpha`."""
+        of the last few other choices; a dot is the fused network at `place`. Of three networks the accuracy over the
+        simplex of their shares, as far as this choice is measured (its corners are, unless that is slow); None while
+        its points span no area."""
+        if is_three(name):
+            return self._simplex(name, matcher, corrected, place)
         record = self.record(name, self._on_test(name))
         kept = (("none", "none"), (matcher, corrected))
         others = [curve for curve in record["curves"] if (curve["matcher"], curve["correction"]) not in kept]
         record["curves"] = [curve for curve in record["curves"] if curve not in others[:-6]]
         figure = figures.curves(record)
         for axes, metric, scale in zip(figure.axes, ("test_accuracy", "test_loss"), (100, 1), strict=True):
-            axes.axvline(alpha, color=PALE, linewidth=0.8, zorder=0)
-            if self.is_measured(name, matcher, corrected, alpha):
-                value = scale * self.point(name, matcher, corrected, alpha).values[metric]
-                axes.plot(alpha, value, color=VERMILLION, zorder=6, **mark("o", 7))
+            axes.axvline(place, color=PALE, linewidth=0.8, zorder=0)
+            if self.is_measured(name, matcher, corrected, place):
+                value = scale * self.point(name, matcher, corrected, place).values[metric]
+                axes.plot(place, value, color=VERMILLION, zorder=6, **mark("o", 7))
         return figure
 
-    def filters(self, name: str, matcher: str, corrected: str, alpha: float) -> Figure:
-        """First-layer filters of A, B, aligned B and, where it is measured, the fused network."""
+    def _simplex(self, name: str, matcher: str, corrected: str, place: Place) -> Figure | None:
+        for corner in () if is_slow(corrected) else many.simplex(1):
+            self.point(name, matcher, corrected, corner)
+        record = self.record(name, self._on_test(name))
+        rows = [row for row in record["rows"] if (row["matcher"], row["correction"]) == (matcher, corrected)]
+        shares = np.array([row["shares"] for row in rows]).reshape(-1, 3)
+        if np.linalg.matrix_rank(shares, tol=1e-6) < 3:
+            return None
+        figure = figures_networks.simplex(rows, record, corners=("A", "B", "C"))
+        figure.axes[0].plot(*(np.array(place) @ figures_networks.CORNERS), color=VERMILLION, zorder=6, **mark("o", 7))
+        return figure
+
+    def filters(self, name: str, matcher: str, corrected: str, place: Place) -> Figure:
+        """First-layer filters of A, B, aligned B (and C, aligned C) and, where it is measured, the fused network."""
         pair, matched = self.pair(name), self.matched(name, matcher)
         weight = pair.run.groups.layers[0].weight
-        rows = {"A": pair.states[0][weight], "B": pair.states[1][weight], "aligned B": matched.moved[weight]}
-        if self.is_measured(name, matcher, corrected, alpha):
-            rows[f"fused, α = {alpha:g}"] = self.point(name, matcher, corrected, alpha).first
+        rows = {"A": pair.states[0][weight]}
+        for side, own, aligned in zip("BC", pair.states[1:], matched.states[1:], strict=False):
+            rows |= {side: own[weight], f"aligned {side}": aligned[weight]}
+        if self.is_measured(name, matcher, corrected, place):
+            rows[f"fused, {spelled(place)}"] = self.point(name, matcher, corrected, place).first
         shape, inputs = models.ARCHITECTURES[pair.run.model].shape, rows["A"][0].numel()
         # a linear layer's rows are images, or what is no image a line
         shape = shape if len(shape) == 3 and math.prod(shape) == inputs else (1, 1, inputs)
         rows = {key: value.view(-1, *shape) if value.dim() == 2 else value for key, value in rows.items()}
         groups = pair.run.groups
         starts = (name for name, member in symmetry.by_tensor(groups).get(weight, ()) if member.axis == 0)
-        similarity = matched.arrays.get(f"corr/{matcher}/{next(starts, None)}")
+        similarity = matched.arrays[1].get(f"corr/{matcher}/{next(starts, None)}")
         units = len(rows["A"])
-        if similarity is not None and len(similarity) != units:  # of heads, of which each is many units
+        # one number a column: there are two of three networks, and none of heads, of which each is many units
+        if similarity is not None and (is_three(name) or len(similarity) != units):
             similarity = None
         which = f"the {FILTERS} largest of {units}" if units > FILTERS else f"{units} units"
         title = f"{model_label(pair.run.architecture)}: first-layer filters ({which})"
         title += ", with the correlation of matched units" if similarity is not None else ""
         return filters_figure(rows, similarity, title)
 
-    def correlations(self, name: str, matcher: str) -> Figure:
-        """The correlation of matched units in each layer, beside that without matching."""
-        arrays = self.matched(name, "activation" if matcher == "none" else matcher).arrays
+    def matchings(self, name: str, matcher: str) -> Iterator[Figure]:
+        """`correlations` and `permutations` of each network but A."""
+        for number in range(1, len(self.pair(name).networks)):
+            yield self.correlations(name, matcher, number)
+            yield self.permutations(name, matcher, number)
+
+    def correlations(self, name: str, matcher: str, number: int = 1) -> Figure:
+        """The correlation of A's units with those of network `number` matched to them, in each layer, beside that
+        without matching."""
+        arrays = self.matched(name, "activation" if matcher == "none" else matcher).arrays[number]
         if matcher == "none":
             arrays = {key: value for key, value in arrays.items() if key.split("/")[1] == "none"}
-        return figures.correlations(arrays, self.record(name, self._on_train(name)))
+        which = f"A and {'ABC'[number]}, " if is_three(name) else ""
+        return figures.correlations(arrays, self.record(name, which + self._on_train(name)))
 
-    def permutations(self, name: str, matcher: str) -> Figure:
-        """The permutation matrices, beside what was assigned where the matcher has it."""
-        matched = self.matched(name, matcher).matching
+    def permutations(self, name: str, matcher: str, number: int = 1) -> Figure:
+        """The permutation matrices of network `number`, beside what was assigned where the matcher has it."""
+        matched = self.matched(name, matcher).maps[number]
         groups = self.pair(name).run.groups
         drawn = {group: perm for group, perm in matched.items() if group in groups}  # not what is inside heads
         soft = {group: values.cpu() for group, values in (matched.similarity or {}).items()}
         looks = self._on_train(name) if matching.looks_at_images(matcher) else "weights alone"
-        return figures.matching_matrix(drawn, self.record(name, looks), matcher, soft or None)
+        return figures.matching_matrix(drawn, self.record(name, looks), matcher, soft or None, moved="ABC"[number])
 
-    def plane_figure(self, name: str, matcher: str, corrected: str, alpha: float, **options) -> Figure:
+    def plane_figure(self, name: str, matcher: str, corrected: str, place: Place, **options) -> Figure:
         """The loss plane (measured where it is not yet)."""
         plane = self.plane(name, matcher, corrected, **options)
         more = [f"matching: {look(MATCHERS, matcher).label}"]
         if corrected not in ("none", "bn_reset"):
             more.append(f"without {look(CORRECTIONS, corrected).label}")
         title = pool.headline(self.record(name, plane.note), *more)
-        return plane_figure(plane, title, alpha)
+        shares = place if is_three(name) else (1 - place, 0.0, place)
+        return plane_figure(plane, title, shares, f"fused, {spelled(place)}")
 
     def figures(self, plane: bool = False) -> Iterator[Figure]:
         """What the panel shows of the notebook's own choice, one after the other."""
-        chosen = [self.given[key] for key in ("pair", "matcher", "correction", "alpha")]
-        name, matcher, corrected, alpha = chosen
-        for each in sorted({alpha} if is_slow(corrected) else {*self.given["alphas"], alpha}):
+        name, place = self.name, self.place
+        chosen = (name, matcher := self.given["matcher"], corrected := self.given["correction"], place)
+        for each in sorted({place} if is_slow(corrected) else {*self.places(name), place}):
             self.point(name, matcher, corrected, each)
-        yield self.path(*chosen)
+        if path := self.path(*chosen):
+            yield path
         yield self.filters(*chosen)
-        yield self.correlations(name, matcher)
-        yield self.permutations(name, matcher)
+        yield from self.matchings(name, matcher)
         if plane:
             yield self.plane_figure(*chosen)
 
-    def summary(self, name: str, matcher: str, corrected: str, alpha: float) -> dict[str, float]:
-        """Accuracy and loss at `alpha`, of the parents, and how far above the line between the parents it is."""
-        values, parents = self.point(name, matcher, corrected, alpha).values, self.pair(name).parents
-        line = (1 - alpha) * parents["a"]["test_accuracy"] + alpha * parents["b"]["test_accuracy"]
+    def summary(self, name: str, matcher: str, corrected: str, place: Place) -> dict[str, float]:
+        """Accuracy and loss at `place`, and how far the accuracy is above the parents' in these shares."""
+        values, parents = self.point(name, matcher, corrected, place).values, self.pair(name).parents.values()
+        shares = self.matched(name, matcher).aligned.shares(place)
+        line = sum(share * parent["test_accuracy"] for share, parent in zip(shares, parents, strict=True))
         accuracy, loss = values["test_accuracy"], values["test_loss"]
         return {"accuracy": accuracy, "loss": loss, "above": accuracy - line}

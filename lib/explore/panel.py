@@ -2,6 +2,7 @@
 
 import contextlib
 import html
+import itertools
 from collections.abc import Iterable, Iterator
 
 import ipywidgets as widgets
@@ -12,7 +13,7 @@ from ..checks import InputError
 from ..paper.names import model_label
 from ..paper.style import BLUE, VERMILLION
 from ..study import board
-from .explorer import Explorer, is_slow
+from .explorer import Explorer, Place, is_slow, is_three, named, placed, spelled
 
 TABS = ("Fusing", "Matching", "Loss plane")
 
@@ -28,7 +29,7 @@ def _put(image: widgets.Image, figure: Figure | None) -> None:
 
 
 class Panel(widgets.VBox):
-    """The widgets: choices, alpha, what it reaches, the figures of the tab in front. A mistake is told in one line."""
+    """The widgets: choices, shares, what they reach, the figures of the tab in front. A mistake is told in one line."""
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
@@ -41,34 +42,44 @@ class Panel(widgets.VBox):
         specs = {name: sidecar["spec"] for name, sidecar in board.pairs().items()}
         pairs = [(f"{model_label(spec | {'name': spec['model']})}: {name}", name) for name, spec in specs.items()]
         self.pair = choice("pair", pairs, "340px")
+        self.third = choice("third", self._thirds(given["pair"]), "270px")
         # the notebook's own choice may have options
         self.matcher = choice("matcher", list(dict.fromkeys([*matching.MATCHERS, given["matcher"]])), "220px")
         self.correction = choice("correction", list(dict.fromkeys([*fusion.CORRECTIONS, given["correction"]])), "220px")
-        self.alpha = widgets.FloatSlider(
-            value=given["alpha"], min=0, max=1, step=0.05, description="α, share of B", readout_format=".2f",
-            continuous_update=False, style=wide, layout=box(width="440px"),
+        self.alpha, self.third_share = (
+            widgets.FloatSlider(
+                value=given[name], min=0, max=1, step=0.05, description=what, readout_format=".2f",
+                continuous_update=False, style=wide, layout=box(width="440px"),
+            )
+            for name, what in (("alpha", "α, share of B"), ("third_share", "share of C"))
         )  # fmt: skip
         self.fit = widgets.Button(description="fit and measure", button_style="primary")
-        self.whole = widgets.Button(description="measure the path", tooltip=f"at {given['alphas']}")
+        self.whole = widgets.Button()
         self.plane = widgets.Button(description="measure the plane", button_style="primary")
         self.bar = widgets.IntProgress(layout=box(width="220px", display="none"))
         self.status, self.readout, self.hint = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.images = {tab: [widgets.Image(format="png") for _ in range(2 - (tab == TABS[2]))] for tab in TABS}
+        self.images = {
+            tab: [widgets.Image(format="png") for _ in range(most)] for tab, most in zip(TABS, (2, 4, 1), strict=True)
+        }
         for image in self._every_image():
             image.layout = box(max_width="900px", width="100%", object_fit="contain")
         boxes = [widgets.VBox(self.images[tab]) for tab in TABS]
         boxes[2].children = (widgets.HBox([self.plane, self.hint]), *boxes[2].children)
         self.tabs = widgets.Tab(boxes, titles=TABS)
         super().__init__([
-            widgets.HBox([self.pair, self.matcher, self.correction], layout=box(flex_flow="row wrap")),
-            widgets.HBox([self.alpha, self.whole, self.fit], layout=box(flex_flow="row wrap")),
+            widgets.HBox([self.pair, self.third, self.matcher, self.correction], layout=box(flex_flow="row wrap")),
+            widgets.HBox([self.alpha, self.third_share, self.whole, self.fit], layout=box(flex_flow="row wrap")),
             self.readout, widgets.HBox([self.bar, self.status]), self.tabs,
         ])  # fmt: skip
         for part, name in ((self, "panel"), (self.status, "status"), (self.readout, "readout")):
             part.add_class(css(name))
         for part, tab in zip(boxes, TABS, strict=True):
             part.add_class(css(tab))
-        for control in (self.pair, self.matcher, self.correction, self.alpha):
+        self.pair.observe(lambda change: setattr(self.third, "options", self._thirds(change.new)), "value")
+        for control in (self.third, self.alpha):
+            control.observe(lambda _: self._make_room(self.third_share, self.alpha), "value")
+        self.third_share.observe(lambda _: self._make_room(self.alpha, self.third_share), "value")
+        for control in (self.pair, self.third, self.matcher, self.correction, self.alpha, self.third_share):
             control.observe(lambda _: self.refresh(), "value")
         self.tabs.observe(lambda _: self.refresh(), "selected_index")
         self.fit.on_click(lambda _: self.refresh(fit=True))
@@ -77,8 +88,19 @@ class Panel(widgets.VBox):
         self.refresh()
 
     @property
-    def chosen(self) -> tuple[str, str, str, float]:
-        return self.pair.value, self.matcher.value, self.correction.value, self.alpha.value
+    def chosen(self) -> tuple[str, str, str, Place]:
+        third = self.third.value
+        place = placed(third, self.alpha.value, self.third_share.value)
+        return named(self.pair.value, third), self.matcher.value, self.correction.value, place
+
+    @staticmethod
+    def _thirds(pair: str) -> list[tuple[str, str]]:
+        return [("(a pair alone)", ""), *((name, name) for name in board.thirds(pair))]
+
+    def _make_room(self, other: widgets.FloatSlider, moved: widgets.FloatSlider) -> None:
+        """Two shares sum to 1 at most: what was not moved gives way."""
+        if self.third.value:
+            other.value = min(other.value, round(1 - moved.value, 9))
 
     def _say(self, text: str, colour: str = "#555") -> None:
         self.status.value = f'<div style="color:{colour}; min-height:1.5em">{html.escape(text)}</div>'
@@ -96,7 +118,7 @@ class Panel(widgets.VBox):
             self._say(f"{type(error).__name__}: {error}", VERMILLION)
             raise
         else:
-            self._say(self.explorer.pair(self.pair.value).note)
+            self._say(self.explorer.pair(self.chosen[0]).note)
         finally:
             self.bar.layout.display = "none"
 
@@ -114,28 +136,30 @@ class Panel(widgets.VBox):
 
     def refresh(self, fit: bool = False) -> None:
         """Measures what is chosen, unless it is measured or slow and nobody asked to `fit` it, and shows it."""
-        name, matcher, corrected, alpha = self.chosen
-        slow = is_slow(corrected)
+        name, matcher, corrected, place = self.chosen
+        slow, three = is_slow(corrected), is_three(name)
         self.fit.layout.display = "" if slow else "none"
-        with self._working(f"{matcher} + {corrected} at α = {alpha:.2f}"):
+        self.third_share.layout.display = "" if three else "none"
+        self.whole.description = f"measure the {'simplex' if three else 'path'}"
+        with self._working(f"{matcher} + {corrected} at {spelled(place)}"):
             self.explorer.pair(name).run.check_correction(corrected)
             if fit or not slow or self.explorer.is_measured(*self.chosen):
                 self.explorer.point(*self.chosen)
             self._show()
 
     def measure_path(self) -> None:
-        """Measures the path at the notebook's alphas, and shows it."""
+        """Measures the path, or the simplex, where the notebook says, and shows it."""
         name, matcher, corrected, _ = self.chosen
-        alphas = self.explorer.given["alphas"]
-        with self._working(f"the path under {matcher} + {corrected}"):
-            for done, alpha in enumerate(alphas):
-                self._tick(done, len(alphas))
-                self.explorer.point(name, matcher, corrected, alpha)
+        places = self.explorer.places(name)
+        with self._working(f"the {'simplex' if is_three(name) else 'path'} under {matcher} + {corrected}"):
+            for done, place in enumerate(places):
+                self._tick(done, len(places))
+                self.explorer.point(name, matcher, corrected, place)
             self._show()
 
     def measure_plane(self) -> None:
         """Measures the loss plane, and shows it."""
-        with self._working("the plane through A, B and aligned B"):
+        with self._working("the plane through three networks"):
             self.explorer.plane(*self.chosen[:3], tick=self._tick)
             self._show()
 
@@ -145,18 +169,18 @@ class Panel(widgets.VBox):
         if tab == "Fusing":
             figures = [explorer.path(*chosen), explorer.filters(*chosen)]
         elif tab == "Matching":
-            figures = [explorer.correlations(*chosen[:2]), explorer.permutations(*chosen[:2])]
+            figures = list(explorer.matchings(*chosen[:2]))
         else:
             self.plane.disabled = ready = explorer.is_plane_measured(*chosen[:3])
             figures = [explorer.plane_figure(*chosen) if ready else None]
             count, images = explorer.given["plane_size"] ** 2, explorer.given["plane_images"]
             self.hint.value = "" if ready else f"about {count} networks, each on {images} test images"
-        for image, figure in zip(self.images[tab], figures, strict=True):
+        for image, figure in itertools.zip_longest(self.images[tab], figures):
             _put(image, figure)
 
     def _tell(self) -> None:
         """The numbers over the figures."""
-        name, _, corrected, alpha = self.chosen
+        name, _, corrected, place = self.chosen
         pair = self.explorer.pair(name)
         data = pair.run.dataset
         ends = " · ".join(
@@ -173,11 +197,12 @@ class Panel(widgets.VBox):
             more = f", perplexity {models.perplexity(loss):.2f}" if data.test.is_text else ""
             big, loss = f"{100 * accuracy:.1f} %", f"cross-entropy {loss:.3f} nats{more}"
             side = "above" if above >= 0 else "below"
-            line = f"{abs(100 * above):.1f} points {side} the line between the parents"
+            line = f"{abs(100 * above):.1f} points {side} the parents, weighed by these shares"
+        what = "set of three" if is_three(name) else "pair"
         self.readout.value = (
             '<div style="display:flex; gap:1.6em; align-items:baseline; flex-wrap:wrap; line-height:1.4">'
             f'<span class="fusebook-accuracy" style="font-size:1.9em; font-weight:600">{big}</span>'
-            f"<span><b>{loss}</b> at α = {alpha:.2f}<br>{line}</span>"
+            f"<span><b>{loss}</b> at {spelled(place)}<br>{line}</span>"
             f'<span style="color:#555">parents: {ends}<br>controls: {beside}<br>'
-            f"{data.name}, first {len(data.test):,} test images, one pair (n = 1)</span></div>"
+            f"{data.name}, first {len(data.test):,} test images, one {what} (n = 1)</span></div>"
         )

@@ -1,6 +1,6 @@
 """The loss plane through three networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ def corners(a: State, b: State, c: State) -> np.ndarray:
             uu, uv, vv = uu + float((u * u).sum()), uv + float((u * v).sum()), vv + float((v * v).sum())
     height = vv - uv * uv / uu if uu else 0.0
     if height <= 1e-9 * max(uu, vv):
-        raise InputError("A, B and aligned B lie on a line; accepted: a matcher that moves B, such as activation")
+        raise InputError("the three networks lie on a line; accepted: a matcher that moves B, such as activation")
     return np.array([[0.0, 0.0], [uu**0.5, 0.0], [uv / uu**0.5, height**0.5]])
 
 
@@ -61,9 +61,11 @@ def nodes(marks: np.ndarray, size: int, margin: float = 0.25) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Plane:
-    """Accuracy and loss (rows, columns) at the nodes y (rows,), x (columns,) of the plane through A, B and aligned B,
-    which lie at `points` (3, 2); `note` says on what and how it was measured."""
+    """Accuracy and loss (rows, columns) at the nodes y (rows,), x (columns,) of the plane through three networks, of
+    these `names` (of a pair: A, B and aligned B), which lie at `points` (3, 2); `note` says on what and how it was
+    measured."""
 
+    names: tuple[str, str, str]
     points: np.ndarray
     x: np.ndarray
     y: np.ndarray
@@ -72,7 +74,7 @@ class Plane:
     note: str
 
     def at(self, corner: int) -> tuple[float, float]:
-        """Accuracy and loss of A (0), B (1) or aligned B (2)."""
+        """Accuracy and loss of the first (0), second (1) or third (2) network."""
         column, row = (
             np.searchsorted(axis, place) for axis, place in zip((self.x, self.y), self.points[corner], strict=True)
         )
@@ -80,9 +82,9 @@ class Plane:
 
 
 @styled
-def plane_figure(plane: Plane, title: str, alpha: float) -> Drawn:
-    """Accuracy and loss over the plane (dots: measured); A, B, aligned B, the two straight paths, and the fused network
-    at `alpha`."""
+def plane_figure(plane: Plane, title: str, shares: Sequence[float], label: str) -> Drawn:
+    """Accuracy and loss over the plane (dots: measured); its three networks, the straight paths from the first to the
+    others, and, called `label`, the network fused of `shares` of the three."""
     figure = PaperFigure(2, 3.3)
     # A loss of twice a guess among ten classes is as bad as any: above it one colour.
     loss = np.nan_to_num(plane.loss, nan=np.inf, posinf=np.inf).clip(max=2 * np.log(10))
@@ -90,8 +92,9 @@ def plane_figure(plane: Plane, title: str, alpha: float) -> Drawn:
         ("accuracy (%)", 100 * plane.accuracy, np.linspace, "cividis", "{:.0f} %"),
         ("cross-entropy (nats; levels by ratio)", loss, np.geomspace, "cividis_r", "{:.2g}"),
     )
-    a, b, moved = plane.points
-    for index, (name, values, spaced, colours, form) in enumerate(shown):
+    first, *others = plane.points
+    lines = ((0, (3, 2)), "-")
+    for index, (what, values, spaced, colours, form) in enumerate(shown):
         axes = figure.add_subplot(1, 2, index + 1)
         low, high = float(values.min()), float(values.max())
         levels = spaced(low, max(high, 1.01 * low, low + 1e-3), 13)
@@ -100,21 +103,21 @@ def plane_figure(plane: Plane, title: str, alpha: float) -> Drawn:
         bar.ax.set_yticklabels([form.format(level) for level in levels[::3]])
         bar.ax.tick_params(length=0)
         axes.plot(*np.meshgrid(plane.x, plane.y), ".", color="black", markersize=1.4, markeredgewidth=0, alpha=0.5)
-        for end, line in ((b, (0, (3, 2))), (moved, "-")):
-            axes.plot(*np.stack([a, end]).T, color="white", linestyle=line, linewidth=1.3)
-        axes.plot(*((1 - alpha) * a + alpha * moved), **mark("o", 7), color=VERMILLION, zorder=5)
-        for corner, label in enumerate(("A", "B", "aligned B")):
-            text = f"{label}: {form.format((100, 1)[index] * plane.at(corner)[index])}"
+        for end, line in zip(others, lines, strict=True):
+            axes.plot(*np.stack([first, end]).T, color="white", linestyle=line, linewidth=1.3)
+        axes.plot(*(np.array(shares) @ plane.points), **mark("o", 7), color=VERMILLION, zorder=5)
+        for corner, name in enumerate(plane.names):
+            text = f"{name}: {form.format((100, 1)[index] * plane.at(corner)[index])}"
             box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.2}
             style = {"ha": "center", "fontsize": 6.5, "bbox": box, "zorder": 6, "textcoords": "offset points"}
             axes.plot(*plane.points[corner], "o", color="white", markersize=5, markeredgecolor="black", zorder=4)
             axes.annotate(text, plane.points[corner], (0, -12 if corner < 2 else 7), **style)
-        axes.set(title=name, xlabel="distance along B − A", aspect="equal")
+        axes.set(title=what, xlabel=f"distance along {plane.names[1]} − {plane.names[0]}", aspect="equal")
         axes.grid(False)
     figure.axes[0].set_ylabel("distance across it")
-    for label, line in (("A to B", (0, (3, 2))), ("A to aligned B", "-")):
-        figure.key(label, Line2D([], [], color=PALE, linestyle=line))
-    figure.key(f"fused, α = {alpha:g}", Line2D([], [], color=VERMILLION, linestyle="none", **mark("o", 7)))
+    for name, line in zip(plane.names[1:], lines, strict=True):
+        figure.key(f"{plane.names[0]} to {name}", Line2D([], [], color=PALE, linestyle=line))
+    figure.key(label, Line2D([], [], color=VERMILLION, linestyle="none", **mark("o", 7)))
     return figure, title
 
 

@@ -106,12 +106,17 @@ def _draw_curve(axes: Axes, entry: Mapping, metric: str, reference: Mapping | No
 
 @styled
 def matching_matrix(
-    perms: Mapping[str, Any], record: Mapping[str, Any], matcher: str, similarity: Mapping[str, Any] | None = None
+    perms: Mapping[str, Any],
+    record: Mapping[str, Any],
+    matcher: str,
+    similarity: Mapping[str, Any] | None = None,
+    moved: str = "B",
 ) -> Drawn:
     """The matching of all layers as one block matrix, with lines between layers.
 
     `perms` {group: (n,)}: a dot in row i, column perm[i] says that unit perm[i] of B takes place i of A.
-    `similarity` {group: (n, n)}, rows A and columns B, adds a panel with the soft matching before assignment.
+    `similarity` {group: (n, n)}, rows A and columns B, adds a panel with the soft matching before assignment. `moved`:
+    what B is called.
     Layers are drawn to scale, or all to one size where the smallest would be too small to see.
     """
     sizes = {group: len(perm) for group, perm in perms.items()}
@@ -135,7 +140,7 @@ def matching_matrix(
             axes.add_patch(Rectangle((start, start), span, span, facecolor="#EAF2F8", zorder=0))
         axes.hlines(edges, 0, edges[-1], color="#333333", linewidth=0.6)
         axes.vlines(edges, 0, edges[-1], color="#333333", linewidth=0.6)
-        axes.set(xlim=(0, edges[-1]), ylim=(edges[-1], 0), xlabel="units of network B", aspect="equal")
+        axes.set(xlim=(0, edges[-1]), ylim=(edges[-1], 0), xlabel=f"units of network {moved}", aspect="equal")
         centres = (edges[:-1] + edges[1:]) / 2
         axes.set_yticks(centres, [f"{group} ({size})" for group, size in sizes.items()] if not index else [])
         axes.set_xticks(centres, list(sizes), rotation=0 if len(sizes) < 5 else 90)
@@ -219,7 +224,7 @@ def record_figures(record: Mapping[str, Any], arrays: Mapping[str, Any] | None =
 
     By what they hold. Curves: curves, matching_<matcher>, correlations, bn_images, ladder, heads, streams. Rows of
     graph matching at scale: scaling, recovery, objective. Rows of architectures: architectures. Rows of many networks:
-    many, cost, simplex, planted. Rows of many sizes: size.
+    many, cost, simplex, planted, curves. Rows of many sizes: size.
     """
     return {kind: make() for kind, make in _drawings(record, arrays or {}).items()}
 

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from . import pool
 from .evidence import Interval, grouped, mean_interval
-from .names import CORRECTIONS, MATCHERS, Look, base, fills, look, model_label, options, ranked
-from .style import METRIC_LABELS, Drawn, PaperFigure, panels, styled
+from .names import CORRECTIONS, MATCHERS, Look, base, curve_label, fills, look, model_label, options, ranked
+from .style import METRIC_LABELS, Drawn, PaperFigure, panels, percent, styled
 from .tables import Table, interval_text
 
 Rows = Iterable[Mapping[str, Any]]
 CONTROLS = {"best parent": (0, (3, 2)), "mean parent": (0, (1, 1.5)), "ensemble": (0, (7, 2))}
+CORNERS = np.array([(0, 0), (1, 0), (0.5, 3**0.5 / 2)])  # of the simplex of three networks
 STRATEGIES = {"reference": "each to the first", "merge_many": "MergeMany", "cycle_consistent": "Frank–Wolfe"}
 
 
@@ -160,24 +162,23 @@ def cost(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
 
 
 @styled
-def simplex(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
-    """Test accuracy of three networks over all their shares, a triangle a correction; a corner is one network alone."""
-    rows = list(rows)
+def simplex(rows: Rows, record: Mapping[str, Any], columns: int = 2, corners: Sequence[str] = ()) -> Drawn:
+    """Test accuracy of three networks over all their shares, a triangle a correction; a corner is one network alone,
+    named by `corners`, or by number."""
+    rows, corners = list(rows), corners or [f"network {number}" for number in (1, 2, 3)]
     by_correction = grouped(rows, "correction")
     figure = PaperFigure(columns, 2.9)
     for (axes, _, _), (correction, alike) in zip(
         panels(figure, len(by_correction), min(len(by_correction), columns)), by_correction.items(), strict=True
     ):
         shares = np.array([row["shares"] for row in alike])
-        corners = np.array([(0, 0), (1, 0), (0.5, 3**0.5 / 2)])
         values = np.array([100 * row["test_accuracy"] for row in alike])
-        drawn = axes.tripcolor(*(shares @ corners).T, values, shading="gouraud", cmap="viridis")
-        lines = axes.tricontour(*(shares @ corners).T, values, levels=5, colors="white", linewidths=0.6)
-        axes.clabel(lines, fmt="%.0f", fontsize=6)
-        for number, (x, y) in enumerate(corners, 1):
-            axes.annotate(
-                f"network {number}", (x, y), (0, -9 if y == 0 else 4), textcoords="offset points", ha="center"
-            )
+        drawn = axes.tripcolor(*(shares @ CORNERS).T, values, shading="gouraud", cmap="viridis")
+        if np.ptp(values) > 0:
+            lines = axes.tricontour(*(shares @ CORNERS).T, values, levels=5, colors="white", linewidths=0.6)
+            axes.clabel(lines, fmt="%.0f", fontsize=6)
+        for name, (x, y) in zip(corners, CORNERS, strict=True):
+            axes.annotate(name, (x, y), (0, -9 if y == 0 else 4), textcoords="offset points", ha="center")
         axes.set_title(look(CORRECTIONS, correction).label)
         axes.set_aspect("equal")
         axes.set_axis_off()
@@ -208,7 +209,36 @@ def planted(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
     )
 
 
-KINDS = {"many": against_count, "simplex": simplex, "planted": planted}
+@styled
+def curves(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
+    """Test accuracy and loss of several networks along lines through their shares, a line a curve of `study.own`, the
+    parents alone dashed."""
+    by_curve = grouped(rows, "curve")
+    figure = PaperFigure(columns, 3.2)
+    names = {number: (f"{base(alike[0]['matcher'])}({number})",) for number, alike in by_curve.items()}
+    fill = fills(names.values())
+    grid = panels(figure, 2, columns)
+    for (axes, _, _), metric in zip(grid, ("test_accuracy", "test_loss"), strict=True):
+        scale = percent(metric)
+        for number, alike in by_curve.items():
+            first, last = alike[0], alike[-1]
+            points = [(row["alpha"], scale * row[metric]) for row in alike]
+            style = look(MATCHERS, first["matcher"]).mark(fill=fill[names[number]])
+            style |= {"linestyle": look(CORRECTIONS, first["correction"]).line}
+            ends = f"{_spelled(first['shares'])} to {_spelled(last['shares'])}"
+            figure.key(f"{curve_label(first)}: {ends}", *axes.plot(*zip(*points, strict=True), **style))
+        for parent in record["parents"].values():
+            line = axes.axhline(scale * parent[metric], color="#8C8C8C", linestyle=(0, (3, 2)), linewidth=0.9, zorder=1)
+            figure.key("parents, each alone", line)
+        axes.set(xlabel="place on the line, α", ylabel=METRIC_LABELS[metric])
+    return figure, pool.headline(record)
+
+
+def _spelled(shares: Iterable[float]) -> str:
+    return " / ".join(f"{share:.2g}" for share in shares)
+
+
+KINDS = {"many": against_count, "simplex": simplex, "planted": planted, "curves": curves}
 
 
 Records = Mapping[str, Mapping[str, Any]]

@@ -32,13 +32,16 @@ WRITTEN_OUT = {"similarity": "correlation", "tap": "post_relu", "solver": "sweep
 
 def headline(records: Records, *more: str) -> str:
     """What stands over every table and figure: "SimpleNet on mnist, one pair (n = 1)". Records of one pair, matched
-    with several seeds, count once."""
+    with several seeds, count once. Of more networks than two it says "set of networks"."""
     named = _named(records)
     subject = " + ".join(dict.fromkeys(model_label(r["model"]) for r in named.values() if "model" in r))
     datasets = " + ".join(dict.fromkeys(r["dataset"] for r in named.values() if r.get("dataset")))
     where = " on ".join(part for part in (subject, datasets) if part)
     n = len({_pair(name, r) for name, r in named.items()})
-    return ", ".join([where, "one pair (n = 1)" if n == 1 else f"{n} pairs (n = {n})", *more])
+    one, several = "pair", "pairs"
+    if any(len(r.get("parents", ())) > 2 for r in named.values()):
+        one, several = "set of networks", "sets of networks"
+    return ", ".join([where, f"one {one} (n = 1)" if n == 1 else f"{n} {several} (n = {n})", *more])
 
 
 def reference_for(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from .servers import (
     SERVERS,
     Combined,
     Server,
+    check_matcher,
     check_server,
     combine,
     looks_at_images,

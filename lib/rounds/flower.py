@@ -6,11 +6,12 @@ of a `Federation`.
 
 Clients answer as to Flower's own FedAvg: an ArrayRecord "arrays" and a MetricRecord "metrics" that holds
 "num-examples"; and, where they like, "class-counts" (for `head=class_counts`), "train-loss", "client" (a number that
-stays a client's own, so that sums have an order), and "fresh", 1 where they began from their own initialisation.
+stays a client's own, so that sums have an order), and "fresh", 1 where they began from their own initialisation. Where
+the strategy is told which clients are to take part, they answer a query with that number, too.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +49,10 @@ class FusionStrategy(Strategy):
         start: `common`: clients begin with the initial arrays; `own`: they are sent none in the first round.
         nodes: wait for so many before each round.
         fraction: of the nodes that take part in a round, drawn anew by Flower.
+        participants: gives of a round's number the clients that take part, in place of a fraction: {client: whether it
+            is sent the server's network}. Nodes are asked once which client they are.
+        run: whatever else tells this run from others, such as the clients' settings, so that none goes on with the
+            state of another.
 
     Raises:
         InputError: as `servers.combine`; the file is of another run.
@@ -64,7 +69,9 @@ class FusionStrategy(Strategy):
         start: Literal["common", "own"] = "common",
         nodes: int = 2,
         fraction: float = 1.0,
+        participants: Callable[[int], Mapping[int, bool]] | None = None,
         resume: str | Path | None = None,
+        run: str = "",
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
@@ -73,7 +80,7 @@ class FusionStrategy(Strategy):
         if not 0 < fraction <= 1:
             raise InputError(f"fraction {fraction} is not accepted; accepted: a number above 0, up to 1")
         self.server, self.begins, self.nodes, self.fraction = spell_server(server), start, nodes, fraction
-        self.model, self.device, self.seed = model, torch.device(device), seed
+        self.model, self.device, self.seed, self.participants = model, torch.device(device), seed, participants
         self.images = [loaders.placed(loaders.read_batch(batch)[0], device) for batch in loaders.batched(images)]
         check_server(self.server, self.images)
         if groups is None and self.server.startswith("matched"):
@@ -83,13 +90,15 @@ class FusionStrategy(Strategy):
         self.groups = groups
         self.resume = None if resume is None else Path(resume)
         shapes = {name: tuple(tensor.shape) for name, tensor in models.state_of(model).items()}
-        said = repr((self.server, start, seed, shapes))
+        said = repr((self.server, start, fraction, seed, shapes, run))
         self._key = f"flower {hashlib.sha256(said.encode()).hexdigest()[:10]}"
         self.done: dict[str, Any] = load_state(self.resume, self._key) or {
             "number": 0, "state": None, "up": 0, "down": 0, "trained": {}, "measured": {},
         }  # fmt: skip
         self._sent: State | None = None
-        self._asked = 0
+        self._receivers = 0  # nodes that the network was sent to
+        self._clients: dict[int, int] = {}  # by node
+        self._timeout = 3600.0
 
     def summary(self) -> None:
         """Says how it is set up."""
@@ -108,7 +117,7 @@ class FusionStrategy(Strategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
         """All rounds, as of Flower's own strategies; what `evaluate_fn` answered is kept with the state."""
-        measured = self.done["measured"]
+        measured, self._timeout = self.done["measured"], timeout
 
         def remembered(number: int, arrays: ArrayRecord) -> MetricRecord | None:
             if number not in measured:
@@ -128,14 +137,39 @@ class FusionStrategy(Strategy):
         a round that is done."""
         if server_round <= self.done["number"]:
             return []
-        count = max(1, round(self.fraction * max(self.nodes, len(list(grid.get_node_ids())))))
-        chosen, _ = sample_nodes(grid, self.nodes, count)
         sends = self.begins == "common" or self.done["state"] is not None
         self._sent = arrays.to_torch_state_dict() if sends else None
-        self._asked = len(chosen)
+        if self.participants is None:
+            count = max(1, round(self.fraction * max(self.nodes, len(list(grid.get_node_ids())))))
+            chosen = dict.fromkeys(sample_nodes(grid, self.nodes, count)[0], True)
+        else:
+            nodes, wanted = self._ask(grid), self.participants(server_round)
+            if missing := sorted(wanted.keys() - nodes.keys()):
+                named = ", ".join(map(str, missing))
+                raise InputError(f"round {server_round}: no node is client {named}; accepted: a node for each")
+            chosen = {nodes[client]: sent for client, sent in wanted.items()}
+        self._receivers = sum(chosen.values()) if sends else 0
         config = ConfigRecord({**config, "server-round": server_round, "proximal-mu": proximal(self.server)})
-        content = RecordDict({"arrays": arrays if sends else ArrayRecord(), "config": config})
-        return [Message(content=content, message_type=MessageType.TRAIN, dst_node_id=node) for node in sorted(chosen)]
+        return [
+            Message(
+                content=RecordDict({"arrays": arrays if sends and chosen[node] else ArrayRecord(), "config": config}),
+                message_type=MessageType.TRAIN,
+                dst_node_id=node,
+            )
+            for node in sorted(chosen)
+        ]
+
+    def _ask(self, grid: Grid) -> dict[int, int]:
+        """The node of each client, of two the one that said so last; those that have said so are not asked again."""
+        _, connected = sample_nodes(grid, self.nodes, self.nodes)
+        queries = [
+            Message(content=RecordDict(), message_type=MessageType.QUERY, dst_node_id=node)
+            for node in sorted(set(connected) - self._clients.keys())
+        ]
+        for reply in grid.send_and_receive(queries, timeout=self._timeout) if queries else ():
+            if not reply.has_error():
+                self._clients[reply.metadata.src_node_id] = int(reply.content["metrics"]["client"])
+        return {client: node for node, client in self._clients.items() if node in connected}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -156,7 +190,7 @@ class FusionStrategy(Strategy):
             )  # fmt: skip
             updates = sorted(updates, key=lambda update: update.client)
             done["up"] += sum(size(update.state) for update in updates)
-            done["down"] += self._asked * size(self._sent) if self._sent is not None else 0
+            done["down"] += self._receivers * size(self._sent) if self._sent is not None else 0
             metrics: dict[str, Any] = {
                 "train_loss": sum(update.loss for update in updates) / len(updates),
                 "megabytes_up": done["up"] / MEGABYTE,
@@ -202,6 +236,11 @@ def client_app(federation: Federation) -> ClientApp:
     """The Flower app of a federation's clients; which one a node is says its `partition-id` (--node-config)."""
     app = ClientApp()
 
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        answer = MetricRecord({"client": int(context.node_config["partition-id"])})
+        return Message(content=RecordDict({"metrics": answer}), reply_to=message)
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
         config, arrays = message.content["config"], message.content["arrays"]
@@ -225,24 +264,26 @@ def server_app(
     resume: str | Path | None = None,
     finished: Callable[[Result], None] | None = None,
 ) -> ServerApp:
-    """The Flower app of a federation's server: rounds, server images, start and test set are the setting's. All clients
-    take part in each round.
+    """The Flower app of a federation's server: rounds, who takes part in each, server images, start and test set are
+    the setting's. It waits until each client has a node.
 
     Args:
         finished: is given Flower's result.
 
     Raises:
-        InputError: the setting lets a part of the clients take part, come late or drop out: on Flower that is up to the
-            nodes.
+        InputError: the setting lets clients be late: on Flower that is up to the nodes.
     """
     setting = federation.setting
-    if setting.fraction < 1 or setting.newcomers or setting.stragglers:
-        raise InputError(
-            "on Flower all clients take part in each round; accepted: fraction 1, no newcomers, no stragglers"
-        )
+    if setting.stragglers:
+        raise InputError("on Flower nodes are as slow as they are; accepted: stragglers 0")
+
+    def participants(number: int) -> dict[int, bool]:
+        return {client: not federation.begins(client, number) for client in federation.participants(number)}
+
     strategy = FusionStrategy(
         server, federation.template, images=federation.images, groups=federation.groups, start=setting.start,
-        nodes=setting.clients, resume=resume, device=federation.device, seed=setting.seed,
+        nodes=setting.clients, participants=participants, resume=resume, run=federation.key,
+        device=federation.device, seed=setting.seed,
     )  # fmt: skip
     app = ServerApp()
 

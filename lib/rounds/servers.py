@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import fusion, loaders, matching, models
-from ..checks import InputError, read_method, spell_method
+from ..checks import InputError, Method, read_method, spell_method
 from ..fusion import heads
 from ..symmetry import Groups
-from .federation import State, Update
+from .federation import Federation, State, Update
 
 KEEP = 0.25  # of the matched correlation: from here on the identity is kept
 
 Weights = Literal["samples", "uniform"]
 Head = Literal["shares", "class_counts"]
-_MATCHERS = tuple(name for name in matching.MATCHERS if name != "none")
+MATCHER = Method("matcher", matching.MATCHERS)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _fedprox(task: _Task, mu: float = 0.01, weights: Weights = "samples") -> Com
 
 def _matched(
     task: _Task,
-    matcher: Literal[_MATCHERS] = "activation",
+    matcher: MATCHER = "activation",
     guard: bool = True,
     keep: float = KEEP,
     weights: Weights = "samples",
@@ -96,7 +96,7 @@ def _matched(
 
 def _matched_least_squares(
     task: _Task,
-    matcher: Literal[_MATCHERS] = "activation",
+    matcher: MATCHER = "activation",
     guard: bool = True,
     keep: float = KEEP,
     weights: Weights = "samples",
@@ -130,7 +130,8 @@ SERVERS = {
 
 
 def read_server(text: str, options: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-    """(name, options) of a server such as "matched(matcher=graph)"; see `checks.read_method`."""
+    """(name, options) of a server such as "matched(matcher=weight(strategy=cycle_consistent))"; see
+    `checks.read_method`."""
     return read_method("server", text, SERVERS, options)
 
 
@@ -157,6 +158,13 @@ def check_server(server: str, images: object) -> None:
     if looks_at_images(server) and not images:
         raise InputError(f"server '{server}' looks at images; give it server_images, or fedavg, or guard=false with a "
                          "matcher that looks at none")  # fmt: skip
+
+
+def check_matcher(server: str, federation: Federation) -> None:
+    """Raises InputError, in one line, where the architecture cannot take the server's matcher."""
+    name, options = read_server(server)
+    if name.startswith("matched"):
+        matching.check_network(options.get("matcher", "activation"), federation.template, federation.groups)
 
 
 def combine(

@@ -43,6 +43,18 @@ def partner(name: str) -> str:
     return f"{kind}-s{int(seed) + 1}"
 
 
+def thirds(pair: str) -> list[str]:
+    """The names of the other shipped networks of a pair's architecture that were trained on its data set."""
+    sidecars = {path.stem: models.read_sidecar(path) for path in sorted(paths.CHECKPOINTS.glob("*-s*.safetensors"))}
+    alike = {name: _kind(sidecar) for name, sidecar in sidecars.items() if name not in (pair, partner(pair))}
+    return [name for name, kind in alike.items() if kind == _kind(sidecars[pair])]
+
+
+def _kind(sidecar: Mapping[str, Any]) -> list[Any]:
+    spec = sidecar.get("spec", {})
+    return [sidecar.get("dataset"), *(spec.get(field) for field in ("model", "width", "norm", "options"))]
+
+
 def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     """The runs of all pairs asked for, by the stem of their record, everything checked and opened.
 

@@ -122,4 +122,6 @@ def begin(parameters: Mapping[str, Any]) -> Run:
     if len(dataset.train) <= given["server_images"]:
         raise InputError(f"server_images {given['server_images']} are all of {dataset.name}; accepted: fewer")
     federations = [rounds.Federation(setting, dataset, device) for setting in settings]
+    for server in servers:
+        rounds.check_matcher(server, federations[0])
     return Run(given, servers, given["controls"], dataset, federations, device, started, results_path, figures_dir)

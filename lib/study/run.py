@@ -6,6 +6,7 @@ the steps after it are methods of the `Run` that it returns.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import fusion, loaders, matching, models, paths, symmetry
-from ..checks import InputError, check_injected, check_whole
+from ..checks import InputError, check_choice, check_injected, check_whole
 from ..fusion import Aligned
 from ..matching import Matching
 from ..models import Checkpoint
@@ -32,8 +33,9 @@ CHOICE = 5000  # images by which is chosen where no number is given
 
 @dataclasses.dataclass
 class Run:
-    """One run of an experiment on one pair: its data and networks, and its checked parameters with the preset's filled
-    in (`settings`). `begin` makes it."""
+    """One run of an experiment on one pair, or on a third network beside it (`open_third`): its data and networks, and
+    its checked parameters with the preset's filled in (`settings`). `begin` makes it; `study.many` has one on any
+    number. `checkpoints` are in the order of the networks."""
 
     experiment: str
     model: str
@@ -110,16 +112,28 @@ class Run:
             self.checkpoints[side] = models.trained(
                 spec, self.dataset, loader=settings.loader, device=self.device, label=f"network {side.upper()}"
             )
+        self.checkpoints = dict(sorted(self.checkpoints.items()))
         self._check_distinct()
         return [self._merged(self._network(side)).to(self.device) for side in SIDES]
 
+    def open_third(self, name: str) -> nn.Module:
+        """Network C beside A and B: a checkpoint, by path or by the name of a shipped one.
+
+        Raises:
+            InputError: there is none, it is of another architecture, or is A or B again.
+        """
+        self.checkpoints["c"] = models.read_checkpoint(models.find_checkpoint(name))
+        _check_sidecar(self, "c")
+        self._check_distinct()
+        return self._merged(self._network("c")).to(self.device)
+
     def _check_distinct(self) -> None:
-        """Raises InputError where both networks are there and are the same: no pair, whatever the barrier says."""
-        if len(self.checkpoints) == 2:
-            a, b = (self._network(side).state_dict() for side in SIDES)
+        """Raises InputError where two networks are there and are the same: no pair, whatever the barrier says."""
+        for one, two in itertools.combinations(self.checkpoints, 2):
+            a, b = (self._network(side).state_dict() for side in (one, two))
             if all(torch.equal(tensor, b[name]) for name, tensor in a.items()):
-                files = " and ".join(self.checkpoints[side].path.name for side in SIDES)
-                raise InputError(f"A and B are the same network ({files}); accepted: two networks")
+                files = " and ".join(self.checkpoints[side].path.name for side in (one, two))
+                raise InputError(f"{one.upper()} and {two.upper()} are the same network ({files}); accepted: others")
 
     # Images -----------------------------------------------------------------------------------------------------------
 
@@ -172,7 +186,7 @@ class Run:
             left = len(split) - max(self.settings.match_images, self.settings.correct_images)
             count = min(most, max(left, len(split) // 10, 1))
         first = len(split) - count
-        if seen := [side.upper() for side in SIDES if self._has_seen(side, first)]:
+        if seen := [side.upper() for side in self.checkpoints if self._has_seen(side, first)]:
             print(
                 f"choices are made on the last {count:,} training images, which {' and '.join(seen)} saw in training "
                 "(as far as is known); networks trained with held_out do not"
@@ -257,7 +271,9 @@ class Run:
 
     def parents(self, networks: Sequence[nn.Module]) -> dict[str, dict[str, float | None]]:
         """What the networks reach as they are; their `ensemble` is measured on the way."""
-        parents, *ensemble = fusion.measure_parents(networks, self.test, self.train, names=SIDES, device=self.device)
+        parents, *ensemble = fusion.measure_parents(
+            networks, self.test, self.train, names=list(self.checkpoints), device=self.device
+        )
         self.ensemble = tuple(ensemble)
         return parents
 
@@ -343,7 +359,7 @@ class Run:
 
     def _measured(self, network: nn.Module, networks: Sequence[nn.Module], parents: Mapping) -> dict[str, Any]:
         """A control on the test images; what went over them already does not again."""
-        side = next((side for side, own in zip(SIDES, networks, strict=True) if own is network), None)
+        side = next((side for side, own in zip(parents, networks, strict=True) if own is network), None)
         if side is not None:
             measures = parents[side]
         elif isinstance(network, fusion.Ensemble) and self.ensemble is not None:
@@ -371,8 +387,8 @@ class Run:
                 rows.append({"matcher": matcher, "images": count, "test_accuracy": accuracy, "alpha": 0.5})
         return rows
 
-    def record(self, parents: Mapping, curves: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
-        """The run record, checked, not yet written."""
+    def record(self, parents: Mapping, curves: list[dict[str, Any]] | None = None, **extra: Any) -> dict[str, Any]:
+        """The run record, checked, not yet written: of its curves, or of `rows`."""
         settings, count = self.settings, len(self.dataset.train)
         looks = {
             "match": any(matching.looks_at_images(name) for name in settings.matchers),
@@ -381,7 +397,7 @@ class Run:
         }
         used = {key: getattr(settings, f"{key}_images") * flag for key, flag in looks.items()}
         checkpoints, seeds = {}, {"match": settings.match_seed}
-        for side in SIDES:
+        for side in parents:
             checkpoint = self.checkpoints[side]
             sidecar = {
                 name: checkpoint.sidecar[name] for name in ("spec", "dataset", "images") if name in checkpoint.sidecar
@@ -505,3 +521,57 @@ def begin(
         for name in run.settings.controls:
             run.check_control(name)
     return run
+
+
+def open_one_model(
+    parameters: Mapping[str, Any],
+    names: Sequence[str],
+    presets: Mapping[str, Mapping[str, Any]],
+    known: Sequence[str],
+    experiment: str,
+    images: Sequence[str],
+) -> dict[str, Any]:
+    """What a `Run` of a notebook needs that takes its model as a parameter, "settings" as a dictionary.
+
+    Args:
+        parameters: at least those of `names` (the notebook passes globals()).
+        presets: {"quick": {parameter: {model: value, or {data set: value}}}, "paper": …}, for those that are None.
+        known: the models that the notebook takes.
+        images: the parameters that say how many of the first training images are looked at.
+
+    Raises:
+        InputError: in one line, before anything is trained or written.
+    """
+    started = datetime.now(UTC)
+    check_injected(parameters)
+    given = {name: parameters[name] for name in names}
+    check_choice("preset", given["preset"], ("quick", "paper", "auto"))
+    check_choice("model", given["model"], known)
+    device = loaders.pick_device(given["device"])
+    preset = given["preset"]
+    if preset == "auto":
+        preset = "paper" if device.type == "cuda" else "quick"
+    dataset = models.open_dataset(given["dataset"], given["model"])
+    settings = dict(given)
+    for name, by_model in presets[preset].items():
+        if given[name] is None:
+            value = by_model[given["model"]]
+            settings[name] = value[dataset.name] if isinstance(value, Mapping) else value
+    for name in ("limit_train", "limit_test", "held_out", *images):
+        check_whole(name, settings[name], 0)
+    if given["results_path"] and not str(given["results_path"]).endswith(".json"):
+        raise refusal("results_path", given["results_path"], "a path that ends in .json")
+    results_path = paths.target(given["results_path"], paths.LOCAL / f"{experiment}.json")
+    figures_dir = paths.target(given["figures_dir"], paths.FIGURES / "local")
+    paths.check_writable("results_path", results_path)
+    paths.check_writable("figures_dir", figures_dir, folder=True)
+    train = dataset.train.head(given["limit_train"])
+    dataset = dataclasses.replace(dataset, train=train, test=dataset.test.head(given["limit_test"]))
+    if settings["held_out"] > max(len(train) - max(settings[name] for name in images), 0):
+        used = f"at most what {' and '.join(images)} leave of {len(train)} training images"
+        raise refusal("held_out", settings["held_out"], used)
+    return {
+        "experiment": experiment, "model": given["model"], "given": given, "settings": settings, "preset": preset,
+        "dataset": dataset, "device": device, "started": started, "results_path": results_path,
+        "figures_dir": figures_dir,
+    }  # fmt: skip

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import fusion, loaders, matching, models, paths, symmetry
-from ..checks import check_choice, check_injected, check_whole
+from .. import fusion, matching, models, symmetry
+from ..checks import check_choice, check_whole
 from ..fusion.budgets import Dial
 from ..fusion.controls import distil
 from ..fusion.labels import united
 from ..fusion.structure import Structure
-from ..records import portable, provenance, record
-from .many import RECIPES, _shipped
+from . import run
+from .many import shipped
 from .parameters import methods, refusal
 from .skew import FIRST_HALF, SECOND_HALF, skewed
+from .zoo import RECIPES
 
 PARAMETERS = (
     "preset", "dataset", "model", "width", "width_b", "data", "seed_a", "seed_b", "epochs", "held_out", "matcher",
@@ -30,7 +29,6 @@ PARAMETERS = (
     "device", "results_path", "figures_dir",
 )  # fmt: skip
 DATA = ("alike", "halves", "dirichlet0.1", "dirichlet0.5", "tasks")
-RECIPE = RECIPES | {"resnet20": {"batch_size": 250, "lr": 0.1}}
 NORMS = {"simplenet": None, "vgg11": "batch", "resnet20": "batch"}
 SKEWED_SHARE = {"simplenet": 0.05}  # of the other half's images that networks of "halves" see; 0.1 elsewhere
 REPEATS = 5  # of a timed pass
@@ -47,22 +45,11 @@ class MeanLogits(nn.Module):
         return sum(part(x.clone()) for part in self.parts) / len(self.parts)
 
 
-@dataclasses.dataclass
-class Run:
-    """A pair of networks: `settings` are the checked parameters with the preset's filled in."""
+class Run(run.Run):
+    """A pair of networks, fused at many sizes."""
 
-    given: dict[str, Any]
-    settings: SimpleNamespace
-    preset: str
-    dataset: loaders.Dataset
-    device: torch.device
-    started: datetime
-    results_path: Path
-    figures_dir: Path
-    checkpoints: dict[str, models.Checkpoint] = dataclasses.field(default_factory=dict)
-    networks: list[nn.Module] = dataclasses.field(default_factory=list)
-    aligned: fusion.Aligned | None = None
-    parents: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
+    aligned: fusion.Aligned
+    networks: list[nn.Module]  # in one width, with one set of outputs
 
     @property
     def labels(self) -> list[tuple[int, ...]] | None:
@@ -79,36 +66,22 @@ class Run:
             sees = skewed(s.data, which, s.seed_a)
             if "share" in sees:
                 sees["share"] = SKEWED_SHARE.get(s.model, sees["share"])
-        recipe = models.Recipe(epochs=s.epochs, **RECIPE[s.model])
-        return models.Spec(s.model, seed, recipe, width, NORMS[s.model], held_out=s.held_out, **sees)
-
-    def _batches(self, split: loaders.Split) -> list[tuple[Tensor, Tensor]]:
-        normalise = models.normalisation(self.settings.model)
-        return list(loaders.MemoryLoader(split, loaders.BATCH, normalise=normalise, device=self.device))
-
-    @functools.cached_property
-    def test(self) -> list[tuple[Tensor, Tensor]]:
-        """The test set, read and normalised once."""
-        return self._batches(self.dataset.test)
-
-    @functools.cached_property
-    def held(self) -> list[tuple[Tensor, Tensor]]:
-        """Labelled images by which controls choose: the last ones of the training set, held out or not."""
-        count = min(max(self.settings.held_out, 1000), len(self.dataset.train))
-        return self._batches(self.dataset.train.subset(torch.arange(len(self.dataset.train))[-count:]))
+        recipe = dataclasses.replace(RECIPES[s.model], epochs=s.epochs)
+        return models.Spec(s.model, seed, recipe, width, self.norm, held_out=s.held_out, **sees)
 
     @functools.cached_property
     def images(self) -> Tensor:
-        """The first `images` training images; nobody looks at their labels."""
-        return torch.cat([x for x, _ in self._batches(self.dataset.train.head(self.settings.images))])
+        """The first `images` training images, without labels."""
+        return torch.cat([x for x, _ in self.match_batches])
 
-    def align(self) -> fusion.Aligned:
-        """The two networks, trained unless they are there, with one set of outputs, in one width and order."""
+    def align(self) -> dict[str, dict[str, float | None]]:
+        """Brings the two networks, trained unless they are there, to one set of outputs, one width and one order, and
+        measures them."""
         s, names = self.settings, ("a", "b")
         networks = []
         for which, name in enumerate(names):
             spec = self._spec(which)
-            checkpoint = _shipped(spec, self.dataset) or models.trained(
+            checkpoint = shipped(spec, self.dataset) or models.trained(
                 spec, self.dataset, device=self.device, label=f"network {name}"
             )
             self.checkpoints[name] = checkpoint
@@ -122,8 +95,7 @@ class Run:
         )
         self.aligned = fusion.align(networks, groups, maps)
         self.networks, _ = symmetry.in_one_width(networks, groups)
-        self.parents = fusion.measure_parents(self.networks, self.test, names=names, device=self.device)[0]
-        return self.aligned
+        return fusion.measure_parents(self.networks, self.test, names=names, device=self.device)[0]
 
     @functools.cached_property
     def dial(self) -> Dial:
@@ -174,7 +146,7 @@ class Run:
         budget below 1."""
         s = self.settings
         controls = fusion.Parents(
-            self.networks, self.aligned.groups, self.images, self.held, device=self.device, seed=s.match_seed,
+            self.networks, self.aligned.groups, self.images, self.held_out(), device=self.device, seed=s.match_seed,
             progress=False,
         )  # fmt: skip
         rows = []
@@ -187,7 +159,7 @@ class Run:
         apart = Structure(self.dial.plan, 2, {}, frozenset(self.dial.plan.free))
         rows.append(self._row("control", "mean of logits", MeanLogits(self.networks), apart))
         best = max(range(2), key=controls.accuracies.__getitem__)
-        names = [f"parent {name}" for name in self.parents]
+        names = [f"parent {name}" for name in self.checkpoints]
         rows += [self._row("parent", name, net, None) for name, net in zip(names, self.networks, strict=True)]
         shared: dict = {}
         plain = fusion.correct(self.aligned, None, "least_squares", images=self.images, progress=False)
@@ -227,21 +199,6 @@ class Run:
                     state[key] = placed[key]
         return models.load_state(network, state).eval()
 
-    def record(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The record, checked, not yet written."""
-        s = self.settings
-        checkpoints = {
-            name: {"file": portable(each.path), "sha256": each.sha256, "spec": each.spec}
-            for name, each in self.checkpoints.items()
-        }
-        images = {"train": len(self.dataset.train), "test": len(self.dataset.test)}
-        return record(
-            experiment="size_and_tasks", preset=self.preset, dataset=self.dataset.name,
-            model={"name": s.model, "width": float(s.width), "norm": NORMS[s.model]}, checkpoints=checkpoints,
-            parents=self.parents, images=images | {"match": s.images, "correct": s.images}, rows=rows,
-            provenance=provenance(self.given, self.dataset, self.device, self.started),
-        )  # fmt: skip
-
 
 def begin(parameters: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> Run:
     """Checks the notebook's parameters and opens the data set.
@@ -253,42 +210,23 @@ def begin(parameters: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]
     Raises:
         InputError: in one line, before anything is trained or written.
     """
-    started = datetime.now(UTC)
-    check_injected(parameters)
-    given = {name: parameters[name] for name in PARAMETERS}
-    check_choice("preset", given["preset"], ("quick", "paper", "auto"))
-    check_choice("model", given["model"], NORMS)
-    check_choice("data", given["data"], DATA)
-    device = loaders.pick_device(given["device"])
-    preset = given["preset"]
-    if preset == "auto":
-        preset = "paper" if device.type == "cuda" else "quick"
-    dataset = models.open_dataset(given["dataset"], given["model"])
-    settings = dict(given)
-    for name, by_model in presets[preset].items():
-        if given[name] is None:
-            value = by_model[given["model"]]
-            settings[name] = value[dataset.name] if isinstance(value, Mapping) else value
+    opened = run.open_one_model(parameters, PARAMETERS, presets, tuple(NORMS), "size_and_tasks", ("images",))
+    settings = opened.pop("settings")
+    check_choice("data", settings["data"], DATA)
     settings["width_b"] = settings["width"] if settings["width_b"] is None else settings["width_b"]
-    (settings["matcher"],) = methods("matcher", [given["matcher"]], "matcher", matching.MATCHERS)
-    settings["controls"] = methods("controls", given["controls"], "control", fusion.CONTROLS, least=0)
+    (settings["matcher"],) = settings["matchers"] = methods(
+        "matcher", [settings["matcher"]], "matcher", matching.MATCHERS
+    )
+    settings["controls"] = methods("controls", settings["controls"], "control", fusion.CONTROLS, least=0)
+    settings |= {"corrections": ["least_squares"], "evaluate_train": False}
+    settings |= {"match_images": settings["images"], "correct_images": settings["images"]}
     _check(settings)
-    results_path = paths.target(given["results_path"], paths.LOCAL / "size_and_tasks.json")
-    figures_dir = paths.target(given["figures_dir"], paths.FIGURES / "local")
-    paths.check_writable("results_path", results_path)
-    paths.check_writable("figures_dir", figures_dir, folder=True)
-    train = dataset.train.head(given["limit_train"])
-    dataset = dataclasses.replace(dataset, train=train, test=dataset.test.head(given["limit_test"]))
-    if settings["held_out"] > max(len(train) - settings["images"], 0):
-        used = f"at most what images leave of {len(train)} training images"
-        raise refusal("held_out", settings["held_out"], used)
-    return Run(given, SimpleNamespace(**settings), preset, dataset, device, started, results_path, figures_dir)
+    return Run(norm=NORMS[settings["model"]], settings=SimpleNamespace(**settings), **opened)
 
 
 def _check(settings: Mapping[str, Any]) -> None:
     """Raises InputError for the first parameter whose value is not accepted."""
-    leasts = {"seed_a": 0, "seed_b": 0, "held_out": 0, "match_seed": 0, "limit_train": 0, "limit_test": 0}
-    for name, least in (leasts | {"epochs": 1, "images": 2}).items():
+    for name, least in {"seed_a": 0, "seed_b": 0, "match_seed": 0, "epochs": 1, "images": 2}.items():
         check_whole(name, settings[name], least)
     ranges = {"budgets": (0, 2), "dense": (0, 2), "distilled": (0, 2), "width": (0, 64), "width_b": (0, 64)}
     for name, (low, high) in ranges.items():
@@ -296,9 +234,11 @@ def _check(settings: Mapping[str, Any]) -> None:
         for value in values:
             if not isinstance(value, int | float) or isinstance(value, bool) or not low < value <= high:
                 raise refusal(name, settings[name], f"numbers > {low}, at most {high}")
-    if not isinstance(settings["separate"], list | tuple) or not all(
-        type(k) is int and k > 0 for k in settings["separate"]
-    ):
-        raise refusal("separate", settings["separate"], "a list of whole numbers of at least 1")
-    if settings["results_path"] and not str(settings["results_path"]).endswith(".json"):
-        raise refusal("results_path", settings["results_path"], "a path that ends in .json")
+    if settings["data"] == "tasks":  # a class that a network does not know has no probability of its own
+        if settings["distilled"]:
+            raise refusal("distilled", settings["distilled"], "[] with data=tasks")
+        if aside := {"ensemble", "distillation"} & {name.partition("(")[0] for name in settings["controls"]}:
+            raise refusal("controls", settings["controls"], f"none of {', '.join(sorted(aside))} with data=tasks")
+    whole = settings["separate"]
+    if not isinstance(whole, list | tuple) or not all(type(k) is int and k > 0 for k in whole):
+        raise refusal("separate", whole, "a list of whole numbers of at least 1")

@@ -11,14 +11,21 @@ from ..checks import InputError
 from ..models import Recipe, Spec
 from .skew import FIRST_HALF, SECOND_HALF, SKEWS, skewed
 
+# How the notebooks train such networks, in so many epochs where they are not told otherwise.
+RECIPES = {
+    "simplenet": Recipe(epochs=1, batch_size=100, lr=0.02, weight_decay=0.0, augment=False),
+    "vgg11": Recipe(epochs=10),
+    "resnet20": Recipe(epochs=8, batch_size=250, lr=0.1),
+}
+
 
 def _specs() -> dict[str, tuple[str, Spec]]:
     """{name: (data set, spec)} of every shipped checkpoint, the quickest first."""
     specs: dict[str, tuple[str, Spec]] = {}
-    one = Recipe(epochs=1, batch_size=100, lr=0.02, weight_decay=0.0, augment=False)
     for seed in range(6):
         classes = FIRST_HALF if seed % 2 == 0 else SECOND_HALF
-        specs[f"simplenet-s{seed}"] = ("mnist", Spec("simplenet", seed, one, classes=classes, share=0.05))
+        spec = Spec("simplenet", seed, RECIPES["simplenet"], classes=classes, share=0.05)
+        specs[f"simplenet-s{seed}"] = ("mnist", spec)
     for seed in range(2):
         recipe = Recipe(epochs=5, batch_size=100, lr=0.05, augment=False)
         specs[f"mlp-w0.5-s{seed}"] = ("mnist", Spec("mlp", seed, recipe, width=0.5))
@@ -31,7 +38,7 @@ def _specs() -> dict[str, tuple[str, Spec]]:
     for seed in range(4):
         specs[f"gpt-s{seed}"] = ("paradise-lost", Spec("gpt", seed, letters))
     cifar = "cifar10-jpeg"
-    vgg, residual = Recipe(epochs=10), Recipe(epochs=8, batch_size=250, lr=0.1)
+    vgg, residual = RECIPES["vgg11"], RECIPES["resnet20"]
     for seed in range(6):
         for width in (0.125, 0.25):
             specs[f"vgg11bn-w{width:g}-s{seed}"] = (cifar, Spec("vgg11", seed, vgg, width=width, norm="batch"))

@@ -26,9 +26,9 @@ from lib.paper import style
 from lib.study import board
 
 GIVEN = {
-    "pair": "simplenet-s0", "matcher": "activation", "correction": "none", "alpha": 0.5, "alphas": [0.0, 0.5, 1.0],
-    "dataset": "mnist-5k", "device": "cpu", "images": 60, "match_images": 60, "correct_images": 60, "plane_images": 40,
-    "plane_size": 3, "match_seed": 0,
+    "pair": "simplenet-s0", "third": "", "matcher": "activation", "correction": "none", "alpha": 0.5,
+    "third_share": 0.25, "alphas": [0.0, 0.5, 1.0], "divisions": 2, "dataset": "mnist-5k", "device": "cpu",
+    "images": 60, "match_images": 60, "correct_images": 60, "plane_images": 40, "plane_size": 3, "match_seed": 0,
 }  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_the_plane_gives_the_parents_at_their_corners(simplenet):
     plane, pair = simplenet.plane(*chosen(simplenet)), simplenet.pair("simplenet-s0")
     test = explore._first(pair.run.test, 40)
     assert sum(len(labels) for _, labels in test) == 40
-    for corner, state in enumerate((*pair.states, simplenet.matched("simplenet-s0", "activation").moved)):
+    for corner, state in enumerate((*pair.states, simplenet.matched("simplenet-s0", "activation").states[1])):
         accuracy, loss = models.evaluate(models.load_state(pair.run.template, state), test)
         assert plane.at(corner) == (accuracy, pytest.approx(loss, abs=1e-5))
     assert plane.at(1) == (plane.at(2)[0], pytest.approx(plane.at(2)[1], abs=1e-5))
@@ -142,7 +142,7 @@ def test_pairs_are_two_consecutive_seeds_that_are_both_there(tmp_path, monkeypat
 
 def test_a_point_is_the_fused_network_measured_and_measured_once(simplenet, monkeypatch):
     pair, matched = simplenet.pair("simplenet-s0"), simplenet.matched("simplenet-s0", "activation")
-    fused = fusion.interpolate([pair.states[0], matched.moved], (0.7, 0.3))
+    fused = fusion.interpolate([pair.states[0], matched.states[1]], (0.7, 0.3))
     expected = fusion.measure(pair.run.template, fused, pair.run.test, ensemble=pair.run.against)
     assert simplenet.point(*chosen(simplenet), 0.3).values == expected
     monkeypatch.setattr(fusion, "correct", lambda *a, **k: pytest.fail("measured twice"))
@@ -170,23 +170,23 @@ def test_quick_controls_stand_beside_the_fused_network(simplenet, panel):
 def test_aligned_filters_are_those_of_b_in_the_order_of_a(simplenet):
     pair, matched = simplenet.pair("simplenet-s0"), simplenet.matched("simplenet-s0", "activation")
     b = pair.states[1]["conv1.weight"]
-    assert torch.equal(matched.moved["conv1.weight"], b[matched.matching["conv1"]])
-    assert not torch.equal(matched.moved["conv1.weight"], b)
+    assert torch.equal(matched.states[1]["conv1.weight"], b[matched.maps[1]["conv1"]])
+    assert not torch.equal(matched.states[1]["conv1.weight"], b)
     simplenet.point(*chosen(simplenet, "alpha"))
     axes = simplenet.filters(*chosen(simplenet, "alpha")).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "aligned B", "fused, α = 0.5"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "aligned B", "fused, α = 0.50"]
     assert len(axes.images) == 4 * plane.FILTERS
     heads = [label.get_text().split("\n") for label in axes.get_xticklabels()]
     largest = pair.states[0]["conv1.weight"].flatten(1).norm(dim=1).topk(plane.FILTERS).indices
     assert {int(unit) for unit, _ in heads} == set(largest.tolist())
-    r = matched.arrays["corr/activation/conv1"]
+    r = matched.arrays[1]["corr/activation/conv1"]
     assert all(float(told.replace("−", "-")) == pytest.approx(r[int(unit)], abs=0.006) for unit, told in heads)
 
 
 def test_what_is_drawn_of_the_fused_network_is_its_own_first_layer(simplenet):
     pair, matched = simplenet.pair("simplenet-s0"), simplenet.matched("simplenet-s0", "activation")
     first = simplenet.point(*chosen(simplenet), 0.25).first
-    torch.testing.assert_close(first, 0.75 * pair.states[0]["conv1.weight"] + 0.25 * matched.moved["conv1.weight"])
+    torch.testing.assert_close(first, 0.75 * pair.states[0]["conv1.weight"] + 0.25 * matched.states[1]["conv1.weight"])
 
 
 def test_the_path_shows_the_choice_the_baseline_and_the_last_others_and_a_dot_at_alpha():
@@ -223,6 +223,107 @@ def test_every_figure_of_the_first_view_is_drawn_and_nothing_is_written(simplene
         text.get_text() for text in figures[0].legends[0].get_texts()
     }
     assert {"activations", "no matching"} <= lines
+
+
+# Three networks
+
+THREE, SHARES = "simplenet-s0+simplenet-s2", (0.5, 0.3, 0.2)
+
+
+@pytest.fixture(scope="module")
+def three():
+    return explore.Explorer(GIVEN | {"third": "simplenet-s2", "alpha": 0.3, "third_share": 0.2})
+
+
+def test_a_third_network_is_another_shipped_one_of_the_same_kind(tmp_path, monkeypatch):
+    assert board.thirds("simplenet-s0") == ["simplenet-s2", "simplenet-s3", "simplenet-s4", "simplenet-s5"]
+    wide = board.thirds("vgg11bn-w0.25-s0")
+    assert "vgg11bn-w0.25-s2" in wide and not any("w0.125" in name for name in wide)
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    for name, seen in (("a-s0", "mnist"), ("a-s1", "mnist"), ("a-s2", "mnist-5k"), ("a-s3", "mnist")):
+        (tmp_path / f"{name}.safetensors").touch()
+        (tmp_path / f"{name}.json").write_text(json.dumps({"dataset": seen, "spec": {"model": "mlp"}}))
+    assert board.thirds("a-s0") == ["a-s3"]
+
+
+def test_three_networks_are_matched_together_and_fused_in_their_shares(three):
+    assert (three.name, three.place) == (THREE, SHARES)
+    pair, matched = three.pair(THREE), three.matched(THREE, "activation")
+    assert list(pair.parents) == ["a", "b", "c"] and len(pair.networks) == 3
+    maps = matching.match(pair.networks, pair.run.groups, "activation", images=pair.run.match_batches, progress=False)
+    assert maps[2].info["strategy"] == "joint"
+    assert all(torch.equal(matched.maps[2][name], perm) for name, perm in maps[2].items())
+    fused = fusion.interpolate(matched.states, SHARES)
+    expected = fusion.measure(pair.run.template, fused, pair.run.test, ensemble=pair.run.against)
+    assert three.point(THREE, "activation", "none", SHARES).values == expected
+    for corner, parent in zip(np.eye(3), pair.parents.values(), strict=True):
+        found = three.point(THREE, "activation", "none", tuple(corner)).values
+        assert found["test_loss"] == pytest.approx(parent["test_loss"], abs=1e-5)
+    assert three.summary(THREE, "activation", "none", (1.0, 0.0, 0.0))["above"] == 0
+    line = sum(s * p["test_accuracy"] for s, p in zip(SHARES, pair.parents.values(), strict=True))
+    assert three.summary(THREE, "activation", "none", SHARES)["above"] == pytest.approx(
+        expected["test_accuracy"] - line
+    )
+    assert list(three.controls(THREE)) == ["parent", "ensemble", "head"]
+    assert "simplenet-s0 and simplenet-s1 and simplenet-s2: SimpleNet" in three.describe(THREE)
+
+
+def test_the_picture_of_three_networks_is_the_simplex_with_a_dot_at_the_shares(three):
+    figures = list(three.figures(plane=True))
+    assert len(figures) == 7
+    simplex, filters = figures[:2]
+    assert "one set of networks (n = 1)" in simplex.get_suptitle().replace("\xa0", " ")
+    assert {text.get_text() for text in simplex.axes[0].texts} >= {"A", "B", "C"}
+    dot = [line for line in simplex.axes[0].lines if line.get_color() == style.VERMILLION]
+    assert [line.get_xydata().tolist() for line in dot] == [[pytest.approx([0.3 + 0.2 / 2, 0.2 * 3**0.5 / 2])]]
+    rows = [row for row in three.record(THREE, "x")["rows"] if row["matcher"] == "activation"]
+    assert {(0.5, 0.5, 0.0), (0.0, 0.5, 0.5), (0.0, 0.0, 1.0), SHARES} <= {tuple(row["shares"]) for row in rows}
+    labels = [label.get_text() for label in filters.axes[0].get_yticklabels()]
+    assert labels == ["A", "B", "aligned B", "C", "aligned C", "fused, shares 0.50 / 0.30 / 0.20"]
+    assert [figure.axes[-1].get_xlabel() for figure in (figures[3], figures[5])] == [
+        "units of network B", "units of network C",
+    ]  # fmt: skip
+    assert not np.array_equal(*(three.matched(THREE, "activation").arrays[i]["corr/activation/conv1"] for i in (1, 2)))
+
+
+def test_the_plane_of_three_networks_is_that_of_the_simplex(three):
+    plane_, states = three.plane(THREE, "activation", "none"), three.matched(THREE, "activation").states
+    assert plane_.names == ("A", "aligned B", "aligned C")
+    test = explore._first(three.pair(THREE).run.test, 40)
+    for corner, state in enumerate(states):
+        accuracy, loss = models.evaluate(models.load_state(three.pair(THREE).run.template, state), test)
+        assert plane_.at(corner) == (accuracy, pytest.approx(loss, abs=1e-5))
+    figure = three.plane_figure(THREE, "activation", "none", SHARES)
+    dot = next(line for line in figure.axes[0].lines if line.get_color() == style.VERMILLION)
+    assert dot.get_xydata()[0] == pytest.approx(np.array(SHARES) @ plane_.points)
+
+
+def test_a_slow_correction_of_three_networks_has_no_picture_before_it_is_measured(three, monkeypatch):
+    monkeypatch.setattr(fusion, "correct", lambda *a, **k: pytest.fail("fitted without being asked"))
+    three.point(THREE, "none", "none", (1 / 3,) * 3)
+    assert three.path(THREE, "activation", "least_squares", SHARES) is None
+
+
+def test_in_the_panel_a_third_network_brings_a_second_slider_and_shares_stay_within_1(simplenet):
+    panel = panels.Panel(simplenet)
+    assert panel.third_share.layout.display == "none" and panel.whole.description == "measure the path"
+    panel.alpha.value = 0.9
+    panel.third.value = "simplenet-s2"
+    assert panel.third_share.layout.display == "" and panel.whole.description == "measure the simplex"
+    assert panel.chosen[3] == (0.0, 0.9, pytest.approx(0.1))
+    assert "shares 0.00 / 0.90 / 0.10" in panel.readout.value and "C " in panel.readout.value
+    panel.third_share.value = 0.6
+    assert panel.chosen[3] == pytest.approx((0.0, 0.4, 0.6))
+    panel.alpha.value = 0.2
+    assert panel.chosen[3] == pytest.approx((0.2, 0.2, 0.6)) and "one set of three (n = 1)" in panel.readout.value
+    assert is_png(panel.images["Fusing"][0])
+    panel.whole.click()
+    assert len(simplenet.record(THREE, "x")["rows"]) >= 6
+    panel.tabs.selected_index = 1
+    assert all(map(is_png, panel.images["Matching"]))
+    panel.pair.value = "mlp-w0.5-s0"  # has no third
+    assert panel.third.value == "" and panel.third_share.layout.display == "none"
+    assert "%" in panel.readout.value and panel.images["Fusing"][0].value
 
 
 # Data that cannot be had, and mistakes
@@ -267,12 +368,15 @@ def test_without_cifar_the_pairs_that_work_are_offered_in_one_line(no_data):
         ("alpha", 1.5, "alpha 1.5 is not accepted"),
         ("images", 0, "images 0 is not accepted"),
         ("plane_size", 1, "plane_size 1 is not accepted"),
+        ("third", "simplenet-s1", "unknown third 'simplenet-s1'; accepted: simplenet-s2, "),
+        ("divisions", 0, "divisions 0 is not accepted"),
+        ("third_share", 0.6, "third_share 0.6 is not accepted; accepted: at most what alpha 0.5 leaves"),
         ("dataset", "imagenet", "unknown dataset 'imagenet'"),
     ],
 )
 def test_a_parameter_that_is_not_accepted_is_told_in_one_line(name, value, said):
     with pytest.raises(InputError, match=re.escape(said)) as told:
-        explore.Explorer(GIVEN | {name: value})
+        explore.Explorer(GIVEN | {"third": "simplenet-s2" if name == "third_share" else "", name: value})
     assert "\n" not in str(told.value)
 
 
@@ -297,7 +401,7 @@ def test_dragging_alpha_changes_what_is_told_and_drawn(panel):
 def test_tabs_draw_when_they_come_to_the_front(panel):
     assert not panel.images["Matching"][0].value
     panel.tabs.selected_index = 1
-    assert all(map(is_png, panel.images["Matching"]))
+    assert [is_png(image) for image in panel.images["Matching"]] == [True, True, False, False]
     panel.tabs.selected_index = 2
     panel.plane.click()
     assert is_png(panel.images["Loss plane"][0])
@@ -462,7 +566,7 @@ def test_a_method_with_options_is_a_choice_of_the_panel_and_is_what_is_measured(
     explorer = explore.Explorer(given)
     panel = panels.Panel(explorer)
     assert panel.matcher.value == "activation(similarity=covariance)" and "activation" in panel.matcher.options
-    matching_ = explorer.matched("simplenet-s0", panel.matcher.value).matching
+    matching_ = explorer.matched("simplenet-s0", panel.matcher.value).maps[1]
     assert matching_.options == {"similarity": "covariance"}
     assert explorer.is_measured(*panel.chosen)
     labels = [text.get_text() for text in explorer.path(*panel.chosen).legends[0].get_texts()]

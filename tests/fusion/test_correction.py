@@ -169,7 +169,7 @@ def test_networks_that_differ_are_not_aligned_and_the_line_names_which_and_what(
             fusion.align([a, other], groups, [groups.identity()] * 2)
     with pytest.raises(InputError, match="2 networks and 1 maps"):
         fusion.align([a, a], groups, [groups.identity()])
-    with pytest.raises(InputError, match="a list of at least two networks"):
+    with pytest.raises(InputError, match="takes a list of networks"):
         fusion.align(a, groups, [groups.identity()])
 
 

@@ -110,6 +110,29 @@ def test_weights_are_moved_alike_by_permutations_and_by_their_matrices():
         assert torch.allclose(one, two)
 
 
+def test_merge_many_takes_the_networks_in_random_orders_drawn_from_the_seed(monkeypatch):
+    networks, _ = planted(5, 1.0)
+    taken, towards = [], joint.Joint.towards
+
+    def spied(self, network, placed, *, summed=False):
+        taken.extend([network] * summed)  # it sums what it descends on alone
+        return towards(self, network, placed, summed=summed)
+
+    monkeypatch.setattr(joint.Joint, "towards", spied)
+
+    def orders(matcher, seed):
+        taken.clear()
+        matching.match(networks, GROUPS, matcher, seed=seed, **QUIET)
+        return [tuple(taken[start : start + 5]) for start in range(0, len(taken), 5)]
+
+    first = orders("weight(strategy=merge_many)", 0)
+    assert len(first) > 1 and all(sorted(order) == [0, 1, 2, 3, 4] for order in first)
+    assert len(set(first)) > 1 and (0, 1, 2, 3, 4) not in first[:2]  # anew in each round
+    torch.manual_seed(1)  # nothing is drawn from what others draw from
+    assert orders("weight(strategy=merge_many)", 0) == first != orders("weight(strategy=merge_many)", 1)
+    assert set(orders("weight(strategy=joint)", 0)) == {(0, 1, 2, 3, 4)}
+
+
 def test_frank_wolfe_never_falls_and_takes_networks_in_any_order():
     networks = [network(seed) for seed in range(3)]
     states = [each.state_dict() for each in networks]

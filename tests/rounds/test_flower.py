@@ -1,4 +1,5 @@
-"""The rounds on a real Flower: a SuperLink and two SuperNodes on the loopback, killed and restarted once."""
+"""The rounds on a real Flower: a SuperLink and SuperNodes on the loopback, killed and restarted once; and with a part
+of the clients in each round."""
 
 import json
 import os
@@ -27,8 +28,8 @@ SHARED = """
     def federation():
         recipe = models.Recipe(epochs=1, batch_size=50, lr=0.1, augment=False, schedule="constant")
         setting = rounds.Setting(
-            "mlp", recipe, width=0.0625, clients=2, split="dirichlet(beta=1.0)", rounds=3, server_images=100,
-            limit_train=600, seed=3,
+            "mlp", recipe, width=0.0625, split="dirichlet(beta=1.0)", rounds=3, server_images=100, limit_train=600,
+            **{more!r},
         )
         return rounds.Federation(setting, models.open_dataset("mnist-5k", "mlp"))
 """
@@ -38,7 +39,8 @@ CLIENT = """
 
     app = client_app(federation())
 """
-# After the first round of the first run the server is killed, as kill -9 does, once its state is written.
+# After the first round of the first run the server is killed, as kill -9 does, once its state is written; unless it has
+# been.
 SERVER = """
     import json, os, pathlib
     from .shared import federation
@@ -122,13 +124,13 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def app(folder: Path, place: Path) -> Path:
+def app(folder: Path, place: Path, shared: str) -> Path:
     package = folder / "fusing"
     package.mkdir(parents=True)
     files = {
         "pyproject.toml": PROJECT,
         "fusing/__init__.py": "",
-        "fusing/shared.py": SHARED,
+        "fusing/shared.py": shared,
         "fusing/client.py": CLIENT,
         "fusing/server.py": SERVER.format(place=str(place)),
     }
@@ -138,8 +140,8 @@ def app(folder: Path, place: Path) -> Path:
 
 
 @contextmanager
-def fleet(folder: Path, env: dict):
-    """A SuperLink and two SuperNodes; yields the process that runs the app on them."""
+def fleet(folder: Path, env: dict, clients: int):
+    """A SuperLink and a SuperNode a client; yields the process that runs the app on them."""
     link, nodes, port = folder / "link.log", folder / "nodes.log", free_port()
     home = Path(env["FLWR_HOME"])
     home.mkdir(exist_ok=True)
@@ -150,7 +152,7 @@ def fleet(folder: Path, env: dict):
         start = ("flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation")
         stack.enter_context(running(link, *start, env=env))
         wait_for(lambda: listens(port), link)
-        for number in (0, 1):
+        for number in range(clients):
             stack.enter_context(
                 running(
                     nodes,
@@ -161,7 +163,7 @@ def fleet(folder: Path, env: dict):
                     "--port",
                     str(free_port()),
                     "--node-config",
-                    f"partition-id={number} num-partitions=2",
+                    f"partition-id={number} num-partitions={clients}",
                     env=env,
                 )  # fmt: skip
             )
@@ -169,10 +171,15 @@ def fleet(folder: Path, env: dict):
         yield stack.enter_context(running(folder / "run.log", *command, env=env))
 
 
-def test_a_real_superlink_killed_once_gives_the_metrics_of_the_loop_to_the_digit(tmp_path):
+@pytest.fixture
+def flower(tmp_path):
+    """Makes an app of a federation with these settings; gives the environment to run it in and the folder of what it
+    finds."""
     pytest.importorskip("flwr")
     if not (SCRIPTS / "flower-superlink").is_file():
         pytest.skip("no flower-superlink beside this Python")
+    place = tmp_path / "place"
+    place.mkdir()
     env = os.environ | {
         "FLWR_HOME": str(tmp_path / "home"),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -180,29 +187,57 @@ def test_a_real_superlink_killed_once_gives_the_metrics_of_the_loop_to_the_digit
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
-    place = tmp_path / "place"
-    place.mkdir()
-    app(tmp_path / "app", place)
-    logs = tmp_path / "link.log", tmp_path / "nodes.log", tmp_path / "run.log"
-    with fleet(tmp_path, env) as running_app:
-        wait_for((place / "killed").exists, *logs, of=running_app)
-    # the SuperLink, its nodes and the server are gone; a new fleet
-    assert (place / "rounds.resume").is_file() and not (place / "metrics.json").exists()
-    with fleet(tmp_path, env) as running_app:
-        wait_for((place / "metrics.json").exists, *logs, of=running_app)
-    found = json.loads((place / "metrics.json").read_text())
-    asked = [tuple(map(int, line.split())) for line in (place / "asked.txt").read_text().splitlines()]
-    assert asked == [(1, 0), (2, 1), (1, 1), (2, 1), (3, 2)]  # (round, rounds done): the first is not trained again
 
-    scope: dict = {}
-    exec(textwrap.dedent(SHARED), scope)
-    rows = rounds.serve(scope["federation"](), "matched_least_squares", progress=False)
+    def made(**more):
+        shared = SHARED.format(more=more)
+        app(tmp_path / "app", place, shared)
+        scope: dict = {}
+        exec(textwrap.dedent(shared), scope)
+        return env, place, scope["federation"]()
+
+    return made
+
+
+def assert_same_to_the_digit(place: Path, federation: rounds.Federation) -> list[dict]:
+    """What Flower found is what the loop in one process finds; answers the loop's rows."""
+    found = json.loads((place / "metrics.json").read_text())
+    rows = rounds.serve(federation, "matched_least_squares", progress=False)
     assert [int(number) for number in found] == [1, 2, 3]
     for row in rows:
         same = found[str(row["round"])]
-        for metric in ("test_accuracy", "test_loss", "train_loss", "megabytes_up", "megabytes_down", "correlation"):
+        for metric in ("test_accuracy", "test_loss", "train_loss", "megabytes_up", "megabytes_down"):
             assert same[metric] == row[metric], metric
-        assert [bool(kept) for kept in same["kept"]] == row["guard"]
+        assert same["clients"] == row["participants"]
+        assert same.get("correlation") == row.get("correlation")
+        assert [bool(kept) for kept in same.get("kept", ())] == (row["guard"] or [])
+    return rows
+
+
+def logs(folder: Path) -> tuple[Path, ...]:
+    return folder / "link.log", folder / "nodes.log", folder / "run.log"
+
+
+def test_a_real_superlink_killed_once_gives_the_metrics_of_the_loop_to_the_digit(flower, tmp_path):
+    env, place, federation = flower(clients=2, seed=3)
+    with fleet(tmp_path, env, 2) as running_app:
+        wait_for((place / "killed").exists, *logs(tmp_path), of=running_app)
+    # the SuperLink, its nodes and the server are gone; a new fleet
+    assert (place / "rounds.resume").is_file() and not (place / "metrics.json").exists()
+    with fleet(tmp_path, env, 2) as running_app:
+        wait_for((place / "metrics.json").exists, *logs(tmp_path), of=running_app)
+    asked = [tuple(map(int, line.split())) for line in (place / "asked.txt").read_text().splitlines()]
+    assert asked == [(1, 0), (2, 1), (1, 1), (2, 1), (3, 2)]  # (round, rounds done): the first is not trained again
+    assert_same_to_the_digit(place, federation)
+
+
+def test_a_part_of_the_clients_and_a_newcomer_are_those_of_the_loop_to_the_digit(flower, tmp_path):
+    env, place, federation = flower(clients=4, fraction=0.67, newcomers=1, join=3, seed=5)
+    (place / "killed").touch()
+    with fleet(tmp_path, env, 4) as running_app:
+        wait_for((place / "metrics.json").exists, *logs(tmp_path), of=running_app)
+    rows = assert_same_to_the_digit(place, federation)
+    assert [row["participants"] for row in rows] == [[1, 2], [0, 1], [0, 2, 3]]
+    assert [row["newcomers"] for row in rows] == [[1, 2], [0], [3]]  # who begin on their own are sent nothing
 
 
 def test_without_flower_a_line_says_how_to_get_it(monkeypatch):
@@ -214,15 +249,57 @@ def test_without_flower_a_line_says_how_to_get_it(monkeypatch):
         import lib.rounds.flower  # noqa: F401
 
 
-def test_a_setting_that_flower_leaves_to_its_nodes_is_refused():
+def test_stragglers_are_refused():
     pytest.importorskip("flwr")
     from lib.rounds import flower
 
     recipe = models.Recipe(epochs=1, batch_size=50, augment=False)
-    setting = rounds.Setting("mlp", recipe, width=0.0625, clients=2, fraction=0.5, limit_train=100)
+    setting = rounds.Setting("mlp", recipe, width=0.0625, clients=2, stragglers=0.5, limit_train=100)
     federation = rounds.Federation(setting, models.open_dataset("mnist-5k", "mlp"))
-    with pytest.raises(InputError, match="all clients take part"):
+    with pytest.raises(InputError, match="accepted: stragglers 0"):
         flower.server_app(federation, "fedavg")
+
+
+def test_nodes_are_asked_once_which_client_they_are_and_those_that_are_to_take_part_are_sent_the_network(monkeypatch):
+    pytest.importorskip("flwr")
+    from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
+
+    from lib.rounds import flower
+
+    class Grid:
+        clients, asked = {70: 0, 50: 1, 60: 2}, []
+
+        def get_node_ids(self):
+            return list(self.clients)
+
+        def send_and_receive(self, messages, timeout):
+            assert all(message.message_type == MessageType.QUERY for message in messages)
+            self.asked += [message.dst_node_id for message in messages]
+            return [
+                SimpleNamespace(
+                    content=RecordDict({"metrics": MetricRecord({"client": self.clients[node]})}),
+                    metadata=SimpleNamespace(src_node_id=node),
+                    has_error=lambda: False,
+                )
+                for node in (message.dst_node_id for message in messages)
+            ]
+
+    # a Message can be made in a run alone
+    monkeypatch.setattr(flower, "Message", lambda **fields: SimpleNamespace(**fields))
+    net, grid = models.build("mlp", width=0.03, seed=0), Grid()
+    wanted = {1: {0: True, 2: True}, 2: {1: False, 2: True}, 3: {1: True}, 4: {0: True, 3: True}}
+    strategy = flower.FusionStrategy("fedavg", net, nodes=3, participants=wanted.__getitem__)
+
+    def sent(number):
+        messages = strategy.configure_train(number, ArrayRecord(models.state_of(net)), ConfigRecord(), grid)
+        return {message.dst_node_id: bool(message.content["arrays"]) for message in messages}
+
+    assert sent(1) == {60: True, 70: True} and grid.asked == [50, 60, 70]
+    assert sent(2) == {50: False, 60: True} and strategy._receivers == 1
+    grid.clients[80] = 1  # its node has been started again, the old one is not yet known to be gone
+    assert sent(3) == {80: True} and grid.asked == [50, 60, 70, 80]
+    with pytest.raises(InputError, match="round 4: no node is client 3; accepted: a node for each"):
+        sent(4)
 
 
 def test_the_strategy_takes_what_flowers_own_clients_answer(tmp_path):
@@ -259,6 +336,10 @@ def test_the_strategy_takes_what_flowers_own_clients_answer(tmp_path):
     repeated, same = again.aggregate_train(1, [])
     assert {**same} | {"train_loss": 0} == {**metrics} | {"train_loss": 0}
     assert all(torch.equal(t, found[name]) for name, t in repeated.to_torch_state_dict().items())
+    given = {"images": images, "start": "own", "resume": tmp_path / "rounds.resume"}
+    for other in ({"fraction": 0.5}, {"run": "other"}, {"start": "common"}):
+        with pytest.raises(InputError, match="belongs to another run"):
+            flower.FusionStrategy("matched", net, **given | other)
     with pytest.raises(InputError, match="belongs to another run"):
         flower.FusionStrategy("fedavg", net, resume=tmp_path / "rounds.resume")
     with pytest.raises(InputError, match="looks at images"):

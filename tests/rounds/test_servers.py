@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lib import fusion, models, rounds, symmetry
+from lib import fusion, matching, models, rounds, symmetry
 from lib.checks import InputError
 from lib.rounds import servers
 
@@ -66,6 +66,54 @@ def test_matching_finds_the_units_of_copies_in_other_orders_again(server):
     updates = [update(i, moved(state, i) if i else state) for i in range(3)]
     torch.testing.assert_close(outputs(combine(server, updates).state), outputs(state), atol=1e-4, rtol=1e-3)
     assert (outputs(combine("fedavg", updates).state) - outputs(state)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [
+        "weight(strategy=cycle_consistent)",
+        "weight(strategy=merge_many)",
+        "graph(solver=softassign, strategy=reference)",
+    ],
+)
+def test_a_server_takes_a_matcher_with_options_of_its_own(matcher):
+    updates = [update(i, network(i)) for i in range(3)]
+    server = f"matched(matcher={matcher}, guard=false, weights=uniform)"
+    name, options = rounds.read_server(server)
+    assert (name, options["matcher"], options["guard"]) == ("matched", matcher, False)
+    assert rounds.read_server(rounds.spell_server(server)) == (name, options)
+    networks = [models.load_state(models.build("mlp", width=0.03), each.state) for each in updates]
+    maps = matching.match(networks, GROUPS, matcher, progress=False)
+    expected = fusion.interpolate(fusion.align(networks, GROUPS, maps).states, (1 / 3,) * 3)
+    made = combine(server, updates, images=[]).state  # looks at none
+    assert all(torch.equal(made[name], tensor) for name, tensor in expected.items())
+    plain = combine("matched(matcher=weight, guard=false, weights=uniform)", updates).state
+    assert not all(torch.equal(plain[name], tensor) for name, tensor in expected.items())
+
+
+def test_without_a_matcher_nothing_moves_and_layers_are_fitted_all_the_same():
+    updates = [update(i, network(i)) for i in range(2)]
+    plain = combine("fedavg", updates).state
+    for name, tensor in combine("matched(matcher=none)", updates).state.items():
+        assert torch.equal(tensor, plain[name])
+    fitted, matched = (combine(f"matched_least_squares(matcher={m})", updates) for m in ("none", "activation"))
+    assert fitted.info["corrected"] == "least_squares"
+    assert not torch.equal(fitted.state["classifier.weight"], plain["classifier.weight"])
+    assert not torch.equal(fitted.state["classifier.weight"], matched.state["classifier.weight"])
+
+
+def test_options_of_a_servers_matcher_say_whether_it_looks_at_images():
+    assert not rounds.looks_at_images("matched(matcher=weight(strategy=joint), guard=false)")
+    assert rounds.looks_at_images("matched(matcher=weight(activations=1.0), guard=false)")
+
+
+def test_a_matcher_that_the_architecture_cannot_take_is_refused_before_anyone_trains():
+    setting = rounds.Setting("mlp", models.Recipe(epochs=1), width=0.03, clients=2, limit_train=100)
+    federation = rounds.Federation(setting, models.open_dataset("mnist-5k", "mlp"))
+    rounds.check_matcher("matched(matcher=weight(strategy=cycle_consistent))", federation)
+    rounds.check_matcher("fedavg", federation)
+    with pytest.raises(InputError, match="chain"):
+        rounds.check_matcher("matched(matcher=graph_sm)", federation)
 
 
 def test_the_guard_keeps_the_order_of_networks_that_share_a_start():
@@ -165,7 +213,10 @@ def test_servers_are_read_and_refused_in_one_line():
     for text, said in {
         "fedmax": "unknown server 'fedmax'; accepted: fedavg, fedprox, matched, matched_least_squares",
         "fedavg(mu=1)": "takes no option mu",
-        "matched(matcher=guess)": "matcher 'guess' is not accepted",
+        "matched(matcher=guess)": "unknown matcher 'guess'; accepted: none, random, activation, weight",
+        "matched(matcher=weight(strategy=best))": "strategy 'best' is not accepted; accepted: auto, reference, joint",
+        "matched(matcher=weight(restarts=1, best=2))": "best 2 is not accepted; accepted: true, false",
+        "matched(matcher=graph(restarts=3)": "unknown matcher 'graph(restarts=3'",
     }.items():
         with pytest.raises(InputError) as refused:
             rounds.read_server(text)

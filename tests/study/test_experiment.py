@@ -44,6 +44,19 @@ def test_a_preset_fills_only_what_was_not_given():
     assert begin(preset="auto").preset == "quick"
 
 
+def test_a_given_b_beside_a_trained_a_stays_b(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    other = tmp_path / "other.safetensors"
+    models.save_checkpoint(other, models.state_of(models.build("simplenet", seed=5)), {})
+    run = begin(checkpoint_b=str(other), limit_train=200, limit_test=50)
+    networks = run.open_pair(models.Recipe(epochs=1, batch_size=50, augment=False))
+    assert torch.equal(networks[1].state_dict()["conv1.weight"], models.build("simplenet", seed=5).conv1.weight)
+    parents = run.parents(networks)
+    for side, network in zip("ab", networks, strict=True):
+        assert parents[side]["test_accuracy"] == models.evaluate(network, run.test)[0]
+    assert parents["a"] != parents["b"] and list(parents) == ["a", "b"]
+
+
 def test_relative_paths_start_at_the_root_of_the_repo(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert begin(results_path="data/results/x.json").results_path == paths.ROOT / "data/results/x.json"

@@ -1,8 +1,12 @@
 """The notebook on many networks: what its parameters accept, and planted sets."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from lib import models, paths
 from lib.checks import InputError
 from lib.matching import match
 from lib.study import many, scaling
@@ -43,6 +47,7 @@ def test_presets_fill_what_is_null_by_model_and_data_set(tmp_path):
         ),
         ({"matchers": ["graph(strategy=best)"]}, "strategy 'best' is not accepted; accepted: auto, reference, joint"),
         ({"corrections": ["bn_reset"]}, "bn_reset"),
+        ({"matchers": ["weight(maps=orthogonal, restarts=1)"]}, "matcher 'weight' takes no option restarts"),
         ({"results_path": "r.txt"}, "results_path 'r.txt' is not accepted; accepted: a path that ends in .json"),
     ],
 )
@@ -72,3 +77,22 @@ def test_neighbours_see_other_classes(tmp_path, monkeypatch):
     networks = run.networks()
     assert len(networks) == 4 and [spec.seed for spec in seen] == [0, 1, 2, 3]
     assert [spec.classes for spec in seen] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 1, 9)]
+
+
+def test_networks_keep_the_order_of_their_seeds(tmp_path, monkeypatch):
+    checkpoint = models.read_checkpoint(paths.CHECKPOINTS / "simplenet-s1.safetensors")
+    monkeypatch.setattr(many, "shipped", lambda spec, dataset: checkpoint)
+    run = begin(tmp_path, counts=[2, 3], first_seed=9, width=1.0)
+    networks = run.networks()
+    record = run.record(run.parents(networks), rows=[{"study": "many"}])
+    assert list(record["checkpoints"]) == list(record["parents"]) == ["s9", "s10", "s11"]
+
+
+def test_a_shipped_network_is_taken_where_it_was_trained_just_so():
+    path = paths.CHECKPOINTS / "simplenet-s1.safetensors"
+    dataset = SimpleNamespace(sha256=models.read_sidecar(path)["dataset_sha256"])
+    spec = models.Spec("simplenet", 1, many.RECIPES["simplenet"], classes=(5, 6, 7, 8, 9), share=0.05)
+    assert many.shipped(spec, dataset).path == path
+    longer = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, epochs=2))
+    assert many.shipped(longer, dataset) is None
+    assert many.shipped(spec, SimpleNamespace(sha256="other")) is None

@@ -60,7 +60,37 @@ def test_what_is_no_record_of_a_pair_is_refused_in_one_line(curves):
     other = lib.curve(aligned, [0.5], test=[(x, torch.zeros(8, dtype=torch.long))], progress=False)
     with pytest.raises(InputError, match="of different networks"):
         lib.record([curves[0], other], dataset="noise")
-    three = lib.align([*networks, network(3)], groups, [groups.identity()] * 3)
-    path = lib.curve(three, [0.5], test=[(x, torch.zeros(8, dtype=torch.long))], progress=False)
-    with pytest.raises(InputError, match="these are of 3"):
-        lib.record([path], dataset="noise")
+
+
+def test_a_record_of_three_networks_holds_a_row_a_point_with_its_shares_and_is_drawn(tmp_path):
+    networks = [network(seed) for seed in range(3)]
+    x = torch.randn(80, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    test = [(x, networks[0](x).argmax(1))]
+    groups = lib.trace(networks[0], x[:2])
+    paths = []
+    for matcher in ("none", "activation"):
+        maps = lib.match(networks, groups, matcher, images=x, progress=False)
+        aligned = lib.align(networks, groups, maps, names=["first", "second", "third"])
+        paths.append(lib.curve(aligned, [0, 0.5, 1], test=test, progress=False))
+    paths.append(lib.curve(aligned, [0, 1], test=test, line=([0, 1, 0], [0, 0, 1]), progress=False))
+    lib.record(paths, dataset="noise", path=tmp_path / "three.json")
+    again = records.read_record(tmp_path / "three.json")
+    assert [row["file"] for row in again["checkpoints"].values()] == ["first", "second", "third"]
+    assert list(again["parents"]) == list(again["checkpoints"]) == ["a", "b", "c"]
+    assert [(row["curve"], row["matcher"], row["alpha"]) for row in again["rows"]] == [
+        *((0, "none", alpha) for alpha in (0, 0.5, 1)),
+        *((1, "activation", alpha) for alpha in (0, 0.5, 1)),
+        *((2, "activation", alpha) for alpha in (0, 1)),
+    ]
+    for row, point in zip(again["rows"], (p for path in paths for p in path.points), strict=True):
+        assert row["n"] == 3 and row["shares"] == pytest.approx(point["shares"])
+        assert row["test_accuracy"] == point["test_accuracy"]
+    assert again["rows"][0]["test_accuracy"] == 1 == again["parents"]["a"]["test_accuracy"]
+    figure = lib.draw(again)
+    assert "noise, one set of networks (n = 1)" in figure.get_suptitle().replace("\xa0", " ")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "no matching: 1 / 0 / 0 to 0.33 / 0.33 / 0.33" in labels and "activations: 0 / 1 / 0 to 0 / 0 / 1" in labels
+    accuracy = [100 * point["test_accuracy"] for point in paths[1].points]
+    assert any(
+        line.get_ydata() == pytest.approx(accuracy) for line in figure.axes[0].lines if len(line.get_xdata()) == 3
+    )
