@@ -13,6 +13,7 @@ from ..checks import InputError
 from .heads import forward, linear_head
 
 STEPS = 200  # of iterative scaling
+SPREAD = 4.0  # the logits' standard deviation at which classes are counted: about that of trained networks
 
 
 def read_labels(labels: Sequence[Sequence[int]], count: int) -> list[list[int]]:
@@ -39,17 +40,18 @@ def calibration(
     offsets (n,), weights (n, K)), float64. Class c of all K is answered by Σᵢ weightsᵢc · (factorᵢ · zᵢc + offsetᵢ).
 
     A network's logits say nothing of classes that it does not know, and two networks' logits do not compare. The factor
-    gives all networks' logits one standard deviation over the images. The offsets are those with which each network's
-    classes are named as often, in mean probability, as there are classes: images are taken to be of all classes alike
-    often (the prior that Saerens et al. 2002 correct for). A class that several know is answered by their mean,
-    weighted by shares.
+    gives all networks' logits one standard deviation over the images, the geometric mean of theirs. The offsets are
+    those with which, at a deviation of `SPREAD`, each network's classes are named as often, in mean probability, as
+    there are classes: images are taken to be of all classes alike often (the prior that Saerens et al. 2002 correct
+    for). But for one scale of all, nothing depends on the scale and level of one network's logits. A class that several
+    know is answered by their mean, weighted by shares.
     """
     every = union(labels)
     place = {c: i for i, c in enumerate(every)}
     weights = torch.zeros(len(labels), len(every), dtype=torch.float64)
     answers = torch.zeros(len(labels), len(logits[0]), len(every), dtype=torch.float64)
     spreads = torch.stack([each.double().std().clamp(min=1e-12) for each in logits]).cpu()
-    factors = spreads.log().mean().exp() / spreads
+    factors = SPREAD / spreads
     for i, (each, known) in enumerate(zip(logits, labels, strict=True)):
         places = [place[c] for c in known]
         weights[i, places] = shares[i] or torch.finfo(torch.float64).tiny
@@ -63,7 +65,8 @@ def calibration(
         offsets += step - step.mean()
         if step.abs().max() < 1e-6:
             break
-    return factors, offsets, weights
+    scale = spreads.log().mean().exp() / SPREAD
+    return scale * factors, scale * offsets, weights
 
 
 @torch.no_grad()

@@ -96,10 +96,10 @@ class VGG(nn.Module):
 class MLP(nn.Module):
     """`depth` hidden layers of 512·width ReLU units; `norm`, None, "batch" or "layer", stands behind each linear one.
 
-    Images (N, 1, 28, 28) → logits (N, 10).
+    Images (N, 1, 28, 28) → logits (N, classes).
     """
 
-    def __init__(self, width: float = 1.0, norm: str | None = None, depth: int = 3) -> None:
+    def __init__(self, width: float = 1.0, norm: str | None = None, depth: int = 3, classes: int = 10) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         features, hidden = 28 * 28, scaled(512, width)
@@ -112,7 +112,7 @@ class MLP(nn.Module):
             layers.append(nn.ReLU())
             features = hidden
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(features, 10)
+        self.classifier = nn.Linear(features, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x))
