@@ -72,6 +72,21 @@ TINY = {
         "planted_seeds": [0],
         "planted_noises": [0.5],
     },
+    "size_and_tasks": {
+        "model": "simplenet",
+        "width": 0.25,
+        "width_b": 0.125,
+        "data": "halves",
+        "epochs": 1,
+        "held_out": 100,
+        "budgets": [0.8, 1.5],
+        "separate": [1],
+        "dense": [0.75],
+        "distilled": [],
+        "limit_train": 1000,
+        "limit_test": 200,
+        "images": 100,
+    },
     "federated": {
         "clients": 3,
         "rounds": 2,
@@ -292,6 +307,28 @@ def test_many_networks_are_fused_and_their_orders_found_again(tmp_path):
     assert {r["matcher"]: r["recovered"] for r in rows["planted"]} == {"weight": 1.0, "graph": 1.0}
     drawn = {path.name for path in (tmp_path / "figures" / "local").glob("many_networks_*.png")}
     assert drawn == {f"many_networks_{kind}.png" for kind in ("many", "cost", "simplex", "planted")}
+
+
+def test_sizes_stand_beside_what_costs_as_much(tmp_path):
+    record = run("size_and_tasks", tmp_path)
+    rows = {(row["method"], row.get("counts"), row.get("asked")): row for row in record["rows"]}
+    ways = [("allotted", kind, asked) for kind in ("parameters", "multiply-adds") for asked in (0.8, 1.5)]
+    ways += [("first apart", None, 1), ("last apart", None, 1), ("dense", None, 0.75), ("one parent pruned", None, 0.8)]
+    ways += [(name, None, None) for name in ("parent", "ensemble", "head", "mean of logits", "one network")]
+    assert set(ways) <= rows.keys()
+    for kind in ("parameters", "multiply-adds"):
+        for asked in (0.8, 1.5):
+            assert rows["allotted", kind, asked][kind.replace("-", "_")] <= asked
+    assert rows["mean of logits", None, None]["parameters"] == 2 == rows["ensemble", None, None]["multiply_adds"]
+    assert all(row["milliseconds"] > 0 for row in record["rows"])
+    assert rows["first apart", None, 1]["separate"] == ["conv1"]
+    assert rows["last apart", None, 1]["separate"] == ["fc1"]
+    assert (tmp_path / "figures" / "local" / "size_and_tasks_size.pdf").is_file()
+    tasks = run("size_and_tasks", tmp_path, data="tasks", width_b=None, controls=["parent", "head"], budgets=[1.5])
+    by_name = {row["method"]: row["test_accuracy"] for row in tasks["rows"]}
+    assert by_name["mean of logits"] > max(by_name["parent a"], by_name["parent b"])
+    assert "with data=tasks" in refused_by("size_and_tasks", tmp_path, data="tasks")  # an ensemble of probabilities
+    assert "numbers > 0, at most 2" in refused_by("size_and_tasks", tmp_path, budgets=[2.5])
 
 
 def test_graph_matching_finds_a_noiseless_plant_again(tmp_path, monkeypatch):
