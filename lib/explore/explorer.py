@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .. import fusion, matching, models, symmetry
 from ..checks import InputError, check_choice, check_injected, check_whole
+from ..fusion.budgets import Dial
+from ..fusion.structure import COSTS
 from ..matching import Matching
 from ..paper import figures, figures_networks, pool
 from ..paper.names import CORRECTIONS, MATCHERS, look, model_label
@@ -31,6 +33,11 @@ from .plane import FILTERS, PALE, Plane, State, corners, filters_figure, mix, no
 def is_slow(correction: str) -> bool:
     """Whether a correction takes seconds to a minute: it is fitted when a button says so."""
     return fusion.CORRECTIONS[fusion.read_correction(correction)[0]].slow
+
+
+def sizes(correction: str) -> bool:
+    """Whether a correction makes networks of another size than the parents'."""
+    return fusion.read_correction(correction)[0] == "least_squares"
 
 
 # Of a pair alpha, the share of B; of three networks the shares of all.
@@ -73,6 +80,14 @@ class Point:
 
     values: dict[str, float | None]
     first: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A fused network of another size, measured; `cost` is {"parameters", "multiply-adds"} over one network's."""
+
+    values: dict[str, float | None]
+    cost: dict[str, float]
 
 
 def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> list[tuple[Tensor, Tensor]]:
@@ -149,7 +164,16 @@ class Explorer:
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         names = ("pair", "third", "matcher", "correction", "alpha", "third_share", "alphas", "divisions", "dataset")
-        names += ("device", "images", "match_images", "correct_images", "plane_images", "plane_size", "match_seed")
+        names += (
+            "budget",
+            "device",
+            "images",
+            "match_images",
+            "correct_images",
+            "plane_images",
+            "plane_size",
+            "match_seed",
+        )
         check_injected(parameters)
         self.given = {name: parameters[name] for name in names}
         self._kept: dict[tuple, Any] = {}
@@ -161,6 +185,9 @@ class Explorer:
         if self.given["third"] and self.given["alpha"] + self.given["third_share"] > 1 + 1e-9:
             left = f"at most what alpha {self.given['alpha']:g} leaves"
             raise refusal("third_share", self.given["third_share"], left)
+        budget, most = self.given["budget"], 3 if self.given["third"] else 2
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= most:
+            raise refusal("budget", budget, f"a number > 0, at most {most}")
         run = self.pair(self.name).run
         for name, check in (("matcher", run.check_matcher), ("correction", run.check_correction)):
             check(self.given[name])
@@ -246,6 +273,28 @@ class Explorer:
         fused = fusion.correct(aligned, place, corrected, **options)
         values = fusion.measure(run.template, fused.state, run.test, ensemble=run.against, device=run.device)
         return Point(values, fused.state[run.groups.layers[0].weight].clone())
+
+    def is_sized(self, name: str, matcher: str, corrected: str, place: Place, budget: float) -> bool:
+        return ("sized", name, matcher, corrected, _rounded(place), _rounded(budget)) in self._kept
+
+    @_once
+    def sized(self, name: str, matcher: str, corrected: str, place: Place, budget: float) -> Sized:
+        """The network fused at `place` with `budget` times one network's parameters (`fusion.budgets`), measured."""
+        run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
+        structure = self._dial(name, matcher, place).at(budget)
+        images = run.correct_batches(corrected)
+        fused = fusion.correct(
+            aligned, place, corrected, images=images, device=run.device, progress=False, structure=structure
+        )
+        logits, labels = models.outputs(fused.model(), run.test, device=run.device)
+        score = models.score(logits, labels)
+        values = {"test_accuracy": score.accuracy, "test_loss": score.loss}
+        return Sized(values, {kind: structure.as_dict()[kind] for kind in COSTS})
+
+    @_once
+    def _dial(self, name: str, matcher: str, place: Place) -> Dial:
+        run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
+        return Dial(aligned, aligned.shares(place), run.match_batches, run.device)
 
     @_once
     def _moments(self, name: str, matcher: str, augmented: bool, *, images: Any) -> Any:

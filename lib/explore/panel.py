@@ -13,7 +13,7 @@ from ..checks import InputError
 from ..paper.names import model_label
 from ..paper.style import BLUE, VERMILLION
 from ..study import board
-from .explorer import Explorer, Place, is_slow, is_three, named, placed, spelled
+from .explorer import Explorer, Place, is_slow, is_three, named, placed, sizes, spelled
 
 TABS = ("Fusing", "Matching", "Loss plane")
 
@@ -53,6 +53,10 @@ class Panel(widgets.VBox):
             )
             for name, what in (("alpha", "α, share of B"), ("third_share", "share of C"))
         )  # fmt: skip
+        self.budget = widgets.FloatSlider(
+            value=given["budget"], min=0.5, max=2, step=0.05, description="size, × one network", readout_format=".2f",
+            continuous_update=False, style=wide, layout=box(width="440px"),
+        )  # fmt: skip
         self.fit = widgets.Button(description="fit and measure", button_style="primary")
         self.whole = widgets.Button()
         self.plane = widgets.Button(description="measure the plane", button_style="primary")
@@ -68,7 +72,9 @@ class Panel(widgets.VBox):
         self.tabs = widgets.Tab(boxes, titles=TABS)
         super().__init__([
             widgets.HBox([self.pair, self.third, self.matcher, self.correction], layout=box(flex_flow="row wrap")),
-            widgets.HBox([self.alpha, self.third_share, self.whole, self.fit], layout=box(flex_flow="row wrap")),
+            widgets.HBox(
+                [self.alpha, self.third_share, self.budget, self.whole, self.fit], layout=box(flex_flow="row wrap")
+            ),
             self.readout, widgets.HBox([self.bar, self.status]), self.tabs,
         ])  # fmt: skip
         for part, name in ((self, "panel"), (self.status, "status"), (self.readout, "readout")):
@@ -79,7 +85,8 @@ class Panel(widgets.VBox):
         for control in (self.third, self.alpha):
             control.observe(lambda _: self._make_room(self.third_share, self.alpha), "value")
         self.third_share.observe(lambda _: self._make_room(self.alpha, self.third_share), "value")
-        for control in (self.pair, self.third, self.matcher, self.correction, self.alpha, self.third_share):
+        moved = (self.pair, self.third, self.matcher, self.correction, self.alpha, self.third_share, self.budget)
+        for control in moved:
             control.observe(lambda _: self.refresh(), "value")
         self.tabs.observe(lambda _: self.refresh(), "selected_index")
         self.fit.on_click(lambda _: self.refresh(fit=True))
@@ -140,11 +147,15 @@ class Panel(widgets.VBox):
         slow, three = is_slow(corrected), is_three(name)
         self.fit.layout.display = "" if slow else "none"
         self.third_share.layout.display = "" if three else "none"
+        self.budget.layout.display = "" if sizes(corrected) else "none"
+        self.budget.max = 3 if three else 2
         self.whole.description = f"measure the {'simplex' if three else 'path'}"
         with self._working(f"{matcher} + {corrected} at {spelled(place)}"):
             self.explorer.pair(name).run.check_correction(corrected)
             if fit or not slow or self.explorer.is_measured(*self.chosen):
                 self.explorer.point(*self.chosen)
+            if fit and sizes(corrected) and self.budget.value != 1:
+                self.explorer.sized(*self.chosen, self.budget.value)
             self._show()
 
     def measure_path(self) -> None:
@@ -199,10 +210,23 @@ class Panel(widgets.VBox):
             side = "above" if above >= 0 else "below"
             line = f"{abs(100 * above):.1f} points {side} the parents, weighed by these shares"
         what = "set of three" if is_three(name) else "pair"
+        size = self._size()
         self.readout.value = (
             '<div style="display:flex; gap:1.6em; align-items:baseline; flex-wrap:wrap; line-height:1.4">'
             f'<span class="fusebook-accuracy" style="font-size:1.9em; font-weight:600">{big}</span>'
-            f"<span><b>{loss}</b> at {spelled(place)}<br>{line}</span>"
+            f"<span><b>{loss}</b> at {spelled(place)}<br>{line}{size}</span>"
             f'<span style="color:#555">parents: {ends}<br>controls: {beside}<br>'
             f"{data.name}, first {len(data.test):,} test images, one {what} (n = 1)</span></div>"
         )
+
+    def _size(self) -> str:
+        """A line on the network of the size that the second slider says, where it is not one network's."""
+        budget, corrected = self.budget.value, self.chosen[2]
+        if not sizes(corrected) or budget == 1:
+            return ""
+        if not self.explorer.is_sized(*self.chosen, budget):
+            return f"<br>with {budget:.2f} × the parameters: press fit and measure"
+        found = self.explorer.sized(*self.chosen, budget)
+        counted = ", ".join(f"{cost:.2f} × the {kind}" for kind, cost in found.cost.items())
+        values = f"{100 * found.values['test_accuracy']:.1f} %, {found.values['test_loss']:.3f} nats"
+        return f'<br><span class="fusebook-size">with {counted}: <b>{values}</b></span>'

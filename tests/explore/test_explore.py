@@ -27,8 +27,9 @@ from lib.study import board
 
 GIVEN = {
     "pair": "simplenet-s0", "third": "", "matcher": "activation", "correction": "none", "alpha": 0.5,
-    "third_share": 0.25, "alphas": [0.0, 0.5, 1.0], "divisions": 2, "dataset": "mnist-5k", "device": "cpu",
-    "images": 60, "match_images": 60, "correct_images": 60, "plane_images": 40, "plane_size": 3, "match_seed": 0,
+    "third_share": 0.25, "budget": 1.0, "alphas": [0.0, 0.5, 1.0], "divisions": 2, "dataset": "mnist-5k",
+    "device": "cpu", "images": 60, "match_images": 60, "correct_images": 60, "plane_images": 40, "plane_size": 3,
+    "match_seed": 0,
 }  # fmt: skip
 
 
@@ -326,6 +327,23 @@ def test_in_the_panel_a_third_network_brings_a_second_slider_and_shares_stay_wit
     assert "%" in panel.readout.value and panel.images["Fusing"][0].value
 
 
+def test_in_the_panel_the_size_is_a_dial_of_what_is_fitted(simplenet):
+    panel = panels.Panel(simplenet)
+    assert panel.budget.layout.display == "none"  # plain averages have one network's size
+    panel.correction.value = "least_squares"
+    assert panel.budget.layout.display == "" and "fusebook-size" not in panel.readout.value
+    panel.budget.value = 1.5
+    assert "with 1.50 × the parameters: press fit" in panel.readout.value
+    panel.fit.click()
+    found = simplenet.sized(*panel.chosen, 1.5)
+    assert 1 < found.cost["parameters"] <= 1.5
+    assert f"{100 * found.values['test_accuracy']:.1f} %" in panel.readout.value.partition("fusebook-size")[2]
+    apart = simplenet.sized(*panel.chosen, 2.0)
+    assert apart.cost == {"parameters": pytest.approx(2), "multiply-adds": 2}
+    panel.budget.value = 1.0
+    assert "fusebook-size" not in panel.readout.value
+
+
 # Data that cannot be had, and mistakes
 
 
@@ -370,6 +388,7 @@ def test_without_cifar_the_pairs_that_work_are_offered_in_one_line(no_data):
         ("plane_size", 1, "plane_size 1 is not accepted"),
         ("third", "simplenet-s1", "unknown third 'simplenet-s1'; accepted: simplenet-s2, "),
         ("divisions", 0, "divisions 0 is not accepted"),
+        ("budget", 2.5, "budget 2.5 is not accepted; accepted: a number > 0, at most 2"),
         ("third_share", 0.6, "third_share 0.6 is not accepted; accepted: at most what alpha 0.5 leaves"),
         ("dataset", "imagenet", "unknown dataset 'imagenet'"),
     ],
