@@ -173,12 +173,7 @@ def planted_set(
 def begin(parameters: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> Run:
     """Checks the notebook's parameters and opens the data set.
 
-    Args:
-        parameters: at least `PARAMETERS` by name (the notebook passes globals()).
-        presets: {"quick": {parameter: {model: value, or {data set: value}}}, "paper": …}, for those that are None.
-
-    Raises:
-        InputError: in one line, before anything is trained or written.
+    Args, Raises: as in `run.open_one_model`; parameters are at least `PARAMETERS`.
     """
     opened = run.open_one_model(
         parameters, PARAMETERS, presets, ("simplenet", "vgg11"), "many_networks", ("match_images", "correct_images")
