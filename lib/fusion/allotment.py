@@ -1,10 +1,13 @@
 """How a budget is shared out among the groups of units: by what each number of units is expected to do to the outputs.
 
 Measured on the parents alone, once for all budgets: which units of all parents explain best what the next layers make
-of theirs, one after the other (`selection.ordered`); what as many as one parent has leave unexplained, put into the
-running parents in the place of all, does to the mean of their outputs. What groups do is taken to add up.
+of theirs, one after the other (`selection.ordered`); and what it does to the mean of the parents' outputs if the first
+so many, and what they tell of the others, stand in the place of all, while each later layer gets the units that are
+linearly nearest to its own. Without that, what is lost early counts for too much: a fit makes up for most of it.
+What groups do is taken to add up.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +22,7 @@ from .rows import drawn
 from .structure import Cost, Plan, Structure
 
 PARTS = 8  # the steps of a group's size are eighths of what a parent has
+TRIED = (0.25, 0.5, 1.0, 1.5)  # of a group's size, at which its harm is measured
 POSITIONS = 20_000  # that moments are taken over
 
 
@@ -32,18 +36,21 @@ class Need:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A layer that reads a group: its node, what it reads, entries per unit, and its name."""
+    """A layer that reads a group: its node, what it reads, entries per unit, its weight, and units of the group."""
 
     node: fx.Node
     source: fx.Node
     block: int
     name: str
     linear: bool
+    size: int
 
-    def units(self, value: Tensor, size: int) -> Tensor:
+    def units(self, value: Tensor) -> Tensor:
         """(rows, size) of what it reads."""
         axis = -1 if self.linear else 1
-        return value.unflatten(axis, (size, self.block)).movedim(-2 if self.linear else 1, -1).reshape(-1, size)
+        return (
+            value.unflatten(axis, (self.size, self.block)).movedim(-2 if self.linear else 1, -1).reshape(-1, self.size)
+        )
 
     def replaced(self, value: Tensor, units: Tensor) -> Tensor:
         """The same with other units (rows, size)."""
@@ -61,7 +68,9 @@ def _readings(plan: Plan) -> dict[str, list[_Reading]]:
         group, block = plan.places.get(layer.weight, {}).get(1, (None, 1))
         if group is not None and node.op == "call_module":
             linear = isinstance(modules[node.target], nn.Linear)
-            found.setdefault(group, []).append(_Reading(node, node.args[0], block, layer.weight, linear))
+            found.setdefault(group, []).append(
+                _Reading(node, node.args[0], block, layer.weight, linear, plan.sizes[group])
+            )
     return found
 
 
@@ -86,31 +95,44 @@ def needs(
     lockstep = Lockstep(parents, plan.groups.graph, images.split(chunk), memory)
     states = [dict(parent.named_parameters()) for parent in parents]
     found = {}
-    for group, readings in _readings(plan).items():
+    every = _readings(plan)
+    for group, readings in every.items():
         size, count = plan.sizes[group], len(parents)
         lockstep.move(lockstep.index[readings[0].node])
-        moments = _moments(lockstep, readings, size)
+        moments = _moments(lockstep, readings)
+        later = [other for each in every.values() for other in each if other not in readings]
+        later = [other for other in later if lockstep.index[other.node] > lockstep.index[readings[0].node]]
+
+        def harm(basis: Tensor) -> float:
+            projections = [_projection(each, basis) for each in moments]  # noqa: B023 (called in its own turn)
+            return _harm(lockstep, readings, later, projections, shares)  # noqa: B023
+
+        if not chosen(group):
+            mean = torch.cat([share * torch.eye(size, dtype=torch.float64) for share in shares])
+            found[group] = Need({size: harm(mean), count * size: 0.0})
+            continue
+        (reading,), (total,) = readings, moments
+        readers = [
+            share * _reader(state[reading.name].double(), size, reading.block)
+            for share, state in zip(shares, states, strict=True)
+        ]
+        order, left = selection.ordered(total[:-1, :-1], readers)
         full = torch.eye(count * size, dtype=torch.float64)
-        projections, left = [], None
-        if chosen(group):
-            (reading,), (covariance,) = readings, [moments[0][:-1, :-1]]
-            readers = [
-                share * _reader(state[reading.name].double(), size, reading.block)
-                for share, state in zip(shares, states, strict=True)
-            ]
-            order, left = selection.ordered(covariance, readers)
-            basis = full[:, order[:size]]
-        else:
-            basis = torch.cat([share * torch.eye(size, dtype=torch.float64) for share in shares])
-        projections = [_projection(each, basis) for each in moments]
-        harm = _harm(lockstep, readings, projections, shares, size)
-        if left is None:
-            found[group] = Need({size: harm, count * size: 0.0})
-        else:
-            steps = sorted({max(1, round(size * part / PARTS)) for part in range(1, count * PARTS)})
-            unit = harm / max(float(left[size]), 1e-12)
-            found[group] = Need({u: unit * float(left[u]) for u in steps} | {count * size: 0.0})
+        steps = sorted({max(1, round(size * part / PARTS)) for part in range(1, count * PARTS)})
+        tried = sorted({max(1, round(size * part)) for part in TRIED if part < count})
+        known = [(float(left[units]), harm(full[:, order[:units]])) for units in tried]
+        found[group] = Need({u: _between(known, float(left[u])) for u in steps} | {count * size: 0.0})
     return found
+
+
+def _between(known: Sequence[tuple[float, float]], left: float) -> float:
+    """The harm at a share of what readers make of the units that is `left` unexplained: linear between those measured,
+    (left, harm) from the largest, and from the least of them to 0."""
+    points = [*sorted(known, reverse=True), (0.0, 0.0)]
+    for (one, harm_one), (two, harm_two) in itertools.pairwise(points):
+        if left >= two or (two, harm_two) == points[-1]:
+            return harm_two + (left - two) / max(one - two, 1e-12) * (harm_one - harm_two)
+    return 0.0
 
 
 def _reader(weight: Tensor, size: int, block: int) -> Tensor:
@@ -118,14 +140,14 @@ def _reader(weight: Tensor, size: int, block: int) -> Tensor:
     return weight.unflatten(1, (size, block)).movedim(1, -1).reshape(-1, size)
 
 
-def _moments(lockstep: Lockstep, readings: Sequence[_Reading], size: int) -> list[Tensor]:
+def _moments(lockstep: Lockstep, readings: Sequence[_Reading]) -> list[Tensor]:
     """At each reader, means and second moments of all parents' units: float64 (n·size + 1, n·size + 1), the last row
     the means; the rest is the covariance."""
     totals = [0.0] * len(readings)
     for chunk in range(len(lockstep.kept)):
         for place, reading in enumerate(readings):
             bags = lockstep.values(chunk, lockstep.index[reading.node])
-            units = [reading.units(bag[reading.source], size) for bag in bags]
+            units = [reading.units(bag[reading.source]) for bag in bags]
             kept = drawn(len(units[0]), POSITIONS * lockstep.part(chunk), chunk, None).to(units[0].device)
             columns = [each[kept].to(at_least_float32(each.dtype)) for each in units]
             columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
@@ -151,29 +173,60 @@ def _projection(moments: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 def _harm(
     lockstep: Lockstep,
     readings: Sequence[_Reading],
+    later: Sequence[_Reading],
     projections: Sequence[tuple[Tensor, Tensor]],
     shares: Sequence[float],
-    size: int,
 ) -> float:
-    """Mean square change of the mean output where each reader gets what its projection leaves of the units."""
-    first, end = lockstep.index[readings[0].node], len(lockstep.nodes)
-    output = lockstep.nodes[-1]
+    """Mean square change of the mean output where each reader gets what its projection leaves of the units, and each
+    later layer of another group the units that are linearly nearest to its own, as a fit would see to."""
+    output, chunks = lockstep.nodes[-1], range(len(lockstep.kept))
+    place = lockstep.index[readings[0].node]
+    clean = [lockstep.values(chunk, place) for chunk in chunks]
+    clean = [[{n: v.clone() if isinstance(v, Tensor) else v for n, v in bag.items()} for bag in bags] for bags in clean]
+    moved = [[{n: v.clone() if isinstance(v, Tensor) else v for n, v in bag.items()} for bag in bags] for bags in clean]
+    given = dict(zip((reading.node for reading in readings), projections, strict=True))
+    for reading in sorted((*readings, *later), key=lambda reading: lockstep.index[reading.node]):
+        stop = lockstep.index[reading.node]
+        for bags in (*clean, *moved):
+            _go(lockstep, bags, place, stop)
+        projection = given.get(reading.node) or _nearest(lockstep, reading, clean, moved)
+        for bags in clean:
+            _go(lockstep, bags, stop, stop + 1)
+        for bags in moved:
+            _read_others(lockstep, bags, reading, projection)
+        place = stop + 1
     total = count = 0
-    for chunk in range(len(lockstep.kept)):
-        bags, ends = lockstep.values(chunk, first), []
-        for replace in (False, True):
-            run = [{n: v.clone() if isinstance(v, Tensor) else v for n, v in bag.items()} for bag in bags]
-            place = first
-            for reading, projection in zip(readings, projections, strict=True) if replace else ():
-                stop = lockstep.index[reading.node]
-                _go(lockstep, run, place, stop)
-                _read_others(lockstep, run, reading, projection, size)
-                place = stop + 1
-            _go(lockstep, run, place, end)
-            ends.append(sum(share * bag[output].double() for share, bag in zip(shares, run, strict=True)))
+    for pair in zip(clean, moved, strict=True):
+        ends = []
+        for bags in pair:
+            _go(lockstep, bags, place, len(lockstep.nodes))
+            ends.append(sum(share * bag[output].double() for share, bag in zip(shares, bags, strict=True)))
         total += float((ends[0] - ends[1]).square().sum())
         count += ends[0].numel()
     return total / count
+
+
+def _nearest(
+    lockstep: Lockstep, reading: _Reading, clean: Sequence[Sequence[Values]], moved: Sequence[Sequence[Values]]
+) -> tuple[Tensor, Tensor]:
+    """(matrix (n, n), offset (n,)) float64 that bring all networks' units at a reader, as they are now, nearest to what
+    they were."""
+    total = 0
+    for chunk, pair in enumerate(zip(moved, clean, strict=True)):
+        columns = []
+        for bags in pair:
+            units = torch.cat([reading.units(bag[reading.source]) for bag in bags], dim=1)
+            kept = drawn(len(units), POSITIONS * lockstep.part(chunk), chunk, None).to(units.device)
+            columns.append(units[kept])
+        columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
+        total = total + (columns.mT @ columns).double()
+    total = total / total[-1, -1]
+    n, mean = (len(total) - 1) // 2, total[-1, :-1]
+    covariance = total[:-1, :-1] - torch.outer(mean, mean)
+    inner = covariance[:n, :n].clone()
+    inner.diagonal().add_(selection.faint(inner.diagonal()))
+    matrix = torch.linalg.solve(inner, covariance[:n, n:])
+    return matrix, mean[n:] - mean[:n] @ matrix
 
 
 def _go(lockstep: Lockstep, bags: Sequence[Values], begin: int, end: int) -> None:
@@ -182,15 +235,15 @@ def _go(lockstep: Lockstep, bags: Sequence[Values], begin: int, end: int) -> Non
 
 
 def _read_others(
-    lockstep: Lockstep, bags: Sequence[Values], reading: _Reading, projection: tuple[Tensor, Tensor], size: int
+    lockstep: Lockstep, bags: Sequence[Values], reading: _Reading, projection: tuple[Tensor, Tensor]
 ) -> None:
     """Runs a reader of each network on what the projection makes of all their units."""
     source = reading.source
     own = [bag[source] for bag in bags]
-    units = torch.cat([reading.units(value, size) for value in own], dim=1)
+    units = torch.cat([reading.units(value) for value in own], dim=1)
     matrix, offset = (each.to(units) for each in projection)
     for stepper, bag, value, part in zip(
-        lockstep.steppers, bags, own, (units @ matrix + offset).split(size, dim=1), strict=False
+        lockstep.steppers, bags, own, (units @ matrix + offset).split(reading.size, dim=1), strict=False
     ):
         bag[source] = reading.replaced(value, part)
         stepper.go(bag, [reading.node])
