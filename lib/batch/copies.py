@@ -3,16 +3,14 @@
 A copy is made anew when its original has changed, unless its cells were edited: an edited copy is never overwritten.
 """
 
-import hashlib
 import json
 import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-import nbformat
-
 from .. import paths
+from ..records.origin import cells_hash
 
 COPIES = paths.NOTEBOOKS / "local"
 STATE = ".copied.json"  # {name: hash of the cells that were copied}
@@ -26,8 +24,8 @@ def refresh(originals: Path = paths.NOTEBOOKS, copies: Path = COPIES) -> list[st
         copied = json.loads((copies / STATE).read_text())
     kept = []
     for original in sorted(originals.glob("*.ipynb")):
-        copy, now = copies / original.name, cells_hash(original)
-        there = cells_hash(copy) if copy.is_file() else None
+        copy, now = copies / original.name, cells_hash(original.read_text(encoding="utf-8", errors="replace"))
+        there = cells_hash(copy.read_text(encoding="utf-8", errors="replace")) if copy.is_file() else None
         if there is not None and there not in (now, copied.get(original.name)):
             changed = "; the original has changed since" if copied.get(original.name) != now else ""
             kept.append(f"{copy.name}: edited, kept as it is{changed} (remove it for a new copy)")
@@ -39,16 +37,6 @@ def refresh(originals: Path = paths.NOTEBOOKS, copies: Path = COPIES) -> list[st
     with paths.atomic(copies / STATE) as unfinished:
         unfinished.write_text(json.dumps(copied, indent=1))
     return kept
-
-
-def cells_hash(notebook: Path) -> str:
-    """Hash of what the cells of a notebook hold, not of what they put out; of a damaged file that of its bytes."""
-    try:
-        cells = nbformat.read(notebook, as_version=4).cells
-        text = json.dumps([[cell.cell_type, cell.source] for cell in cells])
-    except Exception:  # nbformat raises anything
-        text = notebook.read_text(errors="replace")
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 if __name__ == "__main__":
