@@ -62,10 +62,12 @@ architectures: $(READY)  ## trace and prove the architectures of torchvision and
 figures: $(READY)  ## figures, tables and the numbers of the READMEs again, from the records in data/results
 	@$(PY) -m lib.paper
 
-lab: $(READY)  ## JupyterLab on the notebooks, with the environment's own kernel
+lab: $(READY)  ## JupyterLab on copies of the notebooks (notebooks/local), with the environment's own kernel
+	@$(PY) -m lib.batch.copies
 	@prefix=$$($(PY) -c 'import sys; print(sys.prefix)') && JUPYTER_PREFER_ENV_PATH=1 \
 	  JUPYTER_PATH="$$prefix/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" \
-	  $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)/notebooks" $(ARGS)
+	  $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+	  --LabApp.default_url=/lab/tree/notebooks/local $(ARGS)
 
 test: $(READY)  ## pytest on two cores; the notebooks are executed too (ARGS="-k name" picks; "-n 0": on one)
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -9,6 +9,7 @@ import argparse
 import ast
 import json
 import logging
+import os
 import re
 import shutil
 import socket
@@ -29,6 +30,7 @@ from jupyter_client.kernelspec import KernelSpec
 
 from ..checks import InputError, check_known, first_line
 from ..paths import LOCAL, NOTEBOOKS, atomic, resolve
+from ..records.origin import NOTEBOOK
 
 # It prints what a NotebookError says in one line.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -42,6 +44,7 @@ class OwnKernel(AsyncKernelManager):
     """The kernel of the interpreter that runs this module, whatever `python3` is registered elsewhere."""
 
     folder: Path  # of its sockets, and of the file `stderr`
+    notebook: Path | None = None  # which its record will name
 
     def __init__(self, **options: object) -> None:
         # Not TCP, whose free ports another kernel that starts meanwhile may take; but it is what Windows has, and a
@@ -53,6 +56,8 @@ class OwnKernel(AsyncKernelManager):
 
     async def start_kernel(self, **options: object) -> None:
         with (self.folder / "stderr").open("wb") as stderr:
+            if self.notebook:
+                options["env"] = {**(options.get("env") or os.environ), NOTEBOOK: str(self.notebook)}
             await super().start_kernel(**options, stderr=stderr)
 
     @property
@@ -62,11 +67,11 @@ class OwnKernel(AsyncKernelManager):
 
 
 @contextmanager
-def own_kernel() -> Iterator[type[OwnKernel]]:
-    """A kernel manager of one kernel, whose folder is removed at the end."""
+def own_kernel(notebook: Path | None = None) -> Iterator[type[OwnKernel]]:
+    """A kernel manager of one kernel that runs a notebook; its folder is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
         Path(folder, "stderr").touch()
-        yield type("Kernel", (OwnKernel,), {"folder": Path(folder)})
+        yield type("Kernel", (OwnKernel,), {"folder": Path(folder), "notebook": notebook and Path(notebook).absolute()})
 
 
 class Live:
@@ -201,7 +206,7 @@ def execute(
             write_report("running")
 
     write_report("running")
-    with atomic(output) as unfinished, own_kernel() as kernel:
+    with atomic(output) as unfinished, own_kernel(notebook) as kernel:
         try:
             with closing(stderr):
                 papermill.execute_notebook(

@@ -313,7 +313,7 @@ def _failure(job: Job) -> str:
     report = _read(job.report)
     if not report:  # it came to nothing before the notebook
         return next(iter(job.log.read_text(errors="replace").splitlines()[::-1]), "it printed nothing")
-    ended = report["error"] or "ended without a word: killed, or out of memory"
+    ended = report["error"] or "ended without a word: killed, cancelled, or out of memory or time"
     return f"cell [{report['count']}] {report['cell'] or '(none begun)'} | {ended}"
 
 

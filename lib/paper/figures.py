@@ -22,7 +22,7 @@ from . import figures_attention, figures_networks, figures_size, ladder, pool
 from .evidence import grouped
 from .figures_architectures import architectures
 from .figures_scaling import objective_accuracy, recovery, scaling
-from .names import CORRECTIONS, MATCHERS, curve_label, file_word, fills, look, ranked
+from .names import CORRECTIONS, MATCHERS, curve_label, curve_look, file_word, fills, look, ranked
 from .pool import Records
 from .style import BLUE, GREY, METRIC_LABELS, Drawn, PaperFigure, end_points, mean_by, percent, styled
 
@@ -34,7 +34,8 @@ def curves(
     reference: Mapping[str, Any] | None = None,
     columns: int = 2,
 ) -> Drawn:
-    """Metrics against alpha, a panel each, a line per curve, the end points as dashed horizontal lines.
+    """Metrics against alpha, a panel each, a line per curve, the end points as dashed horizontal lines. Colours are
+    matchers, markers and dashes corrections; a thin line leads to a parent that no point of the curve stands at.
 
     Several records of one kind: the mean over independent pairs, and from three pairs on a band that is its 95 %
     interval. `reference` (an entry of published.REFERENCE) adds the published points as hollow markers. More than
@@ -58,11 +59,14 @@ def curves(
             axes.set_visible(False)
             continue
         correction, entries = panels[place]
-        end_points(axes, summary["parents"], metric)
+        end_points(figure, axes, summary["parents"], metric)
         named = [entry | {"correction": "none"} if crowded else entry for entry in entries]
         filled = fills(map(curve_key, named))
         for entry, name in zip(entries, named, strict=True):
-            _draw_curve(axes, entry, metric, reference, curve_label(name), filled[curve_key(name)])
+            marks = curve_look(*curve_key(name), (each["correction"] for each in named)).mark(
+                fill=filled[curve_key(name)]
+            )
+            _draw_curve(figure, axes, entry, metric, summary["parents"], reference, curve_label(name), marks)
         if not axes.lines:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_xlim(-0.04, 1.04)
@@ -82,7 +86,16 @@ def curves(
     return figure, pool.headline(records) + (", mean and 95 % interval" if band else "")
 
 
-def _draw_curve(axes: Axes, entry: Mapping, metric: str, reference: Mapping | None, label: str, fill: str) -> None:
+def _draw_curve(
+    figure: PaperFigure,
+    axes: Axes,
+    entry: Mapping,
+    metric: str,
+    parents: Mapping[str, Mapping],
+    reference: Mapping | None,
+    label: str,
+    marks: Mapping[str, Any],
+) -> None:
     method, scale = look(MATCHERS, entry["matcher"]), percent(metric)
     points = [point for point in entry["points"] if point[metric] is not None]
     if not points:
@@ -93,7 +106,11 @@ def _draw_curve(axes: Axes, entry: Mapping, metric: str, reference: Mapping | No
         for name in (metric, f"{metric}_low", f"{metric}_high")
     )
     line = look(CORRECTIONS, entry["correction"]).line
-    axes.figure.key(label, *axes.plot(alphas, values, linestyle=line, zorder=3, **method.mark(fill=fill)))
+    figure.key(label, *axes.plot(alphas, values, linestyle=line, zorder=3, **marks))
+    for end, side, near in ((0, "a", np.argmin(alphas)), (1, "b", np.argmax(alphas))):
+        known = parents[side][metric]
+        if known is not None and abs(alphas[near] - end) > 1e-6:
+            axes.plot([end, alphas[near]], [scale * known, values[near]], color=method.colour, linewidth=0.6, zorder=2)
     if not np.isnan(low[0]):
         axes.fill_between(alphas, low, high, color=method.colour, alpha=0.18, linewidth=0)
     published = (reference or {}).get("curves", {}).get(curve_key(entry), {}).get(metric)
@@ -101,7 +118,7 @@ def _draw_curve(axes: Axes, entry: Mapping, metric: str, reference: Mapping | No
         hollow = {"markerfacecolor": "none", "markersize": 7.5, "linestyle": "none"}
         values = scale * np.array(published)
         axes.plot(reference["alphas"], values, color=method.colour, marker=method.marker, zorder=2, **hollow)
-        axes.figure.key("published values (hollow)", Line2D([], [], color="#444444", marker="o", **hollow))
+        figure.key("published values (hollow)", Line2D([], [], color="#444444", marker="o", **hollow))
 
 
 @styled
@@ -111,12 +128,13 @@ def matching_matrix(
     matcher: str,
     similarity: Mapping[str, Any] | None = None,
     moved: str = "B",
+    columns: int | None = None,
 ) -> Drawn:
     """The matching of all layers as one block matrix, with lines between layers.
 
     `perms` {group: (n,)}: a dot in row i, column perm[i] says that unit perm[i] of B takes place i of A.
     `similarity` {group: (n, n)}, rows A and columns B, adds a panel with the soft matching before assignment. `moved`:
-    what B is called.
+    what B is called. `columns`: as many as panels by default; in one the panels are stacked.
     Layers are drawn to scale, or all to one size where the smallest would be too small to see.
     """
     sizes = {group: len(perm) for group, perm in perms.items()}
@@ -124,8 +142,10 @@ def matching_matrix(
     spans = [size if to_scale else 1 for size in sizes.values()]
     edges = np.concatenate([[0.0], np.cumsum(spans)])
     panels = 2 if similarity else 1
-    figure = PaperFigure(panels, 3.9 if similarity else 3.5, layout="compressed")
-    for index, axes in enumerate(np.atleast_1d(figure.subplots(1, panels))):
+    columns = columns or panels
+    wide = min(columns, panels)
+    figure = PaperFigure(columns, (3.9 if similarity else 3.5) * (panels // wide), layout="compressed")
+    for index, axes in enumerate(figure.subplots(panels // wide, wide, squeeze=False).ravel()):
         soft = similarity and not index
         for (group, perm), start, span in zip(perms.items(), edges[:-1], spans, strict=True):
             if soft:
@@ -134,23 +154,24 @@ def matching_matrix(
                 axes.imshow(values, interpolation="nearest", cmap="cividis", **box)
                 continue
             places = start + (np.arange(len(perm)) + 0.5) * span / len(perm)
-            columns = start + (np.asarray(perm) + 0.5) * span / len(perm)
+            across = start + (np.asarray(perm) + 0.5) * span / len(perm)
             size = max(0.9, min(5.0, 150 * span / (edges[-1] * len(perm))))
-            axes.plot(columns, places, "s", color=BLUE, markersize=size, markeredgewidth=0)
+            axes.plot(across, places, "s", color=BLUE, markersize=size, markeredgewidth=0)
             axes.add_patch(Rectangle((start, start), span, span, facecolor="#EAF2F8", zorder=0))
         axes.hlines(edges, 0, edges[-1], color="#333333", linewidth=0.6)
         axes.vlines(edges, 0, edges[-1], color="#333333", linewidth=0.6)
         axes.set(xlim=(0, edges[-1]), ylim=(edges[-1], 0), xlabel=f"units of network {moved}", aspect="equal")
         centres = (edges[:-1] + edges[1:]) / 2
-        axes.set_yticks(centres, [f"{group} ({size})" for group, size in sizes.items()] if not index else [])
+        axes.set_yticks(centres, [f"{group} ({size})" for group, size in sizes.items()] if not index % wide else [])
         axes.set_xticks(centres, list(sizes), rotation=0 if len(sizes) < 5 else 90)
         axes.tick_params(length=0)
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        if not index:
+        if not index % wide:
             axes.set_ylabel("units of network A")
         if similarity:
-            axes.set_title("permutation" if index else "before assignment (bright = alike, scaled per layer)")
+            soft_title = "before assignment (bright = alike, scaled per layer)"
+            axes.set_title("permutation" if index else soft_title if wide > 1 else soft_title.replace(" (", "\n("))
     return figure, f"{pool.headline(record)}; matching: {look(MATCHERS, matcher).label}"
 
 
@@ -192,16 +213,16 @@ def correlations(arrays: Mapping[str, Any], record: Mapping[str, Any], columns: 
 
 
 @styled
-def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Drawn:
+def bn_images_study(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], columns: int = 1) -> Drawn:
     """Accuracy of the fused network against the number of images that re-estimate BatchNorm's statistics.
 
     Row: {"matcher", "images", "test_accuracy", optionally "alpha" and "seed"}; rows that differ in seed alone
     are averaged, with a bar of one standard deviation. images = 0 (no reset) is a dotted line.
     """
     by_matcher = grouped(rows, "matcher")
-    figure = PaperFigure(1, 3.1)
+    figure = PaperFigure(columns, 3.1)
     axes = figure.subplots()
-    end_points(axes, record["parents"], "test_accuracy")
+    end_points(figure, axes, record["parents"], "test_accuracy")
     for (matcher,), fill in fills((matcher,) for matcher in by_matcher).items():
         method = look(MATCHERS, matcher)
         counts, means, spreads = mean_by(by_matcher[matcher], "images", "test_accuracy", 100)
@@ -226,52 +247,56 @@ def record_figures(record: Mapping[str, Any], arrays: Mapping[str, Any] | None =
     graph matching at scale: scaling, recovery, objective. Rows of architectures: architectures. Rows of many networks:
     many, cost, simplex, planted, curves. Rows of many sizes: size.
     """
-    return {kind: make() for kind, make in _drawings(record, arrays or {}).items()}
+    return {kind: make() for kind, make in drawings(record, arrays or {}).items()}
 
 
-def draw(record: Mapping[str, Any], kind: str = "curves", arrays: Mapping[str, Any] | None = None) -> Figure:
-    """One of `record_figures`, by its word. Raises InputError, which lists those this record has, for another."""
-    drawings = _drawings(record, arrays or {})
-    check_choice("kind", kind, drawings)
-    return drawings[kind]()
+def draw(
+    record: Mapping[str, Any], kind: str = "curves", arrays: Mapping[str, Any] | None = None, **options: Any
+) -> Figure:
+    """One of `record_figures`, by its word, with `style.ASKED`, such as width="neurips", as options. Raises InputError,
+    which lists those this record has, for another word."""
+    found = drawings(record, arrays or {})
+    check_choice("kind", kind, found)
+    return found[kind](**options)
 
 
-def _drawings(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Callable[[], Figure]]:
+def drawings(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Callable[..., Figure]]:
+    """What draws each of `record_figures`, by its word."""
     studies = grouped(record.get("rows", ()), "study")
     of_rows = {"scaling": scaling, "recovery": recovery, "objective": objective_accuracy}
     of_rows |= {"architectures": architectures} | figures_networks.KINDS | figures_size.KINDS
-    drawings = {kind: partial(make, studies[kind], record) for kind, make in of_rows.items() if kind in studies}
+    found = {kind: partial(make, studies[kind], record) for kind, make in of_rows.items() if kind in studies}
     if "many" in studies:
-        drawings["cost"] = partial(figures_networks.cost, studies["many"], record)
+        found["cost"] = partial(figures_networks.cost, studies["many"], record)
     if "curves" not in record:
-        return drawings
+        return found
     climbs = ladder.is_there(record)
     if not climbs or any(len(curve["points"]) > 1 for curve in record["curves"]):
-        drawings["curves"] = partial(curves, record, reference=pool.reference_for(record))
+        found["curves"] = partial(curves, record, reference=pool.reference_for(record))
     by_kind = _by_kind(arrays)
     for matcher, perms in by_kind.get("perm", {}).items():
         perms = {group: perm for group, perm in perms.items() if not group.endswith("]")}  # none inside heads
         if matcher != "none" and perms:
             soft = by_kind.get("soft", {}).get(matcher)
-            drawings[f"matching_{file_word(matcher)}"] = partial(matching_matrix, perms, record, matcher, soft)
+            found[f"matching_{file_word(matcher)}"] = partial(matching_matrix, perms, record, matcher, soft)
     if "corr" in by_kind:
-        drawings["correlations"] = partial(correlations, arrays, record)
+        found["correlations"] = partial(correlations, arrays, record)
     if study := record.get("studies", {}).get("bn_images"):
-        drawings["bn_images"] = partial(bn_images_study, study, record)
+        found["bn_images"] = partial(bn_images_study, study, record)
     if climbs:
-        drawings["ladder"] = partial(ladder.figure, record)
-    return drawings | of_attention(record, arrays)
+        found["ladder"] = partial(ladder.figure, record)
+    return found | of_attention(record, arrays)
 
 
 def of_attention(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Callable[[], Figure]]:
     """The pictures of attention that a record's arrays can give: heads, streams."""
     by_kind = _by_kind(arrays)
-    drawings = {}
+    found = {}
     if "pattern" in by_kind:
-        drawings["heads"] = partial(figures_attention.heads, by_kind["pattern"], by_kind.get("perm", {}), record)
+        found["heads"] = partial(figures_attention.heads, by_kind["pattern"], by_kind.get("perm", {}), record)
     if "stream" in by_kind:
-        drawings["streams"] = partial(figures_attention.streams, by_kind["stream"], record)
-    return drawings
+        found["streams"] = partial(figures_attention.streams, by_kind["stream"], record)
+    return found
 
 
 def _by_kind(arrays: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -11,7 +11,7 @@ WAYS = {"torch.fx": ("#0072B2", "o"), "torch.export": ("#E69F00", "s"), "refused
 
 
 @styled
-def architectures(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Drawn:
+def architectures(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], columns: int = 2) -> Drawn:
     """Seconds to trace and prove against the parameters of each architecture, by where its graph comes from.
 
     Row: {"library", "model", "parameters", "trace_seconds", "refused"} and, unless that gives a reason,
@@ -19,9 +19,10 @@ def architectures(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) 
     """
     rows = list(rows)
     libraries = grouped(rows, "library")
-    figure = PaperFigure(2, 3.2)
-    grid = figure.subplots(1, len(libraries), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, (library, of_library) in zip(grid, libraries.items(), strict=True):
+    wide = len(libraries) if columns == 2 else 1
+    figure = PaperFigure(columns, 0.6 + 2.6 * len(libraries) / wide)
+    grid = figure.subplots(len(libraries) // wide, wide, squeeze=False, sharex=True, sharey=True)
+    for axes, (library, of_library) in zip(grid.ravel(), libraries.items(), strict=True):
         ways = grouped([row | {"shown": "refused" if row["refused"] else row["way"]} for row in of_library], "shown")
         for way, alike in ways.items():
             colour, marker = WAYS[way]
@@ -34,8 +35,9 @@ def architectures(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) 
             (x, y), row = max(zip(points, alike, strict=True), key=lambda pair: pair[0][1])
             axes.annotate(row["model"], (x, y), (-4, 3), textcoords="offset points", ha="right", fontsize=6)
         proved = sum(not row["refused"] for row in of_library)
-        axes.set(
-            xscale="log", yscale="log", xlabel="parameters", title=f"{library}: {proved} of {len(of_library)} proved"
-        )
-    grid[0].set_ylabel("seconds to trace and prove")
+        axes.set(xscale="log", yscale="log", title=f"{library}: {proved} of {len(of_library)} proved")
+    for axes in grid[-1]:
+        axes.set_xlabel("parameters")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("seconds to trace and prove")
     return figure, f"random weights, n = 1 each, {record['provenance']['device']}"

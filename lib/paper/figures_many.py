@@ -15,9 +15,24 @@ from matplotlib.ticker import NullLocator
 from ..records import curve_key, curve_of, point_at
 from . import pool
 from .evidence import at, grouped, survives
-from .names import CONTROLS, CORRECTIONS, MATCHERS, base, curve_label, fills, look, model_label, ranked, width_label
+from .names import (
+    CONTROLS,
+    CORRECTIONS,
+    MATCHERS,
+    base,
+    curve_label,
+    curve_look,
+    fills,
+    look,
+    model_label,
+    ranked,
+    width_label,
+)
 from .pool import Records
 from .style import VERMILLION, Drawn, PaperFigure, panels, percent, styled
+
+# What tells kinds of pairs apart in `evidence.summary`.
+KIND = ("model", "norm", "width", "skew", "correct_images", "dataset")
 
 
 @styled
@@ -132,7 +147,7 @@ def width_drop(records: Records, columns: int = 2) -> Drawn:
     for axes, metric in zip(grid, ("drop", "drop_loss"), strict=True):
         scale = percent(metric)
         for index, (key, fill) in enumerate(fills(labels).items()):
-            method = look(MATCHERS, key[0])
+            method = curve_look(*key, (correction for _, correction in labels))
             there = [row for row in measured[key] if at(row, 0.5)]
             spots = [(row["width"], scale * row[metric]) for row in there if row[metric] is not None]
             over = {w: point_at(entry, 0.5) for w in widths if (entry := curve_of(means[w], *key))}
@@ -141,9 +156,9 @@ def width_drop(records: Records, columns: int = 2) -> Drawn:
                 continue
             # Curves at one width side by side, so that none hides another.
             shift = 2 ** (0.06 * (index - (len(labels) - 1) / 2))
-            places, line = np.array(list(over)) * shift, look(CORRECTIONS, key[1]).line
+            places = np.array(list(over)) * shift
             middles = [scale * point[metric] for point in over.values()]
-            figure.key(labels[key], *axes.plot(places, middles, linestyle=line, **method.mark(fill=fill)))
+            figure.key(labels[key], *axes.plot(places, middles, linestyle=method.line, **method.mark(fill=fill)))
             bar = {"linewidth": 1.1, "marker": "_", "markersize": 4}
             for x, point in zip(places, over.values(), strict=True):
                 if point[f"{metric}_low"] is not None:
@@ -172,19 +187,27 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     `summary` as `evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
     the n of pairs that have both. Filled: told from 0 over all comparisons of the figure (`evidence.holm`, 5 %).
     """
-    kinds = grouped(summary, "model", "norm", "width", "skew", "correct_images", "dataset")
+    kinds = grouped(summary, *KIND)
     room = 30 if columns == 1 else 60  # letters of a line
     labels = {row["curve"]: textwrap.fill(curve_label(row), room) for alike in kinds.values() for row in alike}
     curves = list(labels)
+    corrections = [row["correction"] for alike in kinds.values() for row in alike if row["matcher"]]
     wide = min(len(kinds), 2 * columns - 1)
-    tall = 0.07 + 0.12 * max(label.count("\n") + 1 for label in labels.values())  # inches a line of the figure
+    letters = 7 if columns == 2 else 6  # points
+    tall = 0.06 + 0.017 * letters * max(
+        label.count("\n") + 1 for label in labels.values()
+    )  # inches a line of the figure
     figure = PaperFigure(columns, 0.9 + math.ceil(len(kinds) / wide) * (0.6 + tall * len(curves)))
     metric = ""
     grid = panels(figure, len(kinds), wide, sharex=True)
     for (axes, first, last), ((*_, dataset), alike) in zip(grid, kinds.items(), strict=True):
         for row in alike:
             metric, y = row["metric"], curves.index(row["curve"])
-            method = look(MATCHERS, row["matcher"] or row["control"])
+            method = (
+                curve_look(row["matcher"], row["correction"], corrections)
+                if row["matcher"]
+                else look({}, row["control"])
+            )
             scale = percent(metric)
             if row["mean"] is None:
                 continue
@@ -196,7 +219,7 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
         kind = alike[0] | {"name": alike[0]["model"]}
         apart = f", {kind['skew']}" if kind.get("skew") else ""
         axes.set_title(f"{model_label(kind)}{apart}\n{dataset}, n = {_range_of_n(alike)}", fontsize=7)
-        axes.set_yticks(range(len(curves)), list(labels.values()) if first else [])
+        axes.set_yticks(range(len(curves)), list(labels.values()) if first else [], fontsize=letters)
         axes.set_ylim(len(curves) - 0.5, -0.5)
         axes.grid(False, axis="y")
         if last:

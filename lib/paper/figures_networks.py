@@ -3,7 +3,8 @@
 Rows are those of `study.many`; of several records, which are sets of disjoint networks, means and intervals over sets.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,14 +50,15 @@ def table(rows: Rows, name: str | None = None) -> Table:
         by_count = grouped(alike, "n")
         lines.append([method, *(interval_text(_interval(by_count[n])) if n in by_count else "—" for n in counts)])
     sets = len({row["set"] for row in rows})
-    return _named([*lines, ["sets", *([str(sets)] * len(counts))]], name)
+    note = "Test accuracy (%) against the number of networks, equal shares: mean [95 % interval] over sets of networks"
+    return _named([*lines, ["sets", *([str(sets)] * len(counts))]], name, note)
 
 
-def _named(lines: list[list[str]], name: str | None) -> Table:
+def _named(lines: list[list[str]], name: str | None, note: str) -> Table:
     if name is None:
-        return Table([lines])
+        return Table([lines], note=note)
     first, *others = lines
-    return Table([[[*first, "record"], *([*line, f"`{name}`"] for line in others)]])
+    return Table([[[*first, "record"], *([*line, f"`{name}`"] for line in others)]], note=note)
 
 
 def order_table(rows: Rows, name: str | None = None) -> Table:
@@ -75,7 +77,11 @@ def order_table(rows: Rows, name: str | None = None) -> Table:
         )
         back = f"{100 * np.mean([row['share'] for row in trips[matcher]]):.1f}" if matcher in trips else "—"
         lines.append([matcher, f"{accuracy:.2f}", spread, back])
-    return _named(lines, name)
+    note = (
+        "What other orders of the list change: the range of accuracies and of objectives, mean over sets. Back: units "
+        "that come back to their place on the way round three networks matched in pairs"
+    )
+    return _named(lines, name, note)
 
 
 def planted_table(rows: Rows, name: str | None = None) -> Table:
@@ -88,7 +94,7 @@ def planted_table(rows: Rows, name: str | None = None) -> Table:
         lines.append(
             [matcher, *(f"{np.mean(found[x]):.0f} ({min(found[x]):.0f} to {max(found[x]):.0f})" for x in noises)]
         )
-    return _named(lines, name)
+    return _named(lines, name, "Planted units that come back (%), against the noise: mean over seeds (least to most)")
 
 
 def _heading(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
@@ -167,7 +173,7 @@ def simplex(rows: Rows, record: Mapping[str, Any], columns: int = 2, corners: Se
     named by `corners`, or by number."""
     rows, corners = list(rows), corners or [f"network {number}" for number in (1, 2, 3)]
     by_correction = grouped(rows, "correction")
-    figure = PaperFigure(columns, 2.9)
+    figure = PaperFigure(columns, 2.9 if columns == 2 else 0.5 + 2.4 * len(by_correction))
     for (axes, _, _), (correction, alike) in zip(
         panels(figure, len(by_correction), min(len(by_correction), columns)), by_correction.items(), strict=True
     ):
@@ -179,7 +185,7 @@ def simplex(rows: Rows, record: Mapping[str, Any], columns: int = 2, corners: Se
             axes.clabel(lines, fmt="%.0f", fontsize=6)
         for name, (x, y) in zip(corners, CORNERS, strict=True):
             axes.annotate(name, (x, y), (0, -9 if y == 0 else 4), textcoords="offset points", ha="center")
-        axes.set_title(look(CORRECTIONS, correction).label)
+        axes.set_title(look(CORRECTIONS, correction).label, pad=14)
         axes.set_aspect("equal")
         axes.set_axis_off()
         figure.colorbar(drawn, ax=axes, shrink=0.8, label=METRIC_LABELS["test_accuracy"])
@@ -254,22 +260,22 @@ def pooled(records: Records) -> dict[str, list[dict[str, Any]]]:
     return grouped([row | {"set": name} for name, record in records.items() for row in record["rows"]], "study")
 
 
-def contents(records: Records) -> Iterator[tuple[str, PaperFigure | str]]:
-    """(end of the file's name, figure or LaTeX table) of the records of one sweep."""
+def contents(records: Records) -> Iterator[tuple[str, Callable[..., PaperFigure] | Table]]:
+    """(end of the file's name, what draws a figure or a table) of the records of one sweep."""
     rows, record = pooled(records), next(iter(records.values()))
     if "planted" in rows:  # its networks are random, those that were trained stand beside them for form's sake
-        yield "_planted", planted(rows["planted"], record)
-        yield "_planted.tex", planted_table(rows["planted"]).latex()
+        yield "_planted", partial(planted, rows["planted"], record)
+        yield "_planted.tex", planted_table(rows["planted"])
         return
-    yield ".tex", table(rows["many"]).latex()
+    yield ".tex", table(rows["many"])
     if len({row["n"] for row in rows["many"]}) > 1:
-        yield "", against_count(rows["many"], record)
-        yield "_cost", cost(rows["many"], record)
+        yield "", partial(against_count, rows["many"], record)
+        yield "_cost", partial(cost, rows["many"], record)
     if "simplex" in rows:
         (first, *_) = grouped(rows["simplex"], "set").values()
-        yield "_simplex", simplex(first, record)
+        yield "_simplex", partial(simplex, first, record)
     if "orders" in rows:
-        yield "_orders.tex", order_table(rows["orders"] + rows.get("round_trips", [])).latex()
+        yield "_orders.tex", order_table(rows["orders"] + rows.get("round_trips", []))
 
 
 def page(sweeps: Mapping[str, Records]) -> dict[str, str]:

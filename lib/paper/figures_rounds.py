@@ -77,13 +77,17 @@ def summary(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy") ->
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Accuracy of each server and control after each round, per cent; its paired difference to FedAvg, points."""
-    heads = ["server", "round", "MB sent", "accuracy, %", "more than FedAvg, points", "p (Holm)"]
-    part = [[*heads, "than the best client", "n"]]
+    heads = ["server", "round", "MB, sent", "accuracy, %", "over FedAvg, points", "p, Holm"]
+    part = [[*heads, "over best client, points", "n"]]
     for row in summary(rows):
         sent, whole, far, ahead = _cells(row)
         p = "—" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
         part.append([row["name"], f"{row['round']}", sent, whole, far, p, ahead, f"{row['n']}"])
-    return Table([part])
+    note = (
+        "Test accuracy after each round: mean [95 % interval] over n seeds; differences are paired over seeds, p "
+        "values adjusted over all comparisons of a round (Holm). MB: sent so far, both ways"
+    )
+    return Table([part], note=note)
 
 
 @styled

@@ -13,7 +13,7 @@ from .style import METRIC_LABELS, Drawn, PaperFigure, mark, mean_by, panels, sty
 
 
 @styled
-def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Drawn:
+def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], columns: int | None = None) -> Drawn:
     """Seconds and peak memory against width (log axes), a column per model; dense K's size beside them.
 
     Row: {"model", "width", "solver", "seconds", "peak_bytes", "dense_bytes"}. Memory is the most that
@@ -21,7 +21,7 @@ def scaling(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Dra
     """
     rows = list(rows)
     models = grouped(rows, "model")
-    figure = PaperFigure(2 if len(models) > 1 else 1, 4.4)
+    figure = PaperFigure(columns or (2 if len(models) > 1 else 1), 4.4)
     grid = figure.subplots(2, len(models), squeeze=False, sharey="row")
     for (seconds, memory), (model, of_model) in zip(grid.T, models.items(), strict=True):
         for solver, alike in grouped(of_model, "solver").items():
@@ -84,13 +84,13 @@ def recovery(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], colum
 
 
 @styled
-def objective_accuracy(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> Drawn:
+def objective_accuracy(rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any], columns: int = 1) -> Drawn:
     """Accuracy of the fused network against the matching's objective, a point per matching.
 
     Row: {"solver", "objective", "test_accuracy"}, and "model" and "width" alike in all.
     """
     rows = list(rows)
-    figure = PaperFigure(1, 3.0)
+    figure = PaperFigure(columns, 3.0)
     axes = figure.subplots()
     for solver, alike in grouped(rows, "solver").items():
         method = look(SOLVERS, solver)

@@ -2,6 +2,7 @@
 records say of it."""
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,9 +258,17 @@ def figure(hypothesis: Hypothesis, comparisons: Iterable[Comparison], columns: i
     """A line a comparison: the mean over pairs and its 95 % interval, none below three pairs (hollow); colours say
     whether what the hypothesis asks is met."""
     comparisons = [c for c in comparisons if c.interval.mean is not None]
-    drawn = PaperFigure(columns, 1.1 + 0.19 * max(1, len(comparisons)))
-    axes = drawn.subplots()
     labels, place = [], None
+    for one in comparisons:
+        few = f" (n = {one.interval.n})" if one.interval.n < ASKED else ""
+        label = ("" if one.place == place else f"{one.place}:  ") + one.what + few
+        labels.append(label if columns == 2 else textwrap.fill(label, 32))
+        place = one.place
+    letters = 7 if columns == 2 else 6  # points
+    tall = 0.07 + 0.017 * letters * max((label.count("\n") + 1 for label in labels), default=1)
+    drawn = PaperFigure(columns, (1.1 if columns == 2 else 1.6) + tall * max(1, len(comparisons)))
+    axes = drawn.subplots()
+    place = None
     for y, one in enumerate(comparisons):
         colour, told = KEYS[one.holds]
         if one.interval.low is not None:
@@ -269,10 +278,8 @@ def figure(hypothesis: Hypothesis, comparisons: Iterable[Comparison], columns: i
         drawn.key(told, *mark)
         if place not in (None, one.place):
             axes.axhline(y - 0.5, color="#CCCCCC", linewidth=0.6)
-        few = f" (n = {one.interval.n})" if one.interval.n < ASKED else ""
-        labels.append(("" if one.place == place else f"{one.place}:  ") + one.what + few)
         place = one.place
-    axes.set_yticks(range(len(comparisons)), labels)
+    axes.set_yticks(range(len(comparisons)), labels, fontsize=letters)
     axes.set_ylim(len(comparisons) - 0.5, -0.5)
     axes.axvline(0, color="#333333", linewidth=0.7)
     axes.grid(False, axis="y")

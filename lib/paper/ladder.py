@@ -17,7 +17,20 @@ from ..records import curve_of, point_at
 from . import evidence, pool
 from .evidence import Interval, grouped
 from .hypotheses import spread
-from .names import CORRECTIONS, MATCHERS, RUNGS, Look, curve_name, look, model_label, options, ranked, rung_label
+from .names import (
+    CORRECTIONS,
+    MATCHERS,
+    RUNGS,
+    Look,
+    curve_look,
+    curve_name,
+    fills,
+    look,
+    model_label,
+    options,
+    ranked,
+    rung_label,
+)
 from .pool import Records
 from .style import GREY, METRIC_LABELS, Drawn, PaperFigure, mark, styled
 from .tables import Table
@@ -89,7 +102,10 @@ def figure(records: Records, columns: int = 2) -> Drawn:
     kinds = _kinds(records)
     found = {kind: rungs(rows) for kind, rows in kinds.items()}
     corrections = ranked((c for of in found.values() for _, c in of if c != "none"), CORRECTIONS)
-    fill_of = dict(zip(corrections, itertools.cycle(("full", "left", "bottom", "right", "top")))) | {"none": "none"}
+    every = ["none", *corrections]
+    fill_of = {correction: fill for (correction,), fill in fills((each,) for each in corrections).items()} | {
+        "none": "none"
+    }
     lines = order(dict.fromkeys(matcher for of in found.values() for matcher, _ in of))
     both = columns == 2 or len(kinds) == 1  # one column of a page has no room for more
     measures = {"accuracy": METRIC_LABELS["test_accuracy"]} | ({"left": LEFT} if both else {})
@@ -99,8 +115,9 @@ def figure(records: Records, columns: int = 2) -> Drawn:
     for (kind, of), (measure, label) in itertools.product(found.items(), measures.items()):
         axes = next(grid)
         for (matcher, correction), values in of.items():
-            _draw_rung(axes, lines.index(matcher), look(MATCHERS, matcher), fill_of[correction], values[measure])
-            grey = Line2D([], [], color=GREY, linestyle="none", **mark("o", fill=fill_of[correction]))
+            method = curve_look(matcher, correction, every)
+            _draw_rung(axes, lines.index(matcher), method, fill_of[correction], values[measure])
+            grey = Line2D([], [], color=GREY, linestyle="none", **mark(method.marker, fill=fill_of[correction]))
             drawn.key(look(CORRECTIONS, correction).label, grey)
         axes.set_title(kind, fontsize=7)
         axes.set_yticks(range(len(lines)), list(map(rung_label, lines)))

@@ -13,7 +13,8 @@ from .style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILLION, mark
 
 @dataclass(frozen=True)
 class Look:
-    """Label of a method, colour and marker of a matcher's or solver's curve, line of a correction's."""
+    """Label of a method; of a matcher or solver the colour of its curve, of a correction the line; the marker is the
+    correction's where several are drawn, else the matcher's (`curve_look`)."""
 
     label: str
     colour: str = GREY
@@ -37,12 +38,12 @@ MATCHERS = {
 }
 CORRECTIONS = {
     "none": Look("no correction"),
-    "temperature": Look("temperature", line=(0, (3, 3))),
-    "bn_reset": Look("BN reset", line=(0, (5, 1.5))),
-    "repair": Look("REPAIR", line=(0, (5, 1.5, 1, 1.5))),
-    "rescale": Look("rescale", line=(0, (9, 1.5))),
-    "closed_form": Look("closed form", line=(0, (5, 1.5, 1, 1.5, 1, 1.5))),
-    "least_squares": Look("least squares", line=(0, (1, 1.2))),
+    "temperature": Look("temperature", marker="<", line=(0, (3, 3))),
+    "bn_reset": Look("BN reset", marker="s", line=(0, (5, 1.5))),
+    "repair": Look("REPAIR", marker="^", line=(0, (5, 1.5, 1, 1.5))),
+    "rescale": Look("rescale", marker="v", line=(0, (9, 1.5))),
+    "closed_form": Look("closed form", marker="D", line=(0, (5, 1.5, 1, 1.5, 1, 1.5))),
+    "least_squares": Look("least squares", marker="P", line=(0, (1, 1.2))),
 }
 SOLVERS = MATCHERS | {
     "spectral": Look("spectral", VERMILLION, "D"),
@@ -108,6 +109,14 @@ def look(table: Mapping[str, Look], name: str) -> Look:
     method, _, options = name.partition("(")
     row = table.get(method) or Look(method, *SPARE[sum(method.encode()) % len(SPARE)])
     return replace(row, label=f"{row.label} ({options[:-1].replace('=', ' ')})") if options else row
+
+
+def curve_look(matcher: str, correction: str, corrections: Iterable[str]) -> Look:
+    """How a curve looks among others: the matcher's colour, the correction's line, and the marker of the correction
+    where there is more than one in `corrections`, those of the whole figure, else of the matcher."""
+    by_matcher, by_correction = look(MATCHERS, matcher), look(CORRECTIONS, correction)
+    several = len(set(map(base, corrections))) > 1
+    return replace(by_matcher, marker=(by_correction if several else by_matcher).marker, line=by_correction.line)
 
 
 def ranked(names: Iterable[str], table: Mapping[str, Look]) -> list[str]:

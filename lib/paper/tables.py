@@ -4,7 +4,6 @@ Every table is made once, as a `Table`, whatever it is shown as. `name` is what 
 user types it, or `curve_label`, as a paper says it.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from ..paths import atomic
 from ..records import curve_key, curve_of, point_at
+from . import latex
 from .evidence import Interval, grouped, survives
 from .names import curve_label, curve_name, model_label, width_label
 from .pool import PARENTS, Records, Row, aggregate, by_width, headline, reference_for
@@ -19,12 +19,14 @@ from .published import REFERENCE
 from .style import percent
 
 INTERVALS = "mean [95 % interval, Student's t] over n independent pairs, none for n < 3; n = 1 speaks of one pair alone"
-READ = (
-    "Drop: the parents' mean − the fused network. Against better: the better parent (on held-out images) − the fused "
-    "network, where known. Barrier: where a path of three or more alphas was measured. KL: from the ensemble's "
-    "probabilities to the network's. Images: the training images that the method looked at, 0 for none. Parents: mean "
-    "of both, of the same pairs."
-)
+DEFINITIONS = {
+    "drop, points": "Drop: the parents' mean − the fused network.",
+    "against better, points": "Against better: the better parent (on held-out images) − the fused network.",
+    "barrier, points": "Barrier: where a path of three or more alphas was measured.",
+    "KL to ensemble, nats": "KL: from the ensemble's probabilities to the network's.",
+    "images": "Images: the training images that the method looked at, 0 for none.",
+}
+READ = f"{' '.join(DEFINITIONS.values())} Parents: mean of both, of the same pairs."
 HOLM = "* differs with a family-wise error of 5 % over all comparisons here (Holm)"
 DEVIATION = "mean ± standard deviation"
 MIDPOINT = (
@@ -34,6 +36,8 @@ MIDPOINT = (
     ("test_kl", "KL to ensemble, nats"), ("test_agreement", "agreement, %"),
     ("test_calibration", "calibration error, %"),
 )  # fmt: skip
+# Of it and what else a row says, what the LaTeX tables of papers show.
+PAPER = ("test_accuracy", "test_perplexity", "drop", "against_better", "barrier_accuracy", "images", "seconds")
 Name = Callable[[Row], str]
 
 
@@ -64,43 +68,19 @@ class Table:
         parts = ("\n".join([line(heads), rule, *map(line, rows)]) for heads, *rows in self.parts)
         return "\n\n".join([*filter(None, [self.title]), *parts]) + (f"\n{self.note}" if self.note else "")
 
-    def latex(self) -> str:
-        """A booktabs tabular, to input inside any table environment."""
-        columns = len(self.parts[0][0])
-        across = rf"\multicolumn{{{columns}}}{{l}}"
-
-        def line(row: list[str]) -> str:
-            if row == [""]:
-                return r"\addlinespace"
-            return (" & ".join(map(_tex, row)) if len(row) > 1 else f"{across}{{{_tex(row[0])}}}") + r" \\"
-
-        blocks = [[[self.title]]] if self.title else []
-        for heads, *rows in self.parts:
-            blocks += [[heads], rows]
-        lines = [f"% {self.note}"] if self.note else []
-        lines += [rf"\begin{{tabular}}{{{'l' * self.texts}{'r' * (columns - self.texts)}}}", r"\toprule"]
-        lines.append("\n\\midrule\n".join("\n".join(map(line, block)) for block in blocks))
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    def latex(self, label: str = "") -> str:
+        """Floats with captions for a document with booktabs, as wide as a column or a page: see `latex.floats`."""
+        heads = {head for part in self.parts for head in part[0]}
+        told = [self.title, self.note, *(text for head, text in DEFINITIONS.items() if head in heads)]
+        caption = " ".join(f"{text.rstrip('.')}." for text in " ".join(told[:1]).splitlines() + told[1:] if text)
+        return latex.floats(self.parts, f"{caption[:1].upper()}{caption[1:]}", self.texts, label)
 
     def markdown(self) -> str:
         """The rows of all parts in one table under the first part's heads; columns of numbers to the right."""
         rows = [row for _, *rows in self.parts for row in rows]
-        numbers = [any(_NUMBER.fullmatch(cell) for cell in column) for column in zip(*self.parts[0], strict=True)]
+        numbers = [any(latex.NUMBER.fullmatch(cell) for cell in column) for column in zip(*self.parts[0], strict=True)]
         heads, *lines = (f"| {' | '.join(row)} |" for row in (self.parts[0][0], *rows))
         return "\n".join([heads, f"|{'|'.join('--:' if right else '---' for right in numbers)}|", *lines])
-
-
-_NUMBER = re.compile(r"[-+α=\d., ±\[\]]+")
-
-
-def _tex(cell: str) -> str:
-    if cell == "—":
-        return "---"
-    if _NUMBER.fullmatch(cell):
-        return f"${cell.replace('±', chr(92) + 'pm').replace('α', chr(92) + 'alpha').replace(' [', chr(92) + '; [')}$"
-    special = {"\\": r"\textbackslash{}", "×": r"$\times$", "α": r"$\alpha$", "±": r"$\pm$"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"}
-    return "".join(special.get(character, character) for character in cell)
 
 
 def table(records: Records, split: str = "test", name: Name = curve_name) -> Table:
@@ -164,17 +144,18 @@ def compare(record: Row, reference: Row | None = None) -> Table:
     return Table(parts, f"{headline(record, 'measured against reference')}\nreference: {source}", texts=2)
 
 
-def leaderboard_table(rows: Iterable[Row], name: Name = curve_name) -> Table:
+def leaderboard_table(rows: Iterable[Row], name: Name = curve_name, metrics: Iterable[str] | None = None) -> Table:
     """`leaderboard_rows` (of one or several kinds of pair), a part a kind, mean ± standard deviation over pairs;
-    columns in which nothing was measured are left out."""
-    cells = {head: partial(_cell, metric=metric) for metric, head in MIDPOINT}
-    cells["best alpha"] = lambda row: _formatted(row.get("best_alpha"), ".2g")
-    cells["there, %"] = partial(_cell, metric="best_accuracy")
-    cells["share B"] = lambda row: _formatted(row.get("share_b"), ".2f")
-    cells["images"] = lambda row: _formatted(row.get("images"))
-    cells["seconds"] = lambda row: _formatted(row.get("seconds"), ".1f")
-    cells["n"] = lambda row: f"{row['n']}"
-    return Table(_by_kind(rows, name, cells), f"{DEVIATION} over pairs")
+    columns in which nothing was measured are left out. `metrics`: which columns of the rows are shown; all by default.
+    """
+    cells = {metric: (head, partial(_cell, metric=metric)) for metric, head in MIDPOINT}
+    cells["best_alpha"] = "best alpha", lambda row: _formatted(row.get("best_alpha"), ".2g")
+    cells["best_accuracy"] = "there, %", partial(_cell, metric="best_accuracy")
+    cells["share_b"] = "share B", lambda row: _formatted(row.get("share_b"), ".2f")
+    cells["images"] = "images", lambda row: _formatted(row.get("images"))
+    cells["seconds"] = "seconds", lambda row: _formatted(row.get("seconds"), ".1f")
+    shown = dict(cells[metric] for metric in (cells if metrics is None else metrics) if metric in cells)
+    return Table(_by_kind(rows, name, shown | {"n": lambda row: f"{row['n']}"}), f"{DEVIATION} over pairs")
 
 
 def _by_kind(rows: Iterable[Row], name: Name, cells: Mapping[str, Callable[[Row], str]]) -> list[list[list[str]]]:
@@ -198,16 +179,20 @@ def _measured(rows: list[Row], cells: Mapping[str, Callable[[Row], str]]) -> dic
     return {head: cell for head, cell in cells.items() if not rows or any(cell(row) != "—" for row in rows)}
 
 
-def leaderboard_latex(rows: Iterable[Row]) -> str:
-    """`leaderboard_table` as tabulars, one a kind of pair: all together are longer than a page."""
-    kinds = grouped(rows, "architecture", "dataset").values()
-    return "\n".join(leaderboard_table(alike, curve_label).latex() for alike in kinds)
+def leaderboard_latex(rows: Iterable[Row], label: str = "leaderboard") -> str:
+    """`leaderboard_table` as floats of their own, one or more a kind of pair."""
+    kinds = grouped(rows, "architecture", "dataset")
+    return "\n".join(
+        leaderboard_table(alike, curve_label, PAPER).latex(f"{label}-{'-'.join(kind)}") for kind, alike in kinds.items()
+    )
 
 
-def pooled_table(rows: Iterable[Row], name: Name = curve_name) -> Table:
+def pooled_table(rows: Iterable[Row], name: Name = curve_name, metrics: Iterable[str] | None = None) -> Table:
     """`leaderboard_rows` without what belongs to the leaderboard: every curve at the midpoint, and every control but
-    each parent alone, with their intervals."""
-    cells = {head: partial(interval_cell, metric=metric) for metric, head in (*MIDPOINT, ("drop_loss", "drop, nats"))}
+    each parent alone, with their intervals. `metrics`: which columns of the rows are shown; all by default."""
+    heads = dict((*MIDPOINT, ("drop_loss", "drop, nats")))
+    shown = [metric for metric in (heads if metrics is None else metrics) if metric in heads]
+    cells = {heads[metric]: partial(interval_cell, metric=metric) for metric in shown}
     return Table(_by_kind(_no_parents(rows), name, cells | {"n": lambda row: f"{row['n']}"}), note=INTERVALS)
 
 

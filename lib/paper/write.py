@@ -4,10 +4,11 @@ Records right in the results folder are drawn one by one, those of a sweep (a fo
 """
 
 import argparse
+import inspect
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ from . import (
     tables_speed,
 )
 from .evidence import grouped
-from .names import curve_label, curve_name
+from .names import curve_label, curve_name, file_word
 from .pages import write_page
-from .style import save_figure
+from .redraw import draw_all
 from .tables import write_text
 
 INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the next one removes what is no longer made
@@ -237,12 +238,17 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
         raise InputError(f"no run records in {folder}; accepted: a folder that holds some")
     whole = not _unreadable(skipped)
     rows, written = pooled_rows(kinds, sweeps), []
-    contents = [[("network_graph", drawing.network_graph())], _contents_of_kinds(kinds, rows, folder, skipped)]
+    contents = [[("network_graph", drawing.network_graph)], _contents_of_kinds(kinds, rows, folder, skipped)]
     contents += [_contents_of_sweep(name, records, rows, folder / name) for name, records in sweeps.items()]
     contents.append(_contents_of_hypotheses(hypotheses.rows_of(sweeps)))
+    drawings = []
     for name, content in itertools.chain(*contents):
-        figure = isinstance(content, Figure)
-        written += save_figure(content, name, place) if figure else [write_text(content, place / name)]
+        if callable(content):
+            drawings += _variants(name, content)
+        else:
+            text = content if isinstance(content, str) else content.latex(name.removesuffix(".tex"))
+            written.append(write_text(text, place / name))
+    written += draw_all(drawings, place)
     every = tables.results_table(row for alike in rows.values() for row in alike)
     written.append(write_text(f"{every.markdown()}\n\n{NOTE}\n", place / "results.md"))
     if (folder, place) == (RESULTS, FIGURES):
@@ -253,7 +259,18 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
     return [*written, _remove_stale(place, {path.name for path in written}, whole)], skipped
 
 
-Contents = Iterator[tuple[str, Figure | str]]  # a figure's stem and the figure, a table's file name and its text
+# A figure's stem and what draws it, a table's stem and the table, or several floats' as text.
+Contents = Iterator[tuple[str, Callable[..., Figure] | tables.Table | str]]
+
+
+def _variants(stem: str, draw: Callable[..., Figure]) -> list[tuple[str, Callable[..., Figure], tuple[str, ...]]]:
+    """A figure, and where its columns are left open and it fills two, one for one column of a paper, as PDF alone."""
+    found = [(stem, draw, ("pdf",) if stem.endswith("_column") else ("png", "pdf"))]
+    columns = inspect.signature(draw).parameters.get("columns")
+    left_open = columns is not None and "columns" not in getattr(draw, "keywords", ())
+    if left_open and columns.default == 2:
+        found.append((f"{stem}_column", partial(draw, columns=1), ("pdf",)))
+    return found
 
 
 def _contents_of_kinds(
@@ -271,7 +288,7 @@ def _contents_of_kinds(
         except InputError as error:  # what needs none is drawn all the same
             skipped.append(str(error))
             arrays = {}
-        drawn = figures.record_figures(record, arrays)
+        drawn = figures.drawings(record, arrays)
         if not drawn and record["experiment"] not in tables_speed.EXPERIMENTS:
             skipped.append(f"{stem}.json: nothing in it that a figure shows")
         for name, figure in drawn.items():
@@ -280,14 +297,16 @@ def _contents_of_kinds(
         experiments.add(record["experiment"])
         pairs = {name: record for name, record in records.items() if "curves" in record}
         if pairs:
-            yield f"{kind}.tex", tables.table(pairs, name=curve_label).latex()
+            yield f"{kind}.tex", tables.table(pairs, name=curve_label)
         if len(pairs) > 1:
-            yield f"{kind}_curves", figures.curves(pairs)
+            yield f"{kind}_curves", partial(figures.curves, pairs)
     if board:
-        yield "leaderboard", figures_many.leaderboard(board)
+        yield "leaderboard", partial(figures_many.leaderboard, board, columns=2)
+        for kind, alike in grouped(board, "architecture", "dataset").items():
+            yield f"leaderboard_{file_word('-'.join(kind))}_column", partial(figures_many.leaderboard, alike, columns=1)
         yield "leaderboard.tex", tables.leaderboard_latex(board)
     if any(row.get("best_accuracy") is not None for row in board):
-        yield "leaderboard_best", figures_many.leaderboard(board, "best_accuracy")
+        yield "leaderboard_best", partial(figures_many.leaderboard, board, "best_accuracy", columns=2)
 
 
 def _contents_of_sweep(
@@ -301,14 +320,14 @@ def _contents_of_sweep(
     if figures_rounds.is_there(records):
         for word, (seeds, record) in figures_rounds.pooled(records).items():
             stem = "_".join(filter(None, [sweep, word]))
-            yield f"{stem}_rounds", figures_rounds.rounds(seeds, record)
-            yield f"{stem}.tex", figures_rounds.table(seeds).latex()
+            yield f"{stem}_rounds", partial(figures_rounds.rounds, seeds, record)
+            yield f"{stem}.tex", figures_rounds.table(seeds)
         return
     alike = pools(sweep, records)
     if not alike:  # studies without curves
         return
     pooled = [row for name in alike for row in rows[name]]
-    yield f"{sweep}.tex", tables.pooled_table(pooled, curve_label).latex()
+    yield f"{sweep}.tex", tables.pooled_table(pooled, curve_label, tables.PAPER)
     # of a midpoint alone there is no path to draw
     paths = {
         name: any(len(c["points"]) > 1 for r in pairs.values() for c in r["curves"]) for name, pairs in alike.items()
@@ -316,30 +335,32 @@ def _contents_of_sweep(
     drawn = {f"{name}_curves": partial(figures.curves, pairs) for name, pairs in alike.items() if paths[name]}
     pairs = [record for of_kind in alike.values() for record in of_kind.values()]
     if len(alike) == len({r["model"]["width"] for r in pairs}) > 1 and len({r["dataset"] for r in pairs}) == 1:
-        yield f"{sweep}_widths.tex", tables.widths_table(pairs).latex()
+        yield f"{sweep}_widths.tex", tables.widths_table(pairs)
         drawn[f"{sweep}_widths"] = partial(figures_many.width_drop, pairs)
     curves = {curve_name(row) for row in pooled if "control" not in row}
     against = next((name for name in BASELINES if name in curves), None)
     rungs = {stem: record for stem, record in records.items() if ladder.is_there(record)}
     if rungs:
         drawn[f"{sweep}_ladder"] = partial(ladder.figure, rungs)
-        yield f"{sweep}_ladder.tex", ladder.table(rungs).latex()
+        yield f"{sweep}_ladder.tex", ladder.table(rungs)
     elif against and (differences := evidence.summary(pool.rows(records), against=against)):
-        drawn[f"{sweep}_differences"] = partial(figures_many.differences, differences, against)
-    for stem, draw in drawn.items():
-        yield stem, draw(columns=2)
-        yield f"{stem}_column", draw(columns=1)
+        drawn[f"{sweep}_differences"] = partial(figures_many.differences, differences, against, columns=2)
+        for kind in grouped(differences, *figures_many.KIND).values():  # below each other they are longer than a page
+            words = [f"{kind[0][field]}" for field in figures_many.KIND if len(grouped(differences, field)) > 1]
+            stem = "_".join([sweep, *filter(None, map(file_word, words)), "differences_column"])
+            drawn[stem] = partial(figures_many.differences, kind, against, columns=1)
+    yield from drawn.items()
     for name, pairs in alike.items():
         if shown := next((stem for stem in pairs if stem in rungs), None):
             arrays = read_arrays(folder / f"{shown}.json")
             for kind, draw in figures.of_attention(pairs[shown], arrays).items():
-                yield f"{name}_{kind}", draw()
+                yield f"{name}_{kind}", draw
 
 
 def _contents_of_hypotheses(study: hypotheses.Study) -> Contents:
     for hypothesis in hypotheses.HYPOTHESES:
         if comparisons := hypothesis.comparisons(study):
-            yield f"study_{hypothesis.name}", hypotheses.figure(hypothesis, comparisons)
+            yield f"study_{hypothesis.name}", partial(hypotheses.figure, hypothesis, comparisons)
 
 
 def _remove_stale(place: Path, names: set[str], whole: bool) -> Path:

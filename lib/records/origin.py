@@ -1,7 +1,9 @@
 """Where a run's numbers come from."""
 
 import contextlib
+import hashlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -14,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ..paths import IS_CLONE, ROOT
+from ..paths import IS_CLONE, NOTEBOOKS, ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pygmtools", "matplotlib", "papermill", "ffcv", "mlxtend")
+
+NOTEBOOK = "FUSEBOOK_NOTEBOOK"  # in the environment of a kernel: the notebook that it runs
 
 
 def portable(path: str | os.PathLike) -> str:
@@ -32,14 +36,17 @@ def provenance(parameters: Mapping[str, Any], dataset: Any, device: Any, started
     `dataset` is a loaders.Dataset (or None for a study without one), `device` a torch.device or its name,
     `started` an aware datetime such as datetime.now(UTC); "seconds" runs from it until this call. "git" and
     "dirty" are null outside a git checkout; "dirty" looks at the code and ignores what runs write (data/,
-    figures/, checkpoints/). Parameters that are paths leave the repo only as bare file names.
+    figures/, checkpoints/). Parameters that are paths leave the repo only as bare file names. "notebook" is there where
+    the run came from one (`notebook_of_run`), and a line is printed if that was edited.
     """
     import torch  # here alone: rebuilding figures and tables from records must not need torch
 
     if started.tzinfo is None:
         raise ValueError("started: a naive datetime; datetime.now(UTC) is what is meant")
     device = torch.device(device)
-    commit = _git("rev-parse", "HEAD")
+    commit, notebook = _git("rev-parse", "HEAD"), notebook_of_run()
+    if notebook and notebook["edited"]:
+        print(f"{notebook['file']} was edited: the record says so and holds the hash of its cells")
     changes = _git("status", "--porcelain", "--", ".", ":!data", ":!figures", ":!checkpoints")
     return {
         "git": commit,
@@ -51,7 +58,33 @@ def provenance(parameters: Mapping[str, Any], dataset: Any, device: Any, started
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
         "dataset_sha256": getattr(dataset, "sha256", None),
         "parameters": recorded(parameters),
-    }
+    } | ({"notebook": notebook} if notebook else {})
+
+
+def notebook_of_run() -> dict[str, Any] | None:
+    """The notebook that this kernel runs, as saved: "file", "sha256" (`cells_hash`) and whether it was "edited", which
+    is to differ in its cells from the committed notebook of that name, without git from that in notebooks/; null where
+    there is none. None outside a notebook, or where Jupyter does not say which it is."""
+    typed = os.environ.get(NOTEBOOK) or os.environ.get("JPY_SESSION_NAME")  # set by lib.batch; by Jupyter
+    if not typed or not Path(typed).is_file():
+        return None
+    path, edited = Path(typed), None
+    own = cells_hash(path.read_text(encoding="utf-8", errors="replace"))
+    original = NOTEBOOKS / path.name
+    committed = _git("show", f"HEAD:notebooks/{path.name}")
+    if committed is not None:
+        edited = own != cells_hash(committed)
+    elif original.is_file() and not original.samefile(path):
+        edited = own != cells_hash(original.read_text(encoding="utf-8", errors="replace"))
+    return {"file": portable(path), "sha256": own, "edited": edited}
+
+
+def cells_hash(notebook: str) -> str:
+    """SHA-256 of what the cells of a notebook (its JSON) hold, not of what they put out; of other text that of all."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        cells = json.loads(notebook)["cells"]
+        notebook = json.dumps([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
+    return hashlib.sha256(notebook.encode()).hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

@@ -379,7 +379,7 @@ def test_the_summary_tells_how_each_run_ended(grid, tmp_path, monkeypatch):
     assert summary.splitlines() == [
         "grid: 1 done, 2 failed, 1 reused, 1 not run",
         "toy_s0  done        1:01",
-        "toy_s1  failed      0:03  cell [4] fit() | ended without a word: killed, or out of memory",
+        "toy_s1  failed      0:03  cell [4] fit() | ended without a word: killed, cancelled, or out of memory or time",
         "toy_s2  failed            no module named torch",
         "toy_s3  reused",
         "toy_s4  not run",

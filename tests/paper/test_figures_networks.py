@@ -73,9 +73,9 @@ def test_matchers_are_told_in_words(matcher, told):
 def test_a_sweep_gives_tables_and_figures_and_a_page():
     drawn = dict(networks.contents(records(0.0, 0.1, 0.2)))
     assert set(drawn) == {".tex", "", "_cost", "_simplex", "_orders.tex"}
-    assert "3 sets of networks (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}3)" in drawn[""].get_suptitle()
-    lines = {line.get_label() for axes in drawn[""].axes for line in axes.lines}
-    assert drawn[""].axes and lines
+    assert "3 sets of networks (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}3)" in drawn[""]().get_suptitle()
+    lines = {line.get_label() for axes in drawn[""]().axes for line in axes.lines}
+    assert lines
     page = networks.page({"many": records(0.0), "other": {"x": {"experiment": "leaderboard"}}})
     assert set(page) == {"many", "many_orders"} and "| graph | 3.00 | 0.990 | 25.0 | `many` |" in page["many_orders"]
     assert "| sets | 1 | 1 | `many` |" in page["many"]
@@ -92,5 +92,5 @@ def test_planted_rows_are_drawn_against_the_noise():
     drawn = dict(networks.contents({"a": record(some)}))
     assert (
         set(drawn) == {"_planted", "_planted.tex"}
-        and "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}2" in drawn["_planted"].get_suptitle()
+        and "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}2" in drawn["_planted"]().get_suptitle()
     )

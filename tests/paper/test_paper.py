@@ -9,7 +9,7 @@ import pytest
 from lib import paths
 from lib.batch import run as batch
 from lib.checks import InputError
-from lib.paper import evidence, figures, tables, write
+from lib.paper import evidence, figures, redraw, style, tables, write
 from lib.paths import ROOT
 from lib.records import run_record, write_record
 from tests.paper.test_plots import arrays, study, vgg, words
@@ -49,25 +49,26 @@ def contents(folder):
 def unrendered(monkeypatch):
     """Figures are drawn and not rendered, which is what takes the time: their files hold their words."""
 
-    def save(figure, stem, folder):
-        return tuple(tables.write_text(words(figure), folder / f"{stem}.{kind}") for kind in ("png", "pdf"))
+    def save(figure, stem, folder, kinds):
+        return tuple(tables.write_text(words(figure), folder / f"{stem}.{kind}") for kind in kinds)
 
-    monkeypatch.setattr(write, "save_figure", save)
+    monkeypatch.setattr(style, "save_figure", save)
 
 
 def test_command_rebuilds_every_figure(folder, tmp_path, capsys, unrendered):
     figures = tmp_path / "figures"
     assert run(folder, figures) == 0
-    drawn = ["network_graph", "simple_curves", "vgg_s0_curves", "vgg_s0_matching_activation", "vgg_s0_correlations"]
-    drawn += ["vgg_s0_bn_images", "vgg_curves", "wide_s0_curves"]
-    drawn += ["study_scaling", "study_recovery", "study_objective"]
-    drawn += ["leaderboard", *(f"widths_w{width}_curves{end}" for width in (0.125, 0.25) for end in ("", "_column"))]
-    drawn += [f"widths_{what}{end}" for what in ("widths", "differences") for end in ("", "_column")]
+    both = ["simple_curves", "vgg_s0_curves", "vgg_s0_correlations", "vgg_curves", "wide_s0_curves", "study_recovery"]
+    both += ["widths_w0.125_curves", "widths_w0.25_curves", "widths_widths"]
+    drawn = [*both, "network_graph", "vgg_s0_matching_activation", "vgg_s0_bn_images", "study_scaling"]
+    drawn += ["study_objective", "leaderboard", "widths_differences"]
+    narrow = [*both, "leaderboard_SimpleNet-mnist-5k", "widths_0.125_differences", "widths_0.25_differences"]
     texts = ["simple", "vgg", "wide", "leaderboard", "widths", "widths_widths"]
     files = {f"{stem}.{kind}" for stem in drawn for kind in ("png", "pdf")} | {f"{stem}.tex" for stem in texts}
-    files |= {"results.md", "index.txt"}
+    files |= {f"{stem}_column.pdf" for stem in narrow}
+    files |= {"results.md", "index.txt", ".drawn.json"}
     assert set(os.listdir(figures)) == files
-    assert capsys.readouterr().out.count("wrote ") == len(files)
+    assert capsys.readouterr().out.count("wrote ") == len(files) - 1
     assert "n = 3" in (figures / "widths_w0.125_curves.png").read_text()
     assert "n = 1" in (figures / "vgg_s0_curves.png").read_text()
 
@@ -92,6 +93,29 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     evidence._mean_interval.cache_clear()
     assert run(place, twice) == 0
     assert contents(once) == contents(twice) and "sweep_curves_column.pdf" in contents(once)
+
+
+def test_only_what_changed_is_drawn_again(tmp_path, monkeypatch):
+    place, made = tmp_path / "results", tmp_path / "figures"
+    write_record(place / "simple.json", pair())
+    write_record(place / "sweep" / "s0.json", vgg(index=0))
+    assert run(place, made) == 0
+
+    def touched():
+        before = {path.name: path.stat().st_mtime_ns for path in made.glob("*.p*")}
+        assert run(place, made) == 0
+        return {path.name for path in made.glob("*.p*") if before.get(path.name) != path.stat().st_mtime_ns}
+
+    assert touched() == set()
+    write_record(place / "sweep" / "s2.json", vgg(middle=0.7, index=1))
+    assert touched() == {"sweep_curves.png", "sweep_curves.pdf", "sweep_curves_column.pdf"} | {
+        f"sweep_differences{end}" for end in (".png", ".pdf", "_column.pdf")
+    }
+    (made / "simple_curves.pdf").write_bytes(b"spoiled")
+    (made / "network_graph.png").unlink()
+    assert touched() == {"simple_curves.png", "simple_curves.pdf", "network_graph.png", "network_graph.pdf"}
+    monkeypatch.setattr(redraw, "_code", lambda: "other code")
+    assert touched() >= {"simple_curves.png", "sweep_curves.png", "network_graph.png"}
 
 
 def test_what_no_record_makes_any_more_goes_and_what_is_not_ours_stays(folder, tmp_path, unrendered):
@@ -201,7 +225,7 @@ def test_only_the_repos_own_records_and_figures_reach_the_readmes(folder, tmp_pa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"<!-- {page}: make figures writes this -->\n<!-- end of {page} -->\n")
     monkeypatch.undo()
-    monkeypatch.setattr(write, "save_figure", lambda *_: ())
+    monkeypatch.setattr(style, "save_figure", lambda *_: ())
     for name, value in (("RESULTS", folder), ("FIGURES", tmp_path / "figures"), ("ROOT", tmp_path)):
         monkeypatch.setattr(write, name, value)
     run(folder, tmp_path / "figures")

@@ -1,5 +1,6 @@
 """lib.plots: figures name data set and n, fit a paper's columns with every label whole, and come in pairs of files."""
 
+import inspect
 import itertools
 import os
 import re
@@ -140,8 +141,8 @@ SOFT = {f"soft/activation/{group}": np.eye(8) for group in SEVEN}
 MANY = [curve(m, (0.8, 0.5, 0.8), correction=c) for m in names.MATCHERS for c in names.CORRECTIONS]
 
 
-def one_curve(records, metric="test_accuracy", columns=1):
-    return figures.curves(records, [metric], columns=columns)
+def one_curve(records, metric="test_accuracy", columns=1, **options):
+    return figures.curves(records, [metric], columns=columns, **options)
 
 
 def differences(columns):
@@ -161,6 +162,9 @@ FIGURES = {
     ("soft", 2): lambda: figures.record_figures(vgg(), PERMS | SOFT)["matching_activation"],
     ("correlations", 1): lambda: figures.correlations(CORRS, vgg(), columns=1),
     ("correlations", 2): lambda: figures.correlations(CORRS, vgg()),
+    ("soft", 1): lambda: figures.matching_matrix(
+        {group: np.arange(8) for group in SEVEN}, vgg(), "activation", {group: np.eye(8) for group in SEVEN}, columns=1
+    ),
     ("bn_images", 1): lambda: figures.bn_images_study(
         [{"matcher": "activation", "images": n, "test_accuracy": 0.5} for n in (0, 10, 100, 1000)], vgg()
     ),
@@ -180,6 +184,8 @@ FIGURES = {
     ("ladder_one_pair", 1): lambda: ladder.figure(climb(), columns=1),
     ("heads", 2): lambda: figures.record_figures(climb(), attention_arrays())["heads"],
     ("streams", 2): lambda: figures.record_figures(climb(), attention_arrays())["streams"],
+    ("heads", 1): lambda: figures.draw(climb(), "heads", attention_arrays(), columns=1),
+    ("streams", 1): lambda: figures.draw(climb(), "streams", attention_arrays(), columns=1),
     ("scaling", 1): lambda: figures_scaling.scaling(rows_of("scaling"), study("cifar10-jpeg")),
     ("recovery", 1): lambda: figures_scaling.recovery(rows_of("recovery"), study("cifar10-jpeg"), columns=1),
     ("recovery", 2): lambda: figures_scaling.recovery(rows_of("recovery"), study("cifar10-jpeg")),
@@ -289,14 +295,17 @@ def test_one_line_a_curve_and_two_dashed_end_points():
     assert "share of network B" in axes.get_xlabel() and axes.get_ylabel() == "test accuracy (%)"
 
 
-def test_matchers_differ_in_colour_and_marker_and_corrections_in_dashes():
+def test_matchers_differ_in_colour_and_corrections_in_marker_and_dashes():
     none, matched, reset = solid(one_curve(vgg()).axes[0])
     assert none.get_color() != matched.get_color() == reset.get_color()
-    assert none.get_marker() != matched.get_marker() == reset.get_marker()
+    assert none.get_marker() == matched.get_marker() != reset.get_marker()
     assert matched.get_linestyle() == "-" and reset.get_linestyle() == "--"
+    none, matched = solid(one_curve(vgg(), corrections=["none"]).axes[0])  # one correction: markers are free
+    assert none.get_marker() != matched.get_marker()
     looks = list(names.MATCHERS.values())
     assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks) == 8
-    assert len({str(look.line) for look in names.CORRECTIONS.values()}) == 7
+    corrected = names.CORRECTIONS.values()
+    assert len({str(look.line) for look in corrected}) == len({look.marker for look in corrected}) == 7
 
 
 def test_loss_stands_beside_accuracy():
@@ -461,7 +470,11 @@ def test_a_crowded_figure_and_the_violins_tell_options_apart():
 
 def test_width_drop_tells_options_apart():
     figure = figures_many.width_drop([with_options(), with_options(model=VGG)])
-    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() == "s"]
+    blue = names.MATCHERS["activation"].colour
+    lines = [
+        x for x in figure.axes[0].lines if x.get_color() == blue and x.get_marker() == "o" and x.get_markersize() > 3
+    ]
+    lines = [line for line in lines if line.get_linestyle() == "-"]
     assert [line.get_markerfacecolor() == "white" for line in lines] == [False, True]
 
 
@@ -623,3 +636,89 @@ def test_perplexity_is_told_of_a_text_alone():
     assert row["test_perplexity"] == pytest.approx(np.exp(row["test_loss"]))
     assert row["parent_a_test_perplexity"] == pytest.approx(np.exp(0.5))
     assert pool.perplexity({"test_loss": 1e4}, {"model": {"name": "gpt"}}) == np.inf
+
+
+# What every figure takes
+
+
+def test_a_curve_reaches_the_end_points_that_are_known():
+    record = pair(curve("activation", (0.5,), (0.5,), correction="repair"), curve("none", (0.8, 0.2), (0.0, 0.5)))
+    lines = [
+        (list(x.get_xdata()), list(x.get_ydata())) for x in one_curve(record).axes[0].lines if x.get_marker() == "None"
+    ]
+    parents = [100 * record["parents"][side]["test_accuracy"] for side in "ab"]
+    assert ([0, 0.5], [parents[0], 50]) in lines and ([1, 0.5], [parents[1], 50]) in lines
+    assert ([1, 0.5], [parents[1], 20]) in lines and ([0, 0.0], [parents[0], 80]) not in lines
+
+
+def test_points_at_one_share_alone_are_told_apart():
+    corrections = list(names.CORRECTIONS)
+    record = pair(*(curve("activation", (0.5,), (0.5,), correction=c) for c in corrections))
+    marks = [line.get_marker() for line in one_curve(record).axes[0].lines if list(line.get_xdata()) == [0.5]]
+    assert len(set(marks)) == len(corrections)
+
+
+def test_methods_are_picked_by_name_with_or_without_their_options():
+    record = with_options()
+    every = {label for label in one_curve(record).handles}
+    some = {label for label in one_curve(record, matchers=["activation"], corrections="none").handles}
+    assert some < every and all("no matching" not in label for label in some)
+    assert [x.get_text() for x in one_curve(vgg(), matchers=["none"]).legends[0].texts][1:] == ["no matching"]
+    assert "no matching" not in words(figures.correlations(CORRS, vgg(), matchers=["activation"]))
+    assert "spectral" not in words(figures_scaling.scaling(rows_of("scaling"), study(), matchers=["graph"]))
+    board = figures_many.leaderboard(board_rows(), corrections=["none", "repair"])
+    named = {label.get_text() for axes in board.axes for label in axes.get_xticklabels()} & {
+        each.label for each in names.CORRECTIONS.values()
+    }
+    assert named == {"no correction", "REPAIR"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"matchers": ["grpah"]}, "no matchers 'grpah' in what is drawn; accepted: none, activation"),
+        ({"corrections": ["repair"]}, "no corrections 'repair' in what is drawn; accepted: none, bn_reset"),
+        ({"width": "nature"}, r"unknown width 'nature'; accepted: 1 to 20 inches, or column \(3.4\)"),
+        ({"width": 0}, "unknown width 0"),
+        ({"ax": "left"}, "ax is str; accepted: an Axes"),
+    ],
+)
+def test_what_a_figure_can_not_take_is_one_line(options, told):
+    with pytest.raises(InputError, match=told) as refused:
+        one_curve(vgg(), **options)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("width", "inches"), [*style.WIDTHS.items(), (4.0, 4.0)])
+def test_a_width_has_a_name_or_is_in_inches(width, inches):
+    figure = figures.curves(vgg(), width=width)
+    assert figure.get_figwidth() == inches
+    assert (figure.axes[0].get_gridspec().ncols == 2) is (inches > 4.5)
+
+
+def test_a_title_is_replaced_or_left_out():
+    assert one_curve(vgg(), title="Ours").get_suptitle() == "Ours"
+    assert one_curve(vgg(), title="").get_suptitle() == ""
+    assert "n = 1" in one_curve(vgg()).get_suptitle().replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_figure_can_be_drawn_in_an_axes_of_ones_own():
+    own = Figure(figsize=(7, 3))
+    left, right = own.subplots(1, 2)
+    right.plot([0, 1], [0, 1])
+    assert one_curve(vgg(), ax=left) is own
+    assert len(solid(left)) == 3 and len(right.lines) == 1 and left.get_legend() is not None
+    assert figures.curves(vgg(), ax=right, title="Both") is own  # two panels share the place of one
+    assert len(own.axes) == 4 and right.get_title() == "Both" and "accuracy" in own.axes[2].get_ylabel()
+    nowhere = Figure().add_axes((0, 0, 1, 1))
+    with pytest.raises(InputError, match="ax has no place in a grid"):
+        figures.curves(vgg(), ax=nowhere)
+
+
+def test_every_figure_says_what_it_takes():
+    drawn = [figures.curves, figures.matching_matrix, figures_many.leaderboard, figures_scaling.scaling, ladder.figure]
+    for function in drawn:
+        assert {"matchers", "corrections", "title", "ax", "width", "columns"} <= set(
+            inspect.signature(function).parameters
+        )
+        assert "neurips" in function.__doc__
