@@ -33,8 +33,8 @@ from .run import check_parameters, find_notebook, parameters_of
 KEYS = ("notebook", "parameters", "grid", "seeds", "results")
 # Where a run writes is no part of what it computes.
 PLACES = ("results_path", "figures_dir")
-# The wings of lib that show what is recorded: they cannot change a record.
-SHOWS = ("paper", "explore")
+# The wings of lib that show what is recorded, and the command: they cannot change a record.
+SHOWS = ("paper", "explore", "command")
 
 
 @dataclass(frozen=True)
