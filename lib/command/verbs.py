@@ -38,7 +38,7 @@ def fuse(arguments: Namespace) -> None:
     wide = max((parent.architecture for parent in found), key=lambda each: each.width)
     shape = _shape(arguments.shape)
     named = {parent.checkpoint.sidecar.get("dataset") for parent in found}
-    told = arguments.images or (named.pop() if len(named) == 1 and named <= {*loaders.SOURCES} else None)
+    told = arguments.images or (_one(named) if named <= {*loaders.SOURCES} else None)
     looks = matching.looks_at_images(arguments.matcher) or fusion.CORRECTIONS[correction].images
     looks = looks or arguments.budget is not None or every is not None
     seen = images.read(told, wide, arguments.count, shape=shape) if told and (looks or arguments.images) else None
@@ -70,7 +70,7 @@ def fuse(arguments: Namespace) -> None:
                 _of_own(parent, known, every, test.batches, device)
                 for parent, known in zip(found, given["labels"], strict=True)
             ]
-    sidecar = fused.sidecar() | _architecture(wide, fused)
+    sidecar = fused.sidecar() | _architecture(wide, fused) | ({"dataset": known} if (known := _one(named)) else {})
     if measures is not None:
         sidecar["measured"] = measures | {"on": test.what}
     count = 0 if seen is None else sum(loaders.count(loaders.read_batch(batch)[0]) for batch in seen.batches)
@@ -198,6 +198,11 @@ def _refuse_existing(files: Sequence[Path], overwrite: bool) -> None:
     there = [path for path in files if path.exists()]
     if there and not overwrite:
         raise InputError(f"{portable(there[0])} is there already; accepted: another --output, or --overwrite")
+
+
+def _one(values: set) -> Any:
+    """What they all are, None where they differ."""
+    return next(iter(values)) if len(values) == 1 else None
 
 
 # What is said ---------------------------------------------------------------------------------------------------------

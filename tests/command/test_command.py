@@ -313,6 +313,13 @@ def test_the_module_runs_from_a_clone():
     assert done.returncode == 2 and done.stderr == "none.json: no such record\n"
 
 
+def test_the_program_of_a_clone_is_the_same():
+    """What an editable install makes a program of: [project.scripts] of pyproject.toml."""
+    code = "from fusebook import main; raise SystemExit(main(['draw', 'none.json']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "none.json: no such record\n")
+
+
 def test_values_of_options_are_numbers_where_they_look_like_them():
     assert networks.read_options(["a=3", "b=0.5", "c=True", "d=batch", "e=[1, 2]"]) == {
         "a": 3,
