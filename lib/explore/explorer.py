@@ -7,6 +7,7 @@ puts widgets before it. Neither writes a file.
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,13 +32,17 @@ from .plane import FILTERS, PALE, Plane, State, corners, filters_figure, mix, no
 
 
 def is_slow(correction: str) -> bool:
-    """Whether a correction takes seconds to a minute: it is fitted when a button says so."""
+    """Whether a correction takes seconds or longer: it is fitted when a button says so."""
     return fusion.CORRECTIONS[fusion.read_correction(correction)[0]].slow
 
 
 def sizes(correction: str) -> bool:
     """Whether a correction makes networks of another size than the parents'."""
     return fusion.read_correction(correction)[0] == "least_squares"
+
+
+STAGES = ("loading", "matching", "sharing out", "correcting", "measuring")
+PASSES = 6  # over the images and each network that a fit by least squares takes, about
 
 
 # Of a pair alpha, the share of B; of three networks the shares of all.
@@ -177,6 +182,8 @@ class Explorer:
         check_injected(parameters)
         self.given = {name: parameters[name] for name in names}
         self._kept: dict[tuple, Any] = {}
+        self._fit_seconds: dict[str, float] = {}
+        self.tell: Callable[[str], None] = lambda stage: None  # called with each of STAGES as it begins
         self._unreachable: dict[str, str] = {}
         for name in ("alpha", "third_share"):
             check_share(name, self.given[name])
@@ -210,6 +217,7 @@ class Explorer:
     @_once
     def pair(self, name: str) -> Pair:
         """The networks of that name, opened and measured."""
+        self.tell("loading")
         name, _, third = name.partition("+")
         shipped = board.pairs()
         check_choice("pair", name, shipped)
@@ -249,6 +257,7 @@ class Explorer:
     def matched(self, name: str, matcher: str) -> Matched:
         """Those networks aligned by that matcher, proved to leave their outputs unchanged."""
         pair = self.pair(name)
+        self.tell("matching")
         maps = pair.run.match_by(matcher, pair.networks, progress=False)
         if matcher == "none":  # its correlations are drawn from those of "activation", beside which it stands
             arrays = [matching_arrays(each) for each in maps]
@@ -268,9 +277,13 @@ class Explorer:
         run.check_correction(corrected)
         row, images = fusion.CORRECTIONS[fusion.read_correction(corrected)[0]], run.correct_batches(corrected)
         options = {"images": images, "device": run.device, "progress": False}
+        self.tell("correcting")
         if row.moments:
             options["moments"] = self._moments(name, matcher, row.augmented, images=images)
         fused = fusion.correct(aligned, place, corrected, **options)
+        if row.slow:
+            self._fit_seconds[name] = fused.seconds
+        self.tell("measuring")
         values = fusion.measure(run.template, fused.state, run.test, ensemble=run.against, device=run.device)
         return Point(values, fused.state[run.groups.layers[0].weight].clone())
 
@@ -281,15 +294,30 @@ class Explorer:
     def sized(self, name: str, matcher: str, corrected: str, place: Place, budget: float) -> Sized:
         """The network fused at `place` with `budget` times one network's parameters (`fusion.budgets`), measured."""
         run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
+        self.tell("sharing out")
         structure = self._dial(name, matcher, place).at(budget)
+        self.tell("correcting")
         images = run.correct_batches(corrected)
         fused = fusion.correct(
             aligned, place, corrected, images=images, device=run.device, progress=False, structure=structure
         )
+        self.tell("measuring")
         logits, labels = models.outputs(fused.model(), run.test, device=run.device)
         score = models.score(logits, labels)
         values = {"test_accuracy": score.accuracy, "test_loss": score.loss}
         return Sized(values, {kind: structure.as_dict()[kind] for kind in COSTS})
+
+    def fit_seconds(self, name: str) -> float:
+        """About how long a slow correction of these networks takes: as long as the last one, else so many passes over
+        its images as a fit takes about."""
+        if name not in self._fit_seconds:
+            run, networks = self.pair(name).run, self.pair(name).networks
+            images = run.test[0][0][:100]
+            begin = time.perf_counter()
+            models.outputs(networks[0], [(images, run.test[0][1][:100])], device=run.device)
+            one = (time.perf_counter() - begin) / len(images)
+            self._fit_seconds[name] = PASSES * one * run.settings.correct_images * (len(networks) + 1)
+        return self._fit_seconds[name]
 
     @_once
     def _dial(self, name: str, matcher: str, place: Place) -> Dial:
@@ -414,6 +442,9 @@ class Explorer:
             if self.is_measured(name, matcher, corrected, place):
                 value = scale * self.point(name, matcher, corrected, place).values[metric]
                 axes.plot(place, value, color=VERMILLION, zorder=6, **mark("o", 7))
+                axes.annotate(
+                    "here", (place, value), (7, 5), textcoords="offset points", color=VERMILLION, fontsize="small"
+                )
         return figure
 
     def _simplex(self, name: str, matcher: str, corrected: str, place: Place) -> Figure | None:

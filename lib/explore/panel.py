@@ -13,7 +13,7 @@ from ..checks import InputError
 from ..paper.names import model_label
 from ..paper.style import BLUE, VERMILLION
 from ..study import board
-from .explorer import Explorer, Place, is_slow, is_three, named, placed, sizes, spelled
+from .explorer import STAGES, Explorer, Place, is_slow, is_three, named, placed, sizes, spelled
 
 TABS = ("Fusing", "Matching", "Loss plane")
 
@@ -114,8 +114,16 @@ class Panel(widgets.VBox):
 
     @contextlib.contextmanager
     def _working(self, what: str) -> Iterator[None]:
-        """Says that something is being worked on; a mistake of the user is told in its place."""
+        """Says that something is being worked on and at which stage, and greys what is no longer true; a mistake of the
+        user is told in its place."""
         self._say(f"working: {what} …", BLUE)
+        self.readout.value = f'<div style="opacity:0.35">{self.readout.value}</div>'
+
+        def tell(stage: str) -> None:
+            self._tick(STAGES.index(stage), len(STAGES))
+            self._say(f"working: {what}, {stage} …", BLUE)
+
+        self.explorer.tell = tell
         try:
             yield
         except InputError as error:
@@ -202,8 +210,10 @@ class Panel(widgets.VBox):
             f"{control.replace('_', ' ')} {100 * values['test_accuracy']:.1f} %"
             for control, values in self.explorer.controls(name).items()
         )
-        big, loss, line = "—", "not fitted yet", f"{corrected} takes seconds to a minute: press fit and measure"
-        if self.explorer.is_measured(*self.chosen):
+        big, loss, line = "—", "not fitted yet", ""
+        if not self.explorer.is_measured(*self.chosen):
+            line = f"{corrected} takes about {self.explorer.fit_seconds(name):.0f} s: press fit and measure"
+        else:
             accuracy, loss, above = self.explorer.summary(*self.chosen).values()
             more = f", perplexity {models.perplexity(loss):.2f}" if data.test.is_text else ""
             big, loss = f"{100 * accuracy:.1f} %", f"cross-entropy {loss:.3f} nats{more}"

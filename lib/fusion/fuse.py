@@ -98,12 +98,13 @@ def fuse(
         if len(networks) > 1:
             maps = matching.match(networks, groups, matcher, images=images, device=device, seed=seed, progress=progress)
         networks = align(networks, groups, maps, names=names)
-    options = {"images": images, "device": device, "progress": progress, "shared": {}}
+    options = {"images": images, "device": device, "progress": progress}
     if budget is None and separate is None:
         return correct(networks, shares, correction, **options)
     dial = Dial(networks, networks.shares(shares), images, device)
     structures = [dial.whole(separate)] if budget is None else dial.within(budget, cost)
-    fused = [correct(networks, shares, correction, structure=each, **options) for each in structures]
+    shared = {} if len(structures) > 1 else None
+    fused = [correct(networks, shares, correction, structure=each, shared=shared, **options) for each in structures]
     return fused if isinstance(budget, list | tuple) else fused[0]
 
 

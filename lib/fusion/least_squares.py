@@ -101,11 +101,12 @@ class Fit:
     reach: dict[str, Tensor]
     exact: set[str]  # the nodes whose values are the parents', side by side
     shared: dict[tuple, Normal]
+    known: dict[tuple[str, int], list[Tensor]] | None  # the parents' values at the rows, where they are kept
 
     def problem(self, site: Site, affine: Affine, goal: Goal, again: bool) -> Rows:
         """The rows of a site's problem."""
         source, reach = self.sources[site.name], self.reach.get(site.name)
-        return Rows(self.lockstep, site, affine, source, goal, self.rows, again, reach)
+        return Rows(self.lockstep, site, affine, source, goal, self.rows, again, reach, self.known)
 
     def solve(self, site: Site, affine: Affine, goal: Goal, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from
@@ -339,15 +340,23 @@ def fit(
         InputError: activations are not finite, or `units` cannot be chosen in this architecture.
     """
     structure = structure or Structure.of_one(fused, groups, len(parents))
-    graph = None if structure.plain else structure.graph(fused)
-    lockstep = Lockstep((*parents, fused), groups.graph, images.split(CHUNK), memory, graph)
+    graph, chunks = None if structure.plain else structure.graph(fused), images.split(CHUNK)
     sites, left = solvable(fused, groups)
     theirs = {site.name: site for site in solvable(parents[0], groups)[0]}
     sources = {name: Affine(site) for name, site in theirs.items()}
-    reach = reaching(parents, groups, sites, images)
-    exact = structure.exact() if structure.separate else set()
+    exact = set() if structure.plain else structure.exact()
+    known = None if shared is None or structure.plain else shared.setdefault("rows", {})
     shared = {} if shared is None else shared
-    problem = Fit(lockstep, sources, ridge, rounds if through_relu else 0, rows or math.inf, reach, exact, shared)
+    if "reach" not in shared:
+        shared["reach"] = reaching(parents, groups, sites, images)
+    # where all that a fit asks of the parents is known from another one, they need not run again
+    asked = {(site.name, chunk) for site in sites if site.end.name not in exact for chunk in range(len(chunks))}
+    chosen = {site.name for site in sites if site.end.name not in exact and not structure.makes_apart(site.name)}
+    again = known is not None and asked <= known.keys() and chosen <= shared.get("settled", set())
+    lockstep = Lockstep((fused,) if again else (*parents, fused), groups.graph, chunks, memory, graph)
+    problem = Fit(
+        lockstep, sources, ridge, rounds if through_relu else 0, rows or math.inf, shared["reach"], exact, shared, known
+    )
     modules = [dict(model.named_modules()) for model in parents]
     names = {module: name for name, module in parents[0].named_modules()}
     alone = [tuple(float(i == which) for i in range(len(parents))) for which in range(len(parents))]
@@ -452,7 +461,10 @@ def fit(
             counts[site.name] = {"mean": mean, "single": single}
             return tuple(every[..., places.to(weights.device)] for every in (weights, *sums))
         count = max(1, size // 2) if units == "half" else affine.shape[0]
-        covariance = problem.covariance(theirs[site.name], sources[site.name], *reader)
+        covariances = shared.setdefault("covariances", {})
+        if site.name not in covariances:
+            covariances[site.name] = problem.covariance(theirs[site.name], sources[site.name], *reader)
+        covariance = covariances[site.name]
         picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
         single = torch.bincount(picked // size, minlength=len(parents)).tolist()
         counts[site.name] = {"mean": 0, "single": single}
@@ -477,4 +489,6 @@ def fit(
         layers[site.name] = _unreached(error, power)
         normed = site.norm is not None or isinstance(site.layer, _BatchNorm)
         write(site, affine, weights, problem.seen(site, affine, weights) if normed else None)
+    if known is not None and not together:
+        shared["settled"] = shared.get("settled", set()) | chosen
     return {"images": len(images), "layers": layers, "units": counts, "left": left}

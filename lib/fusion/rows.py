@@ -118,6 +118,8 @@ class Rows:
         goal: the columns (G, r, c) to fit to, from a list of each parent's values (its G, r, o); linear.
         again: whether there will be later passes.
         reach: of `reaching`; None: every position counts.
+        known: the parents' values at the rows, {(site, chunk): [(G, r, o) of each]}, kept there for fits of other
+            structures to the same parents; None: they are not kept.
     """
 
     def __init__(
@@ -130,7 +132,9 @@ class Rows:
         count: float,
         again: bool,
         reach: Tensor | None = None,
+        known: dict[tuple[str, int], list[Tensor]] | None = None,
     ) -> None:
+        self.known = known
         self.lockstep, self.site, self.affine, self.goal, self.count = lockstep, site, affine, goal, count
         self.source = source
         self.window, self.reach = math.prod(site.pool or (1, 1)), reach
@@ -152,14 +156,20 @@ class Rows:
     def _make(self, bags: list[Values], chunk: int) -> Iterator[Block]:
         affine, site, index = self.affine, self.site, self.lockstep.index
         x = affine.inputs(bags[-1][site.node.args[0]])
-        ends = [self.lockstep.target(bags, index[site.node], index[site.end], i) for i in range(len(bags) - 1)]
-        values = [self.source.lift(bag[site.end]) for bag in ends]
         other = None if site.other is None else affine.lift(bags[-1][site.other])
-        places = self.places(x, chunk)
+        places, key = self.places(x, chunk), (site.name, chunk)
+        if self.known is None or key not in self.known:
+            ends = [self.lockstep.target(bags, index[site.node], index[site.end], i) for i in range(len(bags) - 1)]
+            values = [self.source.lift(bag[site.end]) for bag in ends]
+            if self.known is not None:
+                self.known[key] = [self.source.at(value, *places) for value in values]
         step = max(1, BLOCK // (x.element_size() * affine.size) // self.window) * self.window
         for first in range(0, len(places[0]), step):
             part = [each[first : first + step] for each in places]
-            z = [self.source.at(value, *part) for value in values]
+            if self.known is None:
+                z = [self.source.at(value, *part) for value in values]
+            else:
+                z = [each[:, first : first + step] for each in self.known[key]]
             bent = None
             if bend := F.relu if site.relu else site.smooth:
                 pooled = [v.unflatten(1, (-1, self.window)).amax(2) for v in z] if self.window > 1 else z

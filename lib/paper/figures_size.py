@@ -3,7 +3,8 @@
 Rows are those of `study.sizes`; of several records, which are independent pairs, means and intervals over pairs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,10 @@ def table(rows: Rows, name: str | None = None) -> Table:
         cells.append(interval_text(_difference(alike, parent)) if parent else "—")
         cells.append(f"{100 * _ratio(alike, mean):.1f}" if mean else "—")
         lines.append([*cells, str(len({row["set"] for row in alike})), *([f"`{name}`"] if name else [])])
-    return Table([lines])
+    note = (
+        "Costs and times over one network's; differences are paired, brackets 95 % t intervals over pairs of networks"
+    )
+    return Table([lines], note=note, texts=2)
 
 
 def _ratio(rows: Rows, others: Rows) -> float:
@@ -88,8 +92,9 @@ def front(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
     means over pairs with 95 % intervals from three on; one parent and the ensemble as points, and what either costs as
     thin lines."""
     rows = _pairs(rows)
-    figure = PaperFigure(columns, 3.2)
-    for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), COSTS.items(), strict=True):
+    figure = PaperFigure(columns, 3.2 if columns == 2 else 5.4)
+    grid = figure.subplots(*((1, 2) if columns == 2 else (2, 1)), sharey=True)
+    for number, (axes, (cost, label)) in enumerate(zip(grid, COSTS.items(), strict=True)):
         by_way = grouped(rows, "way")
         for way, (colour, marker, line) in LINES.items():
             if way in by_way and not (way.startswith("allotted") and cost not in way.replace("-", "_")):
@@ -100,7 +105,8 @@ def front(rows: Rows, record: Mapping[str, Any], columns: int = 2) -> Drawn:
         for x in (1, 2):
             axes.axvline(x, color="#bbbbbb", linewidth=0.6, zorder=0)
         axes.set_xlabel(label)
-    figure.axes[0].set_ylabel(METRIC_LABELS["test_accuracy"])
+        if columns == 1 or not number:
+            axes.set_ylabel(METRIC_LABELS["test_accuracy"])
     sets = len({row["set"] for row in rows})
     pairs = f"{sets} pairs of networks (n = {sets})" if sets > 1 else "one pair of networks (n = 1)"
     return figure, f"{model_label(record['model'])} on {record['dataset']}, {_data(record)}, {pairs}"
@@ -139,11 +145,11 @@ def pooled(records: Records) -> list[dict[str, Any]]:
     return [row | {"set": name} for name, record in records.items() for row in record["rows"]]
 
 
-def contents(records: Records) -> Iterator[tuple[str, PaperFigure | str]]:
-    """(end of the file's name, figure or LaTeX table) of the records of one sweep."""
+def contents(records: Records) -> Iterator[tuple[str, Callable[..., PaperFigure] | Table]]:
+    """(end of the file's name, what draws a figure or a table) of the records of one sweep."""
     rows, record = pooled(records), next(iter(records.values()))
-    yield ".tex", table(rows).latex()
-    yield "", front(rows, record)
+    yield ".tex", table(rows)
+    yield "", partial(front, rows, record)
 
 
 def page(sweeps: Mapping[str, Records]) -> dict[str, str]:

@@ -20,6 +20,8 @@ semicolons; it may run over a line's end:
     n RECORDS; CURVE                                the number of pairs
     row RECORD; KEY=VALUE, …; FIELD                 a field of the one row of a study's record that has these values
     count RECORD; KEY=VALUE, …                      the number of rows that have these values
+    measured RECORDS; KEY=VALUE, …; FIELD           the mean of a field over records, of which each has one such row
+    gain RECORDS; KEY=VALUE, …; KEY=VALUE, …; FIELD the mean of the differences of two such rows of each record
 
 A curve is called as in the tables, "activation + least_squares"; a control by its name, "head". METRIC is one of
 `pool.MEASURES` or another column of `pool.rows`, test_accuracy where none is given (of a ratio drop). Accuracies and
@@ -136,6 +138,22 @@ def _count(records: Any, form: str, where: str) -> str:
     return str(len(_rows(records, where)))
 
 
+def _fields(records: Any, where: str, field: str) -> list[float]:
+    found = [_rows({name: record}, where) for name, record in records.items()]
+    if any(len(rows) != 1 or rows[0].get(field) is None for rows in found):
+        raise InputError(f"not every record has one row of {where} and {field}; accepted: what each has once")
+    return [rows[0][field] for rows in found]
+
+
+def _measured(records: Any, form: str, where: str, field: str) -> str:
+    return _interval(evidence.mean_interval(_fields(records, where, field)), field, form)
+
+
+def _gain(records: Any, form: str, where: str, against: str, field: str) -> str:
+    pairs = zip(_fields(records, where, field), _fields(records, against, field), strict=True)
+    return _interval(evidence.mean_interval([one - two for one, two in pairs]), field, form)
+
+
 def _row(records: Any, form: str, where: str, field: str) -> str:
     found = _rows(records, where)
     if len(found) != 1 or found[0].get(field) is None:
@@ -169,4 +187,6 @@ VERBS: dict[str, tuple[Callable[..., str], tuple[int, int]]] = {
     "n": (_n, (1, 1)),
     "row": (_row, (2, 2)),
     "count": (_count, (1, 1)),
+    "measured": (_measured, (2, 2)),
+    "gain": (_gain, (3, 3)),
 }

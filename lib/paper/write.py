@@ -168,10 +168,11 @@ def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, A
 
 def readme_table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
     """README.md's table, as Markdown."""
-    part = [["what was fused", "how", "accuracy, %", "n", "record"]]
+    part, before = [["what was fused", "how", "accuracy, %", "n", "record"]], ""
     for records, wanted, what, how in README_ROWS:
         alike = {curve_name(row): row for row in rows.get(records, ())}
         if row := alike.get(wanted):
+            what, before = "the same" if what == before else what, what
             part.append([what, how, tables.interval_cell(row, "test_accuracy", 1), f"{row['n']}", f"`{records}`"])
     return tables.Table([part]).markdown()
 
@@ -212,7 +213,7 @@ def all_pools(kinds: Mapping[str, Records], sweeps: Mapping[str, Records]) -> di
     """Everything that may be pooled, by its name in the tables."""
     pooled = dict(kinds)
     for sweep, records in sweeps.items():
-        pooled |= pools(sweep, records)
+        pooled |= {sweep: records} if figures_size.is_there(records) else pools(sweep, records)
     return pooled
 
 

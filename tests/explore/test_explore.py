@@ -327,6 +327,32 @@ def test_in_the_panel_a_third_network_brings_a_second_slider_and_shares_stay_wit
     assert "%" in panel.readout.value and panel.images["Fusing"][0].value
 
 
+def test_the_panel_greys_old_numbers_and_names_the_stage(monkeypatch):
+    explorer = explore.Explorer(GIVEN)
+    panel, seen = panels.Panel(explorer), []
+    tell = panel._say
+
+    def say(text, *colour):
+        seen.append((text, "opacity:0.35" in panel.readout.value, panel.bar.layout.display))
+        tell(text, *colour)
+
+    monkeypatch.setattr(panel, "_say", say)
+    panel.matcher.value = "weight"
+    stages = [text.rpartition(", ")[2] for text, _, _ in seen if ", " in text]
+    assert stages == ["matching …", "correcting …", "measuring …"]
+    assert all(grey for _, grey, _ in seen[1:-1]) and all(bar == "" for text, _, bar in seen if ", " in text)
+    assert "opacity" not in panel.readout.value and panel.bar.layout.display == "none"
+
+
+def test_a_fit_says_how_long_it_takes_and_then_how_long_it_took(simplenet):
+    panel = panels.Panel(explore.Explorer(GIVEN))
+    panel.correction.value = "least_squares"
+    assert re.search(r"takes about \d+ s: press fit", panel.readout.value)
+    panel.fit.click()
+    name = panel.chosen[0]
+    assert panel.explorer.fit_seconds(name) == panel.explorer._fit_seconds[name] > 0
+
+
 def test_in_the_panel_the_size_is_a_dial_of_what_is_fitted(simplenet):
     panel = panels.Panel(simplenet)
     assert panel.budget.layout.display == "none"  # plain averages have one network's size

@@ -124,16 +124,16 @@ def test_whole_groups_apart_compute_the_parents_units(separate):
 
 
 def test_the_more_it_may_cost_the_nearer_it_is_to_the_mean():
-    nets, images = networks("vgg11")
+    nets, images = networks("resnet20")
     groups = symmetry.trace(nets[0], images[:2])
     aligned = fusion.align(nets, groups, [groups.identity()] * 2)
     goal, one = mean(nets, (0.5, 0.5), images), sum(p.numel() for p in nets[0].parameters())
     far = []
-    for fused in lib.fuse(aligned, images=images, budget=[0.5, 1.25, 1.75], progress=False):
+    for fused in lib.fuse(aligned, images=images, budget=[0.9, 1.4, 1.8], progress=False):
         with torch.inference_mode():
             far.append(float((fused.model()(images) - goal).square().mean()))
     assert far[0] > far[1] > far[2] > 0
-    assert fused.structure.cost() <= 1.75 * one
+    assert fused.structure.cost() <= 1.8 * one
 
 
 def test_one_network_is_pruned():

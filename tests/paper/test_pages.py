@@ -146,6 +146,16 @@ def test_the_rows_of_a_study_are_counted():
     assert shown("count bench; study=none") == "0"
 
 
+def test_rows_of_several_records_are_averaged_and_compared_by_record():
+    rows = [[{"way": "a", "test_accuracy": 0.5 + s / 10}, {"way": "b", "test_accuracy": 0.4}] for s in range(3)]
+    pooled = {"sizes": {f"s{s}": {"rows": each} for s, each in enumerate(rows)}}
+    assert pages.number("measured sizes; way=a; test_accuracy", pooled).startswith("60.0 [")
+    assert pages.number("gain sizes; way=a; way=b; test_accuracy", pooled).startswith("20.0 [")
+    assert pages.number("gain sizes; way=b; way=b; test_accuracy", pooled) == "0.0 [0.0, 0.0]"
+    with pytest.raises(InputError, match="not every record has one row of way=c"):
+        pages.number("measured sizes; way=c; test_accuracy", pooled)
+
+
 @pytest.mark.parametrize(
     ("what", "named"),
     [
