@@ -63,3 +63,10 @@ def draw(record, **options):
     from .paper import figures
 
     return figures.draw(record, **options)
+
+
+def main(argv=None):
+    """The command `fusebook`: see `command.main`."""
+    from . import command
+
+    return command.main(argv)

@@ -146,6 +146,12 @@ def vgg(tmp_path_factory) -> tuple[Path, dict]:
         return folder, run("vgg11_cifar10", folder, save_aligned=str(folder / "aligned.safetensors"))
 
 
+def printed(folder) -> list:
+    """The outputs of an executed notebook."""
+    cells = nbformat.read(folder / "executed.ipynb", as_version=4).cells
+    return [output for cell in cells for output in cell.get("outputs", ())]
+
+
 def test_simplenet_leaves_a_record_figures_and_an_executed_copy(simplenet):
     folder, record = simplenet
     assert record == json.loads((folder / "results" / "local" / "simplenet_mnist.json").read_text())
@@ -172,12 +178,10 @@ def test_simplenet_leaves_a_record_figures_and_an_executed_copy(simplenet):
         "simplenet_mnist_curves.pdf",
         "simplenet_mnist_matching_graph_sm.png",
     } <= drawn
-    text = "".join(
-        output.get("text", "")
-        for cell in nbformat.read(folder / "executed.ipynb", as_version=4).cells
-        for output in cell.get("outputs", [])
-    )
+    outputs = printed(folder)
+    text = "".join(output.get("text", "") for output in outputs)
     assert "SimpleNet on mnist-5k, one pair (n = 1)" in text
+    assert "alpha/s" in text and not [output for output in outputs if output.get("name") == "stderr"]  # a pink box
 
 
 def test_vgg_trains_matches_resets_and_saves_the_aligned_network(vgg):
@@ -192,6 +196,11 @@ def test_vgg_trains_matches_resets_and_saves_the_aligned_network(vgg):
     assert all(point["train_loss"] > 0 for curve in curves.values() for point in curve["points"])
     assert record["parents"]["a"]["train_accuracy"] is not None
     assert [row["images"] for row in record["studies"]["bn_images"]] == [0, 20, 50] * 2
+    text = "".join(output.get("text", "") for output in printed(folder))
+    assert "the claim's numbers are of cifar10; all that is measured below is of mnist-5k" in text
+    assert "trained too little: A " in text
+    first = nbformat.read(folder / "executed.ipynb", as_version=4).cells[0].source
+    assert "CIFAR" not in first.splitlines()[0]
     # The saved network computes what B computes, and its units stand elsewhere.
     b = next((folder / "checkpoints" / "local").glob("*-s1-*.safetensors"))
     original, moved = models.read_state(b), models.read_state(folder / "aligned.safetensors")

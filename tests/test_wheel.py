@@ -72,22 +72,40 @@ def listed(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-def test_it_fuses_two_networks_where_no_clone_can_be_seen(wheel, tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    purelib = [python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    site = Path(subprocess.run(purelib, stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
-    # the packages of this environment, without what its own .pth files name: one of them is the clone
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The folder of programs of an environment in which the wheel is installed beside the packages of this one."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    python = programs / "python"
+    options = ["--no-deps", "--no-index", "--no-compile", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", *options, wheel], check=True)
+    # without what the packages' own .pth files name: one of them is the clone
     packages = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-    (site / "packages.pth").write_text("\n".join(packages))
-    zipfile.ZipFile(wheel).extractall(site)
-    installed, working = listed(site), tmp_path / "working"
-    working.mkdir()
+    (site(python) / "packages.pth").write_text("\n".join(packages))
+    return programs
 
-    ours = ("FUSEBOOK_", "XDG_", "IPYTHONDIR", "MPL")
+
+def site(python: Path) -> Path:
+    purelib = [python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    return Path(subprocess.run(purelib, stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
+
+
+def elsewhere(tmp_path: Path) -> dict[str, object]:
+    """How a program is run in an empty folder, by a user without a home and without settings of ours."""
+    working = tmp_path / "working"
+    working.mkdir()
+    ours = ("FUSEBOOK_", "XDG_", "IPYTHONDIR", "MPL", "PYTHON")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    environment["HOME"] = str(tmp_path / "nowhere")  # that cannot be written
-    done = subprocess.run([python, "-I", "-B", "-c", USE], cwd=working, env=environment, capture_output=True, text=True)
+    environment |= {"HOME": str(tmp_path / "nowhere"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {"cwd": working, "env": environment, "capture_output": True, "text": True}
+
+
+def test_it_fuses_two_networks_where_no_clone_can_be_seen(installed, tmp_path):
+    python, place = installed / "python", elsewhere(tmp_path)
+    working, before = place["cwd"], listed(site(installed / "python"))
+    done = subprocess.run([python, "-I", "-B", "-c", USE], **place)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
 
@@ -96,4 +114,36 @@ def test_it_fuses_two_networks_where_no_clone_can_be_seen(wheel, tmp_path):
     assert not [file for file in told["files"] if Path(file).is_relative_to(ROOT / "lib")]
     assert told["folders"].pop("ROOT") == str(working)
     assert all(Path(folder).is_relative_to(working) for folder in told["folders"].values()), told["folders"]
-    assert listed(site) == installed
+    assert listed(site(python)) == before
+
+
+OWN = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+"""
+
+SAVE = """
+import numpy, torch
+from own import make
+for name in "ab":
+    torch.save(make().state_dict(), f"{name}.pt")
+numpy.savez("data.npz", images=torch.randn(64, 6).numpy(), labels=torch.arange(64).numpy() % 3)
+"""
+
+
+def test_the_command_fuses_checkpoints_of_ones_own_in_any_folder(installed, tmp_path):
+    place = elsewhere(tmp_path)
+    (place["cwd"] / "own.py").write_text(OWN)
+    subprocess.run([installed / "python", "-B", "-c", SAVE], **place, check=True)
+    data = ["--model", "own:make", "--images", "data.npz", "--test", "data.npz"]
+    done = subprocess.run([installed / "fusebook", "fuse", "a.pt", "b.pt", *data], **place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "wrote fused.safetensors, fused.json, fused.md"
+    card = (place["cwd"] / "fused.md").read_text()
+    assert "| **fused** |" in card and str(tmp_path) not in card
+    again = subprocess.run([installed / "python", "-B", "-m", "fusebook", "fuse", "a.pt", "b.pt", *data], **place)
+    assert again.returncode == 2 and again.stderr.startswith("fused.safetensors is there already")
+    usage = subprocess.run([installed / "fusebook", "--help"], **place)
+    assert usage.returncode == 0 and usage.stdout.startswith("usage: fusebook ")

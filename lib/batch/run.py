@@ -106,8 +106,8 @@ def convert(value: object, kind: str, item: str = "") -> object:
     Raises ValueError or TypeError where it does not fit: 1e3 is an int, 0.5 and true are not.
     """
     if kind in ("list", "tuple"):
-        if isinstance(value, str):  # BaseLoader leaves the items as text: YAML takes 1e-3 for text, no for a boolean
-            value = yaml.load(value if value.lstrip().startswith("[") else f"[{value}]", yaml.BaseLoader)
+        if isinstance(value, str):
+            value = _listed(value)
         if isinstance(value, list):
             return [convert(entry, item) for entry in value]
     elif kind == "str":
@@ -125,6 +125,15 @@ def convert(value: object, kind: str, item: str = "") -> object:
         if kind in ("", "NoneType", type(value).__name__):
             return value
     raise TypeError
+
+
+def _listed(text: str) -> object:
+    """The items of a list that was typed, with its brackets or without, as text: YAML takes 1e-3 for text, no for a
+    boolean. A comma in an option's brackets, graph(solver=ipfp, restarts=3), parts no items."""
+    text = text if text.lstrip().startswith("[") else f"[{text}]"
+    if re.fullmatch(r"\s*\[[^\[\]\"'{}]*\]\s*", text) and "(" in text:
+        return [item.strip() for item in re.split(r",(?![^()]*\))", text.strip()[1:-1])]
+    return yaml.load(text, yaml.BaseLoader)
 
 
 def find_notebook(typed: str) -> Path:
@@ -166,7 +175,8 @@ def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, obje
             checked[name] = None if empty else convert(value, *types[:2])
         except (ValueError, TypeError, OverflowError, ZeroDivisionError, yaml.YAMLError):
             wanted, default = "[".join(types[:2]) + "]" * (len(types) > 1), known[name]["default"]
-            raise InputError(f"{name}: {value!r} is no {wanted}; the default is {default}") from None
+            lists = f"; accepted: -p {name}=[a,b], or -y '{{{name}: [a, b]}}'" if types[0] in ("list", "tuple") else ""
+            raise InputError(f"{name}: {value!r} is no {wanted}; the default is {default}{lists}") from None
     return checked
 
 

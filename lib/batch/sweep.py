@@ -27,14 +27,14 @@ import yaml
 
 from .. import paths
 from ..checks import InputError, check_choice
-from ..records import recorded
+from ..records import read_record, recorded
 from .run import check_parameters, find_notebook, parameters_of
 
 KEYS = ("notebook", "parameters", "grid", "seeds", "results")
 # Where a run writes is no part of what it computes.
 PLACES = ("results_path", "figures_dir")
-# The wings of lib that show what is recorded: they cannot change a record.
-SHOWS = ("paper", "explore")
+# The wings of lib that show what is recorded, and the command: they cannot change a record.
+SHOWS = ("paper", "explore", "command")
 
 
 @dataclass(frozen=True)
@@ -373,6 +373,7 @@ def run(grid: Path, *, arguments: list[str] = (), keep: bool = False) -> bool:
             with paths.atomic(sweep.folder / "summary.txt") as unfinished:
                 unfinished.write_text(summary)
             print(summary, end="", flush=True)
+            print(*_outcome(sweep), sep="\n", flush=True)
         if status and not failed:
             print("Snakemake failed:", *log.read_text().splitlines()[-5:], f"more in {log}", sep="\n", file=sys.stderr)
         return status == 0
@@ -426,6 +427,27 @@ def _summary(sweep: Sweep) -> tuple[str, list[str]]:
     if failed := [name for name, (state, _, _) in rows.items() if state == "failed"]:
         table.append(f"what they printed, and notebooks as far as they came: {inside(sweep.folder)}/logs")
     return "\n".join([f"{sweep.name}: {counted}", *table, ""]), failed
+
+
+def _outcome(sweep: Sweep) -> list[str]:
+    """What the records of a sweep say, in lines: means over pairs, where they lie, and the next command."""
+    from ..paper import pool, tables, write  # matplotlib takes seconds
+
+    records: dict[str, dict] = {}
+    for job in sweep.jobs.values():
+        with suppress(InputError):  # none, or none of ours
+            records[job.record.stem] = read_record(job.record)
+    curves, left_out = write.independent({stem: each for stem, each in records.items() if "curves" in each})
+    lines = []
+    for name, alike in write.pools(sweep.name, curves).items():
+        lines.append(f"{name}, means over {len(alike)} records at alpha 0.5, 95 % intervals from three pairs on:")
+        lines += str(tables.pooled_table(pool.leaderboard_rows(alike), metrics=["test_accuracy"])).splitlines()
+    lines += [f"not in the means: {line.removesuffix(', not pooled')}" for line in left_out]
+    folders = sorted({inside(job.record.parent) for job in sweep.jobs.values()})
+    lines.append(f"records: {', '.join(folders)}")
+    python = inside(Path(sys.executable))
+    lines += [f"next: {python} -m lib.batch sweep_summary -p results_dir={folder}" for folder in folders if curves]
+    return lines
 
 
 def _file_of(kind: str, typed: str, pattern: str) -> Path:

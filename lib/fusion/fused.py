@@ -1,8 +1,9 @@
 """A fused network: its weights, how they came about, and a file of both."""
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from .. import models
 from ..checks import unwrapped
 from .aligned import Aligned
+from .card import Mean, card, measure
 from .structure import Structure
 
 
@@ -51,6 +53,10 @@ class Fused:
 
     `state`: its state dict, on the CPU; `shares`: of the parents; `correction`: with its options; `info`: what the
     correction reports; `seconds`: that it took; `structure`: None where it is that of one network.
+
+    `torch.save(fused, path)`, and any other pickle, writes its tensors by name and nothing else: no code, and neither
+    parents nor structure, which `save` keeps. `torch.load(path, weights_only=True)` gives them back as a state dict,
+    which `load` reads, too.
     """
 
     aligned: Aligned
@@ -63,6 +69,17 @@ class Fused:
 
     def __repr__(self) -> str:
         return self.report.heading
+
+    def __reduce__(self) -> tuple[Callable, tuple, dict | None, None, Iterable]:
+        tensors = {name: value for name, value in self.state.items() if not models.is_extra(name, value)}
+        versions = getattr(self.state, "_metadata", None)
+        return OrderedDict, (), {"_metadata": versions} if versions else None, None, iter(tensors.items())
+
+    def __copy__(self) -> "Fused":
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict) -> "Fused":
+        return replace(self, **{each.name: copy.deepcopy(getattr(self, each.name), memo) for each in fields(self)})
 
     def model(self) -> nn.Module:
         """The fused network as an ordinary module on the CPU, in evaluation mode; a new one at each call."""
@@ -131,21 +148,40 @@ class Fused:
         models.save_checkpoint(path, self.state, self.sidecar())
         return path
 
+    def measure(self, test: Iterable, *, device: torch.device | str = "cpu", mean: Mean = "probabilities") -> dict:
+        """What it, its parents and their ensemble reach on labelled images: see `card.measure`."""
+        return measure(self, test, device=device, mean=mean)
 
-def load(path: str | Path, model: nn.Module) -> nn.Module:
-    """A network that `Fused.save` wrote, in evaluation mode on the CPU, whatever its structure.
+    def card(
+        self,
+        measures: Mapping[str, Any] | None = None,
+        *,
+        title: str = "A fused network",
+        data: str = "labelled images",
+        images: str = "",
+        parents: Sequence[Mapping[str, str]] | None = None,
+    ) -> str:
+        """Its card, Markdown: `fused.card(fused.measure(test), data="MNIST, test images")`. See `card.card`."""
+        return card(self, measures, title=title, data=data, images=images, parents=parents)
+
+
+def load(path: str | Path | models.Checkpoint, model: nn.Module) -> nn.Module:
+    """A network that `Fused.save` or torch.save wrote, in evaluation mode on the CPU; of `save` whatever its structure.
 
     Args:
+        path: of the file, or what `models.read_checkpoint` gave.
         model: any network of the parents' architecture; it is not changed.
 
     Raises:
         InputError: there is no such file, or it is of another architecture.
     """
-    checkpoint = models.read_checkpoint(models.find_checkpoint(str(path)))
+    checkpoint = path
+    if not isinstance(path, models.Checkpoint):
+        checkpoint = models.read_checkpoint(models.find_checkpoint(str(path)))
     structure = checkpoint.sidecar.get("fused", {}).get("structure")
     network = copy.deepcopy(unwrapped(model)).cpu()
     if structure is not None:
         own = network.state_dict()
         shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.state.items() if name in own}
         network = models.resized(network, shapes, structure["blocks"], structure["heads"])
-    return models.load_state(network, checkpoint.state, str(path)).eval()
+    return models.load_state(network, checkpoint.state, str(checkpoint.path)).eval()

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from .. import symmetry
 from ..checks import InputError
+from ..progress import tqdm
 from ..symmetry import Groups
 from ..symmetry.walker import Lockstep
 from . import selection

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import loaders, models
 from ..checks import spell_method
+from ..progress import tqdm
 from ..records import barrier, drop
 from .aligned import Aligned, checked
 from .corrections import CORRECTIONS, correct, read_correction

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from .. import loaders, models
+from ..progress import tqdm
 from ..symmetry import Groups
 from .aligned import Aligned, State, interpolate
 from .structure import Structure

@@ -25,10 +25,10 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from .. import paths
 from ..checks import InputError
+from ..progress import tqdm
 from .data import Dataset, Split, checksum
 
 CONNECT_TIMEOUT = 10.0  # seconds a mirror gets to answer

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import loaders, symmetry
 from ..checks import InputError, check_choice
+from ..progress import tqdm
 from ..symmetry import Group, Groups, Tap
 from .assignment import check_finite
 

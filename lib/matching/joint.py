@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import symmetry
+from ..progress import tqdm
 from .assignment import assign
 from .problem import Problem
 from .solvers import coordinate_descent

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import models, symmetry
 from ..checks import InputError
+from ..progress import tqdm
 from ..symmetry import Group, Groups, Member
 from .activation import activation_similarity
 from .assignment import assign

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..checks import InputError, check_choice
+from ..progress import tqdm
 from ..symmetry import Member, by_tensor, entries
 from .kernels import TILE, WORTH_SHARING, Workers, _accumulate, _blocks, _distance_factors, _pair
 

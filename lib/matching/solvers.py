@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from tqdm import tqdm
 
 from ..checks import InputError, check_choice
+from ..progress import tqdm
 from .assignment import assign, check_finite
 from .problem import KERNELS, Cache, Problem
 

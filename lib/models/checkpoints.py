@@ -9,6 +9,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -306,9 +307,11 @@ def load_state(
     return model
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Tensor], sidecar: Mapping[str, Any]) -> Checkpoint:
-    """Writes `state` (without extra states) as safetensors and `sidecar` (plus the file's SHA-256) as JSON beside it,
-    each atomically; returns both.
+def save_checkpoint(
+    path: Path, state: Mapping[str, Tensor], sidecar: Mapping[str, Any], card: str | None = None
+) -> Checkpoint:
+    """Writes `state` (without extra states) as safetensors, `sidecar` (plus the file's SHA-256) as JSON and `card`, if
+    given, as Markdown beside it, none of them before all are whole; returns the first two.
 
     Raises:
         InputError: the name does not end in .safetensors, a tensor holds NaN or Inf, or the disk refuses; nothing is
@@ -318,10 +321,12 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], sidecar: Mapping[st
     _refuse_not_finite(state, f"saving {path}")
     content = _as_safetensors(state)
     sidecar = {**sidecar, "sha256": hashlib.sha256(content).hexdigest()}
-    with paths.atomic(path) as temporary:
-        temporary.write_bytes(content)
-    with paths.atomic(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(sidecar, indent=1) + "\n")
+    texts = {} if card is None else {".md": card}
+    texts[".json"] = json.dumps(sidecar, indent=1) + "\n"
+    with ExitStack() as stack:  # the last to be entered is the first to take its place
+        for suffix, text in texts.items():
+            stack.enter_context(paths.atomic(path.with_suffix(suffix))).write_text(text, encoding="utf-8")
+        stack.enter_context(paths.atomic(path)).write_bytes(content)
     return Checkpoint(path, dict(state), sidecar["sha256"], sidecar)
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from .. import loaders, paths
 from ..checks import InputError, check_choice, first_line
+from ..progress import tqdm
 from .architectures import ARCHITECTURES, build
 from .checkpoints import (
     Checkpoint,

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .. import models, paths
 from ..checks import InputError, first_line
 from ..fusion.heads import mean_log_probabilities
 from ..models.checkpoints import _load_torch
+from ..progress import tqdm
 from .federation import Federation, State, Update, size
 from .servers import check_server, combine, proximal, spell_server
 

@@ -16,12 +16,12 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from .. import paths, symmetry
 from ..checks import InputError
 from ..paper import figures
 from ..paper.style import save_figure
+from ..progress import tqdm
 from ..records import provenance, record, write_record
 
 SECONDS = 5.0  # of the processor, whatever else runs: a model that takes longer to build is left out

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import fusion, loaders, matching, models, paths
 from ..checks import check_choice, check_whole
 from ..matching.joint import to_the_first
+from ..progress import tqdm
 from ..symmetry import Groups
 from . import run, scaling
 from .parameters import check_share, methods, refusal

@@ -16,7 +16,11 @@ PARAMETERS = (
 
 
 def refusal(name: str, value: object, accepted: str) -> InputError:
-    return InputError(f"{name} {value!r} is not accepted; accepted: {accepted}")
+    hint = ""
+    if isinstance(value, str) and accepted.startswith("a list "):  # what papermill makes of -p matchers [graph]
+        typed = value if value.startswith("[") else f"[{value}]"
+        hint = f"; with papermill a list is given by -y '{{{name}: {typed}}}'"
+    return InputError(f"{name} {value!r} is not accepted; accepted: {accepted}{hint}")
 
 
 def methods(name: str, texts: object, kind: str, table: Mapping[str, Any], least: int = 1) -> list[str]:

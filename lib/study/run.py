@@ -16,18 +16,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import fusion, loaders, matching, models, paths, symmetry
 from ..checks import InputError, check_choice, check_injected, check_whole
 from ..fusion import Aligned
 from ..matching import Matching
 from ..models import Checkpoint
+from ..progress import tqdm
 from ..records import curve_entry, origin, portable, run_record
 from ..symmetry import Groups
 from .parameters import PARAMETERS, check, refusal
 
 SIDES = ("a", "b")
+WEAK = 0.5  # accuracy below which a network that few images have trained is said to know little
 CHOICE = 5000  # images by which is chosen where no number is given
 
 
@@ -275,7 +276,22 @@ class Run:
             networks, self.test, self.train, names=list(self.checkpoints), device=self.device
         )
         self.ensemble = tuple(ensemble)
+        if warning := self._too_weak(parents):
+            print(warning)
         return parents
+
+    def _too_weak(self, parents: Mapping[str, Mapping]) -> str | None:
+        """A line where networks that were trained here, on images that a limit has left, know little."""
+        limit = self.settings.limit_train
+        here = [side for side in parents if not self.given.get(f"checkpoint_{side}")]
+        weak = [side for side in here if parents[side]["test_accuracy"] < WEAK]
+        if not limit or not weak or self.dataset.train.is_text:
+            return None
+        who = " and ".join(f"{side.upper()} {100 * parents[side]['test_accuracy']:.1f} %" for side in weak)
+        return (
+            f"trained too little: {who}; with limit_train {limit:,} this run shows that all works, not what fusing is "
+            "worth (limit_train 0: all images)"
+        )
 
     @property
     def against(self) -> Tensor | None:

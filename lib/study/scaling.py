@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import fusion, loaders, matching, models, symmetry
 from ..checks import InputError, check_choice
 from ..matching import Peak
+from ..progress import tqdm
 from ..symmetry import Groups
 
 Rows = list[dict[str, Any]]

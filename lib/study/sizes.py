@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import fusion, matching, models, symmetry
 from ..checks import check_choice, check_whole
@@ -17,6 +16,7 @@ from ..fusion.budgets import Dial
 from ..fusion.controls import distil
 from ..fusion.labels import united
 from ..fusion.structure import Structure
+from ..progress import tqdm
 from . import run
 from .many import shipped
 from .parameters import methods, refusal

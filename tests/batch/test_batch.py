@@ -75,6 +75,12 @@ def left(tmp_path) -> list[str]:
         ({"alphas": [0, 1]}, {"alphas": [0.0, 1.0]}),
         ({"matchers": "[none, graph]"}, {"matchers": ["none", "graph"]}),
         ({"matchers": "none"}, {"matchers": ["none"]}),
+        (
+            {"matchers": "[graph(solver=ipfp, restarts=3), none]"},
+            {"matchers": ["graph(solver=ipfp, restarts=3)", "none"]},
+        ),
+        ({"matchers": "graph(restarts=3)"}, {"matchers": ["graph(restarts=3)"]}),
+        ({"matchers": "['graph(restarts=3, best=true)']"}, {"matchers": ["graph(restarts=3, best=true)"]}),
         ({"matchers": "[]"}, {"matchers": []}),
         ({"options": "{solver: pygmtools}"}, {"options": {"solver": "pygmtools"}}),
         ({"evaluate_train": "true"}, {"evaluate_train": True}),
@@ -107,8 +113,9 @@ def test_values_take_the_declared_type(notebook, given, expected):
 )
 def test_a_value_of_another_type_is_refused(notebook, given, wanted):
     (name,) = given
-    with pytest.raises(InputError, match=f"^{name}: .* is no {re.escape(wanted)}; the default is "):
+    with pytest.raises(InputError, match=f"^{name}: .* is no {re.escape(wanted)}; the default is ") as error:
         batch.check_parameters(notebook(""), given)
+    assert (f"-y '{{{name}: [a, b]}}'" in str(error.value)) is wanted.startswith("list")
 
 
 def test_unknown_parameter_is_one_line_and_nothing_runs(notebook, run, tmp_path):

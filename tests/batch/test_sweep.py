@@ -385,6 +385,7 @@ def test_the_summary_tells_how_each_run_ended(grid, tmp_path, monkeypatch):
         "toy_s4  not run",
         f"what they printed, and notebooks as far as they came: {sweep.inside(tmp_path)}/local/grid/logs",
     ]
+    assert sweep._outcome(found) == [f"records: {sweep.inside(tmp_path)}"]  # of none is there a mean
 
 
 REAL = """
@@ -420,6 +421,17 @@ def test_a_killed_sweep_redoes_what_is_missing_and_ends_in_the_same_numbers(fold
     assert status == 0, out + err
     assert "started simplenet_mnist_s0" not in out and "done simplenet_mnist_s2" in out
     assert (records / "simplenet_mnist_s0.json").stat().st_mtime_ns == first
+    means = out[out.index("killed, means over 2 records at alpha 0.5") :].splitlines()
+    midpoints = []
+    for curve in json.loads((records / "simplenet_mnist_s0.json").read_text())["curves"]:
+        other = json.loads((records / "simplenet_mnist_s2.json").read_text())["curves"]
+        (like,) = (each for each in other if each["matcher"] == curve["matcher"])
+        midpoints.append(50 * (curve["points"][1]["test_accuracy"] + like["points"][1]["test_accuracy"]))
+    assert [float(line.split()[1]) for line in means if line.startswith(("none ", "activation "))] == pytest.approx(
+        midpoints, abs=0.006
+    )
+    assert means[-2] == f"records: {sweep.inside(records)}"
+    assert means[-1].endswith(f"-m lib.batch sweep_summary -p results_dir={sweep.inside(records)}")
 
     undisturbed = tmp_path / "undisturbed.yaml"
     undisturbed.write_text(REAL.replace("seeds: [0, 2]", "seeds: [2]"))

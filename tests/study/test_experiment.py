@@ -3,12 +3,13 @@
 import hashlib
 import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from lib import checks, loaders, models, paths, symmetry
+from lib import checks, loaders, models, paths, progress, symmetry
 from lib.checks import InputError
 from lib.explore import Explorer
 from lib.loaders import sources as data_sources
@@ -55,6 +56,40 @@ def test_a_given_b_beside_a_trained_a_stays_b(tmp_path, monkeypatch):
     for side, network in zip("ab", networks, strict=True):
         assert parents[side]["test_accuracy"] == models.evaluate(network, run.test)[0]
     assert parents["a"] != parents["b"] and list(parents) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "measured", "told"),
+    [
+        ({"limit_train": 500}, (0.34, 0.13), "A 34.0 % and B 13.0 %; with limit_train 500 "),
+        ({"limit_train": 500}, (0.34, 0.9), "trained too little: A 34.0 %; "),
+        ({"limit_train": 500}, (0.8, 0.9), None),
+        ({}, (0.34, 0.13), None),
+        ({"limit_train": 500, "checkpoint_a": "a", "checkpoint_b": "b"}, (0.34, 0.13), None),
+    ],
+)
+def test_parents_that_a_limit_left_weak_are_told_of_in_one_line(given, measured, told):
+    run = begin(limit_train=given.get("limit_train", 0))
+    run.given |= given
+    said = run._too_weak({side: {"test_accuracy": value} for side, value in zip("ab", measured, strict=True)})
+    assert said is None if told is None else told in said and "\n" not in said
+
+
+def test_weak_parents_are_told_of_where_they_are_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    run = begin(limit_train=100, limit_test=50)
+    run.parents(run.open_pair(models.Recipe(epochs=1, batch_size=50, augment=False)))
+    assert [line for line in capsys.readouterr().out.splitlines() if "trained too little" in line]
+
+
+def test_bars_go_to_standard_error_but_in_a_notebook(capsys, monkeypatch):
+    list(progress.tqdm(range(3), desc="here"))
+    printed, said = capsys.readouterr()
+    assert "here" in said and not printed
+    notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stdout", notebook)
+    list(progress.tqdm(range(3), desc="here"))
+    assert "here" in notebook.getvalue() and not capsys.readouterr().err
 
 
 def test_relative_paths_start_at_the_root_of_the_repo(monkeypatch, tmp_path):
@@ -113,6 +148,9 @@ def files(tmp_path, monkeypatch):
         ({"alphas": [0, 1.5]}, "alpha 1.5 is not accepted"),
         ({"alphas": [0.5, 0.5]}, "no repeats"),
         ({"alphas": []}, "alphas"),
+        ({"alphas": "[0.5]"}, r"a list of numbers .*by -y '\{alphas: \[0.5\]\}'"),
+        ({"matchers": "[graph]"}, r"by -y '\{matchers: \[graph\]\}'"),
+        ({"corrections": "none"}, r"by -y '\{corrections: \[none\]\}'"),
         ({"alphas": [0, 1]}, "at least one strictly between the parents"),
         ({"epochs": 0}, "epochs 0 is not accepted; accepted: a whole number of at least 1"),
         ({"width": 0}, "width 0 is not accepted"),
