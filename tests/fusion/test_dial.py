@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import lib
 from lib import fusion, models, symmetry
 from lib.checks import InputError
+from lib.fusion import rows
 from lib.fusion.allotment import Need, _Search, allot
 from lib.fusion.budgets import Dial
 from lib.fusion.structure import Plan, Structure
@@ -145,7 +146,22 @@ def test_one_network_is_pruned():
     assert (found - goal).square().mean() < 0.5 * goal.square().mean()
 
 
-def test_a_list_of_budgets_gives_what_each_gives_alone():
+@pytest.mark.parametrize(("name", "group"), [("vgg11", 3), ("simplenet", 1), ("vit_mnist", 2), ("vit_mnist", 6)])
+def test_units_chosen_behind_layers_that_are_apart_are_the_parents_own(name, group):
+    nets, images = networks(name)
+    groups = symmetry.trace(nets[0], images[:2])
+    aligned = fusion.align(nets, groups, [groups.identity()] * 2)
+    plan = Plan(aligned.model, groups)
+    merged = plan.free[group]
+    structure = Structure(plan, 2, {merged: plan.sizes[merged]}, frozenset(plan.free) - {merged})
+    fused = fusion.correct(aligned, None, "least_squares", images=images, structure=structure, progress=False)
+    made = next(layer.name for layer in groups.layers if structure.made(layer.name) == merged)
+    assert fused.info["layers"][made] < 1e-8
+    assert sum(fused.info["units"][made]["single"]) == plan.sizes[merged]
+
+
+def test_a_list_of_budgets_gives_what_each_gives_alone(monkeypatch):
+    monkeypatch.setattr(rows, "BLOCK", 2**15)  # of few rows, so that there are several in a chunk
     nets, images = networks("vgg11")
     groups = symmetry.trace(nets[0], images[:2])
     aligned = fusion.align(nets, groups, [groups.identity()] * 2)

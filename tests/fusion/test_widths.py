@@ -36,6 +36,7 @@ def test_a_narrower_network_keeps_its_outputs_in_the_wider_one(pair):
     embedded = symmetry.embed(narrow, wide, symmetry.trace(wide, images[:2]))
     with torch.inference_mode():
         assert torch.allclose(embedded(images), narrow(images), atol=1e-5)
+    assert all((value > 0).all() for key, value in embedded.state_dict().items() if key.endswith("running_var"))
     shapes = [value.shape for value in wide.state_dict().values()]
     assert [value.shape for value in embedded.state_dict().values()] == shapes
 
