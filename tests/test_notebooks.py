@@ -365,7 +365,7 @@ def test_federated_rounds_leave_every_round_of_every_seed_and_nothing_half_done(
     assert (tmp_path / "figures" / "local" / "federated_rounds.pdf").is_file()
     cells = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
     told = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", ()))
-    assert "more than FedAvg, points" in told and re.search(r"matched_least_squares, round 1: 1\.00 ", told)
+    assert "over FedAvg, points" in told and re.search(r"matched_least_squares, round 1: 1\.00 ", told)
     assert "no option mu" in refused_by("federated", tmp_path, servers=["fedavg(mu=1)"])
 
 
@@ -439,6 +439,7 @@ def test_every_notebook_refuses_a_name_that_it_does_not_declare(notebook):
         "Explorer(globals())",
         "checks.check_injected(globals())",
         "many.begin(globals()",
+        "sizes.begin(globals()",
     )
     assert any(call in source for call in checking)
 

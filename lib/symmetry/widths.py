@@ -22,10 +22,9 @@ def sizes_in(state: Mapping[str, Tensor], wide: Mapping[str, Tensor], groups: Gr
     """
     absent = sorted({*wide} ^ {*state})
     if absent:
-        here, there = (name, "the widest") if absent[0] in state else ("the widest", name)
+        which = "only this one has" if absent[0] in state else "it lacks"
         raise InputError(
-            f"{name} has other layers than the widest network: {absent[0]} is in {here}, not in {there}; accepted: "
-            "networks of one depth"
+            f"{name} has other layers than the network of the groups: {which} {absent[0]}; accepted: one depth"
         )
     members, sizes = by_tensor(groups), {}
     for tensor, whole in wide.items():
@@ -45,7 +44,7 @@ def sizes_in(state: Mapping[str, Tensor], wide: Mapping[str, Tensor], groups: Gr
                 axes = [a for a in axes if a != axis]
         if axes or mine.dim() != whole.dim():
             raise InputError(
-                f"{name} has {tensor} {tuple(mine.shape)}, the widest network {tuple(whole.shape)}; accepted: networks "
+                f"{name} has {tensor} {tuple(mine.shape)}, that of the groups {tuple(whole.shape)}; accepted: networks "
                 "that differ in how many hidden units they have, of which one has as many as any everywhere"
             )
     if uneven := next((group for group, found in sizes.items() if len(found) > 1), None):

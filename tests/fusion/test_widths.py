@@ -113,5 +113,5 @@ def test_what_is_not_of_one_depth_or_has_other_outputs_is_refused():
 
 def test_groups_of_the_narrower_network_are_refused(pair):
     wide, narrow, images = pair
-    with pytest.raises(InputError, match="these groups|more units|the widest network"):
+    with pytest.raises(InputError, match="these groups|more units|that of the groups|network of the groups"):
         matching.match([wide, narrow], symmetry.trace(narrow, images[:2]), "weight")

@@ -61,9 +61,11 @@ def refused(a, b, told):
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"width": 5}, r"network 2 does not fit Sequential: 0.weight is \(5, 3, 3, 3\), not \(4, 3, 3, 3\)"),
-        ({"classes": 4}, r"network 2 does not fit Sequential: 8.weight is \(4, 4\), not \(3, 4\)"),
-        ({"extra": True}, r"network 2 does not fit Sequential: 8.weight is missing; .*6.weight is unexpected"),
+        (
+            {"classes": 4},
+            r"has 8.weight \(\d, 4\), that of the groups \(\d, 4\); accepted: networks that differ in how",
+        ),
+        ({"extra": True}, "network 2 differs: module '6' is Conv2d, in network 1 AdaptiveAvgPool2d"),
         ({"conv": {"stride": 2, "padding": 1}}, r"differs: module '0' has stride \(2, 2\), network 1 \(1, 1\)$"),
         ({"conv": {"padding": 2}}, r"differs: module '0' has padding \(2, 2\), network 1 \(1, 1\)$"),
         ({"conv": {"padding": "same"}}, r"differs: module '0' has padding same, network 1 \(1, 1\)$"),
@@ -79,6 +81,20 @@ def refused(a, b, told):
 )
 def test_networks_that_differ_are_refused(other, told):
     refused(network(), network(1, **other), told)
+
+
+def test_a_wider_network_is_refused_by_the_groups_of_a_narrower_one_and_fused_by_its_own():
+    narrow, wide = network(), network(1, width=5)
+    groups = symmetry.trace(narrow, X[:2])
+    told = r"network 2 has 0.weight \(5, 3, 3, 3\), that of the groups \(4, 3, 3, 3\)"
+    for use in (
+        lambda: matching.match([narrow, wide], groups, "weight", **QUIET),
+        lambda: fusion.align([narrow, wide], groups, [groups.identity()] * 2),
+    ):
+        with pytest.raises(InputError, match=told):
+            use()
+    fused = fusion.fuse([narrow, wide], images=X, **QUIET)
+    assert fused.state["0.weight"].shape == (5, 3, 3, 3)
 
 
 @pytest.mark.parametrize(
