@@ -219,6 +219,7 @@ def kernel(monkeypatch, source: str) -> None:
     source = f"import os, sys\nstderr = os.dup(2)\n{source}\n{launch}"
     spec = KernelSpec(argv=[sys.executable, "-c", source, "-f", "{connection_file}"], language="python")
     monkeypatch.setattr(batch.OwnKernel, "kernel_spec", spec)
+    monkeypatch.setattr(batch.OwnKernel, "shutdown_wait_time", 60.0)  # on a busy machine a kernel ends slowly
 
 
 @pytest.mark.parametrize(
