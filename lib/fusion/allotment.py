@@ -8,8 +8,8 @@ What groups do is taken to add up.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,7 @@ from ..checks import InputError
 from ..symmetry.walker import Lockstep, Values
 from . import selection
 from .affine import at_least_float32
-from .rows import drawn
+from .rows import drawn, makes_of, units_of, with_units
 from .structure import Cost, Plan, Structure
 
 PARTS = 8  # the steps of a group's size are eighths of what a parent has
@@ -26,37 +26,37 @@ TRIED = (0.25, 0.5, 1.0, 1.5)  # of a group's size, at which its harm is measure
 POSITIONS = 20_000  # that moments are taken over
 
 
-@dataclass(frozen=True)
-class Need:
-    """What the sizes of a group are expected to cost the outputs: `harm` {units: mean square change}, of which that of
-    all parents' is 0."""
-
-    harm: Mapping[int, float]
+# {units: expected mean square change of the outputs}, of the sizes that a group may have; of all parents' units 0.
+Harm = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """A layer that reads a group: its node, what it reads, entries per unit, its weight, and units of the group."""
+    """A layer that reads a group: its node, what it reads, the layer, its weight's name, the group's units in one
+    network and entries per unit; and once the parents have run, all their units there, side by side, chunk by chunk at
+    the positions that moments are taken over."""
 
     node: fx.Node
-    source: fx.Node
-    block: int
-    name: str
-    linear: bool
+    layer: nn.Module
+    weight: str
     size: int
+    block: int
+    seen: list[Tensor] = field(default_factory=list)
 
-    def units(self, value: Tensor) -> Tensor:
-        """(rows, size) of what it reads."""
-        axis = -1 if self.linear else 1
-        return (
-            value.unflatten(axis, (self.size, self.block)).movedim(-2 if self.linear else 1, -1).reshape(-1, self.size)
-        )
+    @property
+    def source(self) -> fx.Node:
+        """What it reads."""
+        return self.node.args[0]
 
-    def replaced(self, value: Tensor, units: Tensor) -> Tensor:
-        """The same with other units (rows, size)."""
-        axis, place = (-1, -2) if self.linear else (1, 1)
-        parted = value.unflatten(axis, (units.shape[1], self.block)).movedim(place, -1)
-        return units.view(parted.shape).movedim(-1, place).flatten(place, place + 1)
+    def units(self, bags: Sequence[Values]) -> Tensor:
+        """(rows, n·size): all networks' units, side by side."""
+        return torch.cat([units_of(bag[self.source], self.layer, self.size, self.block) for bag in bags], dim=1)
+
+    def sampled(self, lockstep: Lockstep, bags: Sequence[Values], chunk: int) -> Tensor:
+        """Those at the positions that moments are taken over."""
+        units = self.units(bags)
+        kept = drawn(len(units), POSITIONS * lockstep.part(chunk), chunk, None).to(units.device)
+        return units[kept].to(at_least_float32(units.dtype))
 
 
 def _readings(plan: Plan) -> dict[str, list[_Reading]]:
@@ -67,10 +67,8 @@ def _readings(plan: Plan) -> dict[str, list[_Reading]]:
         node = nodes[layer.node]
         group, block = plan.places.get(layer.weight, {}).get(1, (None, 1))
         if group is not None and node.op == "call_module":
-            linear = isinstance(modules[node.target], nn.Linear)
-            found.setdefault(group, []).append(
-                _Reading(node, node.args[0], block, layer.weight, linear, plan.sizes[group])
-            )
+            reading = _Reading(node, modules[node.target], layer.weight, plan.sizes[group], block)
+            found.setdefault(group, []).append(reading)
     return found
 
 
@@ -79,50 +77,73 @@ def needs(
     plan: Plan,
     images: Tensor,
     shares: Sequence[float],
-    chosen: Callable[[str], bool],
+    chosen: Collection[str],
     memory: float = 2**30,
     chunk: int = 100,
-) -> dict[str, Need]:
+) -> dict[str, Harm]:
     """What each size of each free group is expected to cost.
 
     Args:
         parents: in one order of units, in evaluation mode, on one device.
         images: (N, …) on that device.
-        chosen: whether the units of a group can be chosen; of others there are as many as one parent has, means of
-            those in one place, or all.
+        chosen: the groups whose units can be chosen; of others there are as many as one parent has, means of those in
+            one place, or all.
         memory: bytes of activations to keep.
     """
     lockstep = Lockstep(parents, plan.groups.graph, images.split(chunk), memory)
     states = [dict(parent.named_parameters()) for parent in parents]
-    found = {}
-    every = _readings(plan)
+    every, found = _readings(plan), {}
+    in_order = sorted(itertools.chain(*every.values()), key=lambda reading: lockstep.index[reading.node])
+    outputs = [_outputs(lockstep, in_order, number, shares) for number in range(len(lockstep.kept))]
     for group, readings in every.items():
         size, count = plan.sizes[group], len(parents)
-        lockstep.move(lockstep.index[readings[0].node])
-        moments = _moments(lockstep, readings)
-        later = [other for each in every.values() for other in each if other not in readings]
-        later = [other for other in later if lockstep.index[other.node] > lockstep.index[readings[0].node]]
+        first = lockstep.index[readings[0].node]
+        lockstep.move(first)
+        moments = [_moments(reading.seen).cpu() for reading in readings]
+        later = [each for each in in_order if lockstep.index[each.node] >= first]
 
         def harm(basis: Tensor) -> float:
-            projections = [_projection(each, basis) for each in moments]  # noqa: B023 (called in its own turn)
-            return _harm(lockstep, readings, later, projections, shares)  # noqa: B023
+            given = [_projection(each, basis) for each in moments]  # noqa: B023 (called in its own turn)
+            given = dict(zip((each.node for each in readings), given, strict=True))  # noqa: B023
+            return _harm(lockstep, later, given, outputs, shares)  # noqa: B023
 
-        if not chosen(group):
+        if group not in chosen:
             mean = torch.cat([share * torch.eye(size, dtype=torch.float64) for share in shares])
-            found[group] = Need({size: harm(mean), count * size: 0.0})
+            found[group] = {size: harm(mean), count * size: 0.0}
             continue
         (reading,), (total,) = readings, moments
         readers = [
-            share * _reader(state[reading.name].double(), size, reading.block)
-            for share, state in zip(shares, states, strict=True)
+            share * makes_of(state[reading.weight].double(), size) for share, state in zip(shares, states, strict=True)
         ]
         order, left = selection.ordered(total[:-1, :-1], readers)
         full = torch.eye(count * size, dtype=torch.float64)
         steps = sorted({max(1, round(size * part / PARTS)) for part in range(1, count * PARTS)})
         tried = sorted({max(1, round(size * part)) for part in TRIED if part < count})
         known = [(float(left[units]), harm(full[:, order[:units]])) for units in tried]
-        found[group] = Need({u: _between(known, float(left[u])) for u in steps} | {count * size: 0.0})
+        found[group] = {u: _between(known, float(left[u])) for u in steps} | {count * size: 0.0}
     return found
+
+
+def _outputs(lockstep: Lockstep, readings: Sequence[_Reading], chunk: int, shares: Sequence[float]) -> Tensor:
+    """The mean output of the parents on a chunk; notes on the way what each reading sees."""
+    place = lockstep.place
+    bags = _copied(lockstep.values(chunk, place))
+    for reading in readings:
+        stop = lockstep.index[reading.node]
+        _go(lockstep, bags, place, stop)
+        reading.seen.append(reading.sampled(lockstep, bags, chunk))
+        place = stop
+    _go(lockstep, bags, place, len(lockstep.nodes))
+    return _mean(lockstep, bags, shares)
+
+
+def _copied(bags: Sequence[Values]) -> list[Values]:
+    """Values that a network may write into."""
+    return [{node: v.clone() if isinstance(v, Tensor) else v for node, v in bag.items()} for bag in bags]
+
+
+def _mean(lockstep: Lockstep, bags: Sequence[Values], shares: Sequence[float]) -> Tensor:
+    return sum(share * bag[lockstep.nodes[-1]].double() for share, bag in zip(shares, bags, strict=True))
 
 
 def _between(known: Sequence[tuple[float, float]], left: float) -> float:
@@ -135,30 +156,17 @@ def _between(known: Sequence[tuple[float, float]], left: float) -> float:
     return 0.0
 
 
-def _reader(weight: Tensor, size: int, block: int) -> Tensor:
-    """What a layer makes of its units: (m, size)."""
-    return weight.unflatten(1, (size, block)).movedim(1, -1).reshape(-1, size)
-
-
-def _moments(lockstep: Lockstep, readings: Sequence[_Reading]) -> list[Tensor]:
-    """At each reader, means and second moments of all parents' units: float64 (n·size + 1, n·size + 1), the last row
-    the means; the rest is the covariance."""
-    totals = [0.0] * len(readings)
-    for chunk in range(len(lockstep.kept)):
-        for place, reading in enumerate(readings):
-            bags = lockstep.values(chunk, lockstep.index[reading.node])
-            units = [reading.units(bag[reading.source]) for bag in bags]
-            kept = drawn(len(units[0]), POSITIONS * lockstep.part(chunk), chunk, None).to(units[0].device)
-            columns = [each[kept].to(at_least_float32(each.dtype)) for each in units]
-            columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
-            totals[place] = totals[place] + (columns.mT @ columns).double().cpu()
-    found = []
-    for total in totals:
-        total = total / total[-1, -1]
-        mean = total[-1, :-1]
-        total[:-1, :-1] -= torch.outer(mean, mean)
-        found.append(total)
-    return found
+def _moments(columns: Sequence[Tensor]) -> Tensor:
+    """Means and covariance of columns (rows, n), block by block: float64 (n + 1, n + 1), the last row the means; the
+    rest is the covariance."""
+    total = 0
+    for block in columns:
+        block = torch.cat([block, torch.ones_like(block[:, :1])], dim=1)
+        total = total + (block.mT @ block).double()
+    total = total / total[-1, -1]
+    mean = total[-1, :-1]
+    total[:-1, :-1] -= torch.outer(mean, mean)
+    return total
 
 
 def _projection(moments: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,56 +181,37 @@ def _projection(moments: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 def _harm(
     lockstep: Lockstep,
     readings: Sequence[_Reading],
-    later: Sequence[_Reading],
-    projections: Sequence[tuple[Tensor, Tensor]],
+    given: Mapping[fx.Node, tuple[Tensor, Tensor]],
+    outputs: Sequence[Tensor],
     shares: Sequence[float],
 ) -> float:
-    """Mean square change of the mean output where each reader gets what its projection leaves of the units, and each
-    later layer of another group the units that are linearly nearest to its own, as a fit would see to."""
-    output, chunks = lockstep.nodes[-1], range(len(lockstep.kept))
+    """Mean square change of the mean output where a reader gets what the projection `given` for it leaves of the units,
+    and each later one the units that are linearly nearest to what it saw, as a fit would see to."""
     place = lockstep.index[readings[0].node]
-    clean = [lockstep.values(chunk, place) for chunk in chunks]
-    clean = [[{n: v.clone() if isinstance(v, Tensor) else v for n, v in bag.items()} for bag in bags] for bags in clean]
-    moved = [[{n: v.clone() if isinstance(v, Tensor) else v for n, v in bag.items()} for bag in bags] for bags in clean]
-    given = dict(zip((reading.node for reading in readings), projections, strict=True))
-    for reading in sorted((*readings, *later), key=lambda reading: lockstep.index[reading.node]):
+    moved = [_copied(lockstep.values(chunk, place)) for chunk in range(len(lockstep.kept))]
+    for reading in readings:
         stop = lockstep.index[reading.node]
-        for bags in (*clean, *moved):
+        for bags in moved:
             _go(lockstep, bags, place, stop)
-        projection = given.get(reading.node) or _nearest(lockstep, reading, clean, moved)
-        for bags in clean:
-            _go(lockstep, bags, stop, stop + 1)
+        projection = given.get(reading.node)
+        if projection is None:
+            now = [reading.sampled(lockstep, bags, chunk) for chunk, bags in enumerate(moved)]
+            projection = _nearest(now, reading.seen)
         for bags in moved:
             _read_others(lockstep, bags, reading, projection)
         place = stop + 1
     total = count = 0
-    for pair in zip(clean, moved, strict=True):
-        ends = []
-        for bags in pair:
-            _go(lockstep, bags, place, len(lockstep.nodes))
-            ends.append(sum(share * bag[output].double() for share, bag in zip(shares, bags, strict=True)))
-        total += float((ends[0] - ends[1]).square().sum())
-        count += ends[0].numel()
+    for bags, goal in zip(moved, outputs, strict=True):
+        _go(lockstep, bags, place, len(lockstep.nodes))
+        total += float((goal - _mean(lockstep, bags, shares)).square().sum())
+        count += goal.numel()
     return total / count
 
 
-def _nearest(
-    lockstep: Lockstep, reading: _Reading, clean: Sequence[Sequence[Values]], moved: Sequence[Sequence[Values]]
-) -> tuple[Tensor, Tensor]:
-    """(matrix (n, n), offset (n,)) float64 that bring all networks' units at a reader, as they are now, nearest to what
-    they were."""
-    total = 0
-    for chunk, pair in enumerate(zip(moved, clean, strict=True)):
-        columns = []
-        for bags in pair:
-            units = torch.cat([reading.units(bag[reading.source]) for bag in bags], dim=1)
-            kept = drawn(len(units), POSITIONS * lockstep.part(chunk), chunk, None).to(units.device)
-            columns.append(units[kept])
-        columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
-        total = total + (columns.mT @ columns).double()
-    total = total / total[-1, -1]
-    n, mean = (len(total) - 1) // 2, total[-1, :-1]
-    covariance = total[:-1, :-1] - torch.outer(mean, mean)
+def _nearest(now: Sequence[Tensor], seen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(matrix (n, n), offset (n,)) float64 that bring units (rows, n), as they are now, nearest to what they were."""
+    moments = _moments([torch.cat(pair, dim=1) for pair in zip(now, seen, strict=True)])
+    n, mean, covariance = now[0].shape[1], moments[-1, :-1], moments[:-1, :-1]
     inner = covariance[:n, :n].clone()
     inner.diagonal().add_(selection.faint(inner.diagonal()))
     matrix = torch.linalg.solve(inner, covariance[:n, n:])
@@ -230,7 +219,7 @@ def _nearest(
 
 
 def _go(lockstep: Lockstep, bags: Sequence[Values], begin: int, end: int) -> None:
-    for stepper, bag in zip(lockstep.steppers, bags, strict=False):
+    for stepper, bag in zip(lockstep.steppers, bags, strict=True):
         stepper.go(bag, lockstep.nodes[begin:end])
 
 
@@ -238,17 +227,15 @@ def _read_others(
     lockstep: Lockstep, bags: Sequence[Values], reading: _Reading, projection: tuple[Tensor, Tensor]
 ) -> None:
     """Runs a reader of each network on what the projection makes of all their units."""
-    source = reading.source
-    own = [bag[source] for bag in bags]
-    units = torch.cat([reading.units(value) for value in own], dim=1)
+    source, units = reading.source, reading.units(bags)
     matrix, offset = (each.to(units) for each in projection)
-    for stepper, bag, value, part in zip(
-        lockstep.steppers, bags, own, (units @ matrix + offset).split(reading.size, dim=1), strict=False
-    ):
-        bag[source] = reading.replaced(value, part)
+    parts = (units @ matrix + offset).split(reading.size, dim=1)
+    for stepper, bag, part in zip(lockstep.steppers, bags, parts, strict=True):
+        own = bag[source]
+        bag[source] = with_units(own, reading.layer, reading.block, part)
         stepper.go(bag, [reading.node])
         if source in bag:  # others read it, too
-            bag[source] = value
+            bag[source] = own
 
 
 class _Search:
@@ -257,10 +244,10 @@ class _Search:
     The cost of a network is a sum over its tensors, each of which one or two groups size.
     """
 
-    def __init__(self, plan: Plan, parents: int, found: Mapping[str, Need], kind: Cost) -> None:
-        self.plan, self.parents, self.kind, self.names = plan, parents, kind, list(found)
-        self.levels = {name: torch.tensor(sorted(need.harm)) for name, need in found.items()}
-        self.harm = {name: torch.tensor([found[name].harm[int(u)] for u in self.levels[name]]) for name in found}
+    def __init__(self, plan: Plan, parents: int, found: Mapping[str, Harm], kind: Cost) -> None:
+        self.plan, self.parents, self.names = plan, parents, list(found)
+        self.levels = {name: torch.tensor(sorted(harm)) for name, harm in found.items()}
+        self.harm = {name: torch.tensor([found[name][int(u)] for u in self.levels[name]]) for name in found}
         self.alone = {name: torch.zeros(len(levels)) for name, levels in self.levels.items()}
         self.pairs: dict[tuple[str, str], Tensor] = {}
         self.rest = 0.0
@@ -373,7 +360,7 @@ class _Search:
         return int((self.levels[name] == self.plan.sizes[name]).nonzero())
 
 
-def allot(plan: Plan, parents: int, found: Mapping[str, Need], budget: float, kind: Cost) -> Structure:
+def allot(plan: Plan, parents: int, found: Mapping[str, Harm], budget: float, kind: Cost) -> Structure:
     """The structure with the least expected harm that costs at most `budget` times one parent.
 
     Raises:

@@ -2,15 +2,16 @@
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import loaders, models
 from ..checks import InputError, check_choice, first_line
 from ..symmetry.walker import Lockstep
 from .aligned import Aligned
-from .allotment import Need, allot, needs
+from .allotment import Harm, allot, needs
 from .sites import reader_of, solvable
 from .structure import COSTS, Cost, Plan, Structure
 from .task import Task
@@ -20,7 +21,7 @@ FAR = 1e-6  # of the outputs' size, in float64: what networks apart must compute
 
 
 def check_budgets(budget: float | Sequence[float] | None, cost: str, separate: object, parents: int) -> None:
-    """Raises InputError, in one line, for what `structures` cannot take."""
+    """Raises InputError, in one line, for what `Dial` cannot take."""
     check_choice("cost", cost, COSTS)
     if budget is not None and separate is not None:
         raise InputError("budget and separate both say how large the network is; accepted: one of them")
@@ -53,7 +54,7 @@ class Dial:
         if not self.plan.free:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.plan.fixed.items())
             raise InputError(f"no group of units can have another size ({reasons}); accepted: no budget")
-        self._needs: dict[str, Need] | None = None
+        self._needs: dict[str, Harm] | None = None
         self._check()
 
     def _check(self) -> None:
@@ -95,12 +96,9 @@ class Dial:
 
     def dense(self, size: float) -> Structure:
         """`size` times as many units as one parent has in every group whose units can be chosen, all layers dense."""
-        parent, plan = Task(self.aligned, self.shares, None, self.device, False).parents()[0], self.plan
-        most = len(self.aligned)
-        counts = {
-            name: min(max(1, round(size * plan.sizes[name])), most * plan.sizes[name]) for name in self._chosen(parent)
-        }
-        return Structure(plan, most, counts)
+        sizes, most = self.plan.sizes, len(self.aligned)
+        counts = {name: min(max(1, round(size * sizes[name])), most * sizes[name]) for name in self._chosen}
+        return Structure(self.plan, most, counts)
 
     def at(self, budget: float, cost: Cost = "parameters") -> Structure:
         """The structure that is expected to keep most of the parents' mean output within `budget` times the cost of one
@@ -115,10 +113,9 @@ class Dial:
         return allot(self.plan, parents, self._needs, budget, cost)
 
     @torch.inference_mode()
-    def _measured(self) -> dict[str, Need]:
+    def _measured(self) -> dict[str, Harm]:
         parents = Task(self.aligned, self.shares, None, self.device, False).parents()
-        images, chosen = self._some_images(), self._chosen(parents[0])
-        return needs(parents, self.plan, images, self.shares, chosen.__contains__)
+        return needs(parents, self.plan, self._some_images(), self.shares, self._chosen)
 
     def within(self, budget: float | Sequence[float], cost: Cost = "parameters") -> list[Structure]:
         """`at` one budget, or at several."""
@@ -138,11 +135,9 @@ class Dial:
             raise InputError("a budget is shared out by what the networks make of images; images holds no batch")
         return torch.cat(found)[:PROBE]
 
-    def _chosen(self, parent: nn.Module) -> set[str]:
+    @cached_property
+    def _chosen(self) -> set[str | None]:
         """The groups whose units can be chosen among all parents'."""
-        graph, sites = self.plan.groups.graph, solvable(parent, self.plan.groups)[0]
-        lockstep, found = Lockstep((parent,), graph, (self.plan.groups.example,), 0), set()
-        for site in sites:
-            if reader_of(site, sites, self.plan.groups, lockstep, True):
-                found.add(self.plan.places.get(f"{site.name}.weight", {}).get(0, ("",))[0])
-        return found
+        model, groups, one = self.aligned.model, self.plan.groups, Structure(self.plan, 1, {})
+        sites, lockstep = solvable(model, groups)[0], Lockstep((model,), groups.graph, (groups.example,), 0)
+        return {one.made(site.name) for site in sites if reader_of(site, sites, groups, lockstep, True)}

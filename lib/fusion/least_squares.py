@@ -23,7 +23,7 @@ from ..symmetry import Groups
 from ..symmetry.walker import Lockstep
 from . import selection
 from .affine import Affine, Normal, Site, at_least_float32, write
-from .rows import Rows, drawn, reaching
+from .rows import Rows, drawn, makes_of, reaching, units_of
 from .sites import Joint, joints, reader_of, solvable
 from .structure import Structure
 
@@ -180,16 +180,13 @@ class Fit:
                 bag = {site.end: affine.lower(affine.predict(rows, x), given)}
                 self.lockstep.steppers[-1].go(bag, after, source)
                 found.append(bag[source])
-            if isinstance(reader.layer, nn.Linear):
-                found = [value.unflatten(-1, (size, block)).movedim(-2, -1) for value in found]
-            else:
-                found = [value.movedim(1, -1) for value in found]
-            total = found[0].numel() // size
+            found = [units_of(value, reader.layer, size, block) for value in found]
+            total = len(found[0])
             if chunk == 0 and math.isfinite(self.rows):  # where a chunk has many positions, some chunks are enough
                 every = max(1, int(total * chunks / (2 * self.rows)))
             wanted, seen = self.rows * self.lockstep.part(chunk) * every, self.reach.get(reader.name)
             kept = drawn(total, wanted, chunk, None if seen is None else seen.repeat_interleave(block)).to(x.device)
-            columns = [value.reshape(-1, size)[kept].to(at_least_float32(value.dtype)) for value in found]
+            columns = [value[kept].to(at_least_float32(value.dtype)) for value in found]
             columns = torch.cat([*columns, torch.ones_like(columns[0][:, :1])], dim=1)
             moments = moments + (columns.mT @ columns).double()
             chunk += every
@@ -393,8 +390,8 @@ def fit(
 
     def reading(reader: Site, size: int) -> list[Tensor]:
         """What the reader of each parent makes of its `size` units (m, size), weighted by the parent's share."""
-        weights = [sources[reader.name].split(rows)[0].unflatten(1, (size, -1)) for rows in own(reader.name)]
-        return [s * w.movedim(1, -1).reshape(-1, size) for s, w in zip(shares, weights, strict=True)]
+        weights = [makes_of(sources[reader.name].split(rows)[0], size) for rows in own(reader.name)]
+        return [share * weight for share, weight in zip(shares, weights, strict=True)]
 
     here = {site.name: site for site in sites}
     together = []

@@ -36,6 +36,29 @@ def drawn(total: int, wanted: float, seed: int, reach: Tensor | None) -> Tensor:
     return chosen // len(kept) * len(reach) + kept[chosen % len(kept)]
 
 
+def units_of(value: Tensor, layer: nn.Module, size: int, block: int) -> Tensor:
+    """(rows, size): the units of a value that a layer reads, of `block` entries each, of which all are rows."""
+    axis, place = _unit_axes(layer)
+    return value.unflatten(axis, (size, block)).movedim(place, -1).reshape(-1, size)
+
+
+def with_units(value: Tensor, layer: nn.Module, block: int, units: Tensor) -> Tensor:
+    """A value like this one whose `units_of` are these."""
+    axis, place = _unit_axes(layer)
+    parted = value.unflatten(axis, (units.shape[1], block)).movedim(place, -1)
+    return units.view(parted.shape).movedim(-1, place).flatten(place, place + 1)
+
+
+def _unit_axes(layer: nn.Module) -> tuple[int, int]:
+    """The axis that holds the units' entries, and where the units stand once it is parted."""
+    return (-1, -2) if isinstance(layer, nn.Linear) else (1, 1)
+
+
+def makes_of(weight: Tensor, size: int) -> Tensor:
+    """What a layer's weight (out, in, …) makes of its `size` units: (m, size)."""
+    return weight.unflatten(1, (size, -1)).movedim(1, -1).reshape(-1, size)
+
+
 class _Probe(Interpreter):
     """Adds a zero that takes a gradient to the values of some nodes."""
 

@@ -6,7 +6,7 @@ they are, as many of each as their shares ask for, lets the next layer predict t
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,14 @@ def shared_out(count: int, shares: Sequence[float]) -> list[int]:
     return [end - after for end, after in itertools.pairwise(ends)]
 
 
+def _quotas(count: int, shares: Sequence[float], most: int) -> list[int]:
+    """`shared_out`, but none gets more than `most`: what is left goes to those with most room."""
+    quota = [min(each, most) for each in shared_out(count, shares)]
+    for _ in range(count - sum(quota)):
+        quota[min(range(len(quota)), key=quota.__getitem__)] += 1
+    return quota
+
+
 def span(readers: Tensor) -> Tensor:
     """Few columns (n, at most n) that read as much of n units as the rows of `readers` (m, n) do."""
     values, vectors = torch.linalg.eigh(readers.mT @ readers)
@@ -53,6 +61,32 @@ def faint(variances: Tensor) -> float:
     return 1e-4 * float(variances.mean()) if variances.mean() > 0 else 1.0
 
 
+def _greedy(targets: Tensor, rest: Tensor, free: Tensor) -> Iterator[tuple[int, float]]:
+    """Units, one after the other, each the one of those still `free` that explains most of what those before it leave
+    of the targets, and how much that is.
+
+    Args:
+        targets, rest: covariances of the units with the targets (n, m) and with each other (n, n).
+        free: bool (n,) on the CPU; a unit that was taken no longer is, and who iterates may withdraw others.
+    """
+    while free.any():
+        gains = targets.square().sum(dim=1) / rest.diagonal()
+        unit = int(torch.where(free.to(gains.device), gains, -1.0).argmax())
+        free[unit] = False
+        yield unit, float(gains[unit])
+        # What the chosen unit does not explain is left to the others.
+        part = rest[unit] / rest[unit, unit]
+        targets, rest = targets - torch.outer(part, targets[unit]), rest - torch.outer(part, rest[unit])
+
+
+def _side_by_side(covariance: Tensor, readers: Sequence[Tensor]) -> tuple[Tensor, Tensor, float]:
+    """Targets and covariances of `_greedy` for units of several parents, and the sum of squares of the targets."""
+    basis = torch.block_diag(*map(span, readers))
+    targets, rest = covariance @ basis, covariance.clone()
+    rest.diagonal().add_(faint(covariance.diagonal()))
+    return targets, rest, float((basis * targets).sum())
+
+
 def ordered(covariance: Tensor, readers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The p·n units of p parents in the order in which `forward` chooses them where no parent has a quota.
 
@@ -60,19 +94,12 @@ def ordered(covariance: Tensor, readers: Sequence[Tensor]) -> tuple[Tensor, Tens
         (LongTensor (p·n,) of their numbers; float64 (p·n + 1,): the share of what the parents' next layers make of
         their units that the first k of them leave unexplained, k = 0 … p·n), on the CPU.
     """
-    basis = torch.block_diag(*map(span, readers))
-    targets, rest = covariance @ basis, covariance.clone()
-    total = max(float((basis * targets).sum()), torch.finfo(torch.float64).tiny)
-    rest.diagonal().add_(faint(covariance.diagonal()))
-    free, order, left = torch.ones(len(rest), dtype=torch.bool, device=rest.device), [], [1.0]
-    for _ in range(len(rest)):
-        gains = torch.where(free, targets.square().sum(dim=1) / rest.diagonal(), -1.0)
-        unit = int(gains.argmax())
+    targets, rest, total = _side_by_side(covariance, readers)
+    total = max(total, torch.finfo(torch.float64).tiny)
+    order, left = [], [1.0]
+    for unit, gain in _greedy(targets, rest, torch.ones(len(rest), dtype=torch.bool)):
         order.append(unit)
-        left.append(max(0.0, left[-1] - float(gains[unit]) / total))
-        free[unit] = False
-        part = rest[unit] / rest[unit, unit]
-        targets, rest = targets - torch.outer(part, targets[unit]), rest - torch.outer(part, rest[unit])
+        left.append(max(0.0, left[-1] - gain / total))
     return torch.tensor(order), torch.tensor(left, dtype=torch.float64)
 
 
@@ -83,29 +110,21 @@ def forward(covariance: Tensor, readers: Sequence[Tensor], shares: Sequence[floa
     Args:
         covariance: float64 (p·n, p·n), of the n units of each parent.
         readers: of each parent, float64 (m, n): what its next layer makes of its units, weighted by its share.
-        shares: p numbers that sum to 1; each parent gives its share · count of the units, rounded.
+        shares: p numbers that sum to 1; each parent gives its share · count of the units, rounded, at most all n.
 
     Returns:
         LongTensor (count,) of their numbers, in order, on the CPU.
     """
     n = len(covariance) // len(shares)
-    quota = shared_out(count, shares)
-    basis = torch.block_diag(*map(span, readers))
-    targets, rest = covariance @ basis, covariance.clone()
-    rest.diagonal().add_(faint(covariance.diagonal()))
+    quota = _quotas(count, shares, n)
+    targets, rest, _ = _side_by_side(covariance, readers)
     free = torch.tensor([quota[which] > 0 for which in range(len(shares))]).repeat_interleave(n)
     chosen = []
-    for _ in range(count):
-        gains = targets.square().sum(dim=1) / rest.diagonal()
-        unit = int(torch.where(free.to(gains.device), gains, -1.0).argmax())
+    for unit, _ in itertools.islice(_greedy(targets, rest, free), count):
         chosen.append(unit)
-        free[unit] = False
         quota[unit // n] -= 1
         if not quota[unit // n]:
             free[unit // n * n : (unit // n + 1) * n] = False
-        # What the chosen unit does not explain is left to the others.
-        part = rest[unit] / rest[unit, unit]
-        targets, rest = targets - torch.outer(part, targets[unit]), rest - torch.outer(part, rest[unit])
     return torch.tensor(sorted(chosen))
 
 

@@ -214,7 +214,7 @@ class Structure:
     def place(self, states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
         """A state of this structure from aligned states of the parents: what is separate as it is in each, what is not
         averaged; what reads units that are of another number than a parent's is 0, and is to be solved for."""
-        averaged, placed = interpolate(states, shares), {}
+        averaged = interpolate(states, shares)
         for name, value in averaged.items():
             axes = {} if models.is_extra(name, value) else self.plan.places.get(name, {})
             apart = sorted(axis for axis, (group, _) in axes.items() if group in self.separate)
@@ -227,11 +227,8 @@ class Structure:
                 if len(apart) > 1 and self.blocks(name) < self.parents:
                     raise InputError(f"{name} has units on two axes and is no layer's weight; accepted: no budget")
                 value = torch.cat(each, dim=apart[0])
-            placed[name] = value
-        if hasattr(averaged, "_metadata"):
-            averaged.update(placed)
-            return averaged
-        return placed
+            averaged[name] = value
+        return averaged
 
     def exact(self) -> set[str]:
         """The nodes whose values are the parents', side by side, in a network that `place` fills."""

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 import lib
 from lib import fusion, models, symmetry
 from lib.checks import InputError
-from lib.fusion import rows
-from lib.fusion.allotment import Need, _Search, allot
+from lib.fusion import allotment, rows, selection
+from lib.fusion.allotment import Harm, _Search, allot
 from lib.fusion.budgets import Dial
 from lib.fusion.structure import Plan, Structure
 
@@ -160,6 +160,43 @@ def test_units_chosen_behind_layers_that_are_apart_are_the_parents_own(name, gro
     assert sum(fused.info["units"][made]["single"]) == plan.sizes[merged]
 
 
+def test_a_parent_gives_no_more_units_than_it_has():
+    values = torch.randn(100, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[:, 0] *= 3  # the first of its parent to be chosen
+    readers = [torch.eye(4, dtype=torch.float64)] * 2
+    chosen = selection.forward(values.T @ values, readers, (0.1, 0.9), 6).tolist()
+    assert len(set(chosen)) == 6 and sum(unit >= 4 for unit in chosen) == 4
+    assert selection.forward(values.T @ values, readers, (0.25, 0.75), 4).ge(4).sum() == 3
+
+
+def test_units_that_are_chosen_owe_nothing_to_matching():
+    nets, images = networks("simplenet")
+    groups = symmetry.trace(nets[0], images[:2])
+    outputs = []
+    for maps in (groups.identity(), groups.random(torch.Generator().manual_seed(4))):
+        aligned = fusion.align(nets, groups, [groups.identity(), maps])
+        fused = lib.fuse(aligned, images=images, budget=1.4, progress=False)
+        with torch.inference_mode():
+            outputs.append(fused.model()(images))
+    assert torch.allclose(*outputs, atol=1e-3 * float(outputs[0].abs().max()))
+
+
+def test_later_layers_make_up_for_some_of_what_a_size_costs(monkeypatch):
+    nets, images = networks("simplenet")
+    groups = symmetry.trace(nets[0], images[:2])
+    aligned = fusion.align(nets, groups, [groups.identity()] * 2)
+
+    def first() -> dict[int, float]:
+        return Dial(aligned, (0.5, 0.5), images, "cpu")._measured()["conv1"]
+
+    found = first()
+    assert list(found.values()) == sorted(found.values(), reverse=True) and list(found.values())[-1] == 0
+    nothing = lambda now, seen: (torch.eye(now[0].shape[1]), torch.zeros(now[0].shape[1]))  # noqa: E731
+    monkeypatch.setattr(allotment, "_nearest", nothing)
+    without = first()
+    assert all(found[units] < without[units] for units in found if found[units])
+
+
 def test_a_list_of_budgets_gives_what_each_gives_alone(monkeypatch):
     monkeypatch.setattr(rows, "BLOCK", 2**15)  # of few rows, so that there are several in a chunk
     nets, images = networks("vgg11")
@@ -201,9 +238,9 @@ def test_the_budget_goes_where_it_is_needed():
     nets, images = networks("vgg11")
     plan = Plan(nets[0], symmetry.trace(nets[0], images[:2]))
 
-    def need(name: str, weight: float) -> Need:
+    def need(name: str, weight: float) -> Harm:
         size = plan.sizes[name]
-        return Need({size // 2: 2 * weight, size: weight, 2 * size: 0.0})
+        return {size // 2: 2 * weight, size: weight, 2 * size: 0.0}
 
     for heavy in (0, 3):
         needs = {name: need(name, 1.0 if i == heavy else 1e-4) for i, name in enumerate(plan.free)}
