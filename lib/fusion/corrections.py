@@ -21,6 +21,7 @@ from . import least_squares
 from .aligned import Aligned, checked
 from .fused import Fused
 from .heads import Target, fit_head, forward, joint_logits, linear_head, mean_log_probabilities
+from .rows import Shared
 from .statistics import Moments, bn_reset, closed_form, none, norms, retracked
 from .structure import Structure
 from .task import Result, Task
@@ -185,7 +186,7 @@ def correct(
     progress: bool = True,
     moments: Moments | None = None,
     structure: Structure | None = None,
-    shared: dict | None = None,
+    shared: Shared | None = None,
     **options,
 ) -> Fused:
     """The share-weighted mean of aligned networks, corrected.
@@ -199,8 +200,8 @@ def correct(
             them twice.
         moments: the parents' (`moments(...)`), gathered once for all shares; gathered here if absent.
         structure: of the fused network, by default that of one; any other asks for least_squares.
-        shared: an empty dictionary, to be given again at other structures of the same networks on the same images, for
-            what they can share.
+        shared: `Shared()`, given again at other structures of the same networks on the same images, for what they have
+            in common.
         options: the correction's own, such as ridge=1e-3.
 
     Raises:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import loaders, matching, models, symmetry
-from ..checks import InputError, unwrapped
+from ..checks import InputError
 from .aligned import Aligned, align, read_names, read_shares
 from .budgets import Dial, check_budgets
 from .corrections import check_images, check_network, correct, read_correction
 from .fused import Fused
 from .labels import read_labels, united
+from .rows import Shared
 from .structure import Cost
 
 
@@ -70,10 +71,8 @@ def fuse(
         raise InputError("labels are for networks as they were trained; accepted: fuse([a, b], labels=[[…], […]])")
     if not isinstance(networks, Aligned):
         matching.read_matcher(matcher)
-        if labels is not None:
-            labels = read_labels(labels, len(networks))
-        else:
-            networks = models.alike(networks, names, widths=True)
+        labels = None if labels is None else read_labels(labels, len(networks))
+        networks = models.alike(networks, names, widths=True)
         images = None if images is None else loaders.batched(images)
         if example is None:
             if images is None:
@@ -87,7 +86,6 @@ def fuse(
             check_images(correction, images)
         if labels is not None:
             networks = _united(networks, labels, shares, images, example, device)
-            networks = models.alike(networks, names, widths=True)
         wide = symmetry.widest(networks)
         check_network(correction, wide)
         read_shares(len(networks), shares)
@@ -103,7 +101,7 @@ def fuse(
         return correct(networks, shares, correction, **options)
     dial = Dial(networks, networks.shares(shares), images, device)
     structures = [dial.whole(separate)] if budget is None else dial.within(budget, cost)
-    shared = {} if len(structures) > 1 else None
+    shared = Shared() if len(structures) > 1 else None
     fused = [correct(networks, shares, correction, structure=each, shared=shared, **options) for each in structures]
     return fused if isinstance(budget, list | tuple) else fused[0]
 
@@ -113,5 +111,5 @@ def _united(networks, labels, shares, images, example, device) -> list[nn.Module
     if images is None:
         raise InputError("labels of several networks are calibrated on images; give it images")
     batches = [loaders.placed(loaders.read_batch(batch)[0], device) for batch in images]
-    networks = [unwrapped(network).to(device).eval() for network in networks]
+    networks = [network.to(device).eval() for network in networks]
     return united(networks, labels, read_shares(len(networks), shares), batches, example)

@@ -77,25 +77,24 @@ def united(
     (`calibration`): of a class that a network does not know it says 0.
 
     Args:
-        networks: in evaluation mode, on one device, each ending in a linear layer of its own.
+        networks: of one architecture but for widths and outputs (`models.alike`), in evaluation mode, on one device,
+            ending in a linear layer of its own.
         batches: of images on that device.
         example: to trace with.
 
     Raises:
         InputError: a network has another number of outputs than `labels` say, or ends in something else.
     """
-    every, heads = union(labels), []
+    every, (*_, head) = union(labels), linear_head(networks[0], symmetry.trace(networks[0], example))
     for number, (network, known) in enumerate(zip(networks, labels, strict=True), start=1):
-        *_, head = linear_head(network, symmetry.trace(network, example))
         outputs = network.get_submodule(head).out_features
         if outputs != len(known):
             raise InputError(f"network {number} has {outputs} outputs, and labels for {len(known)}; accepted: one each")
-        heads.append(head)
     if 0 in shares:
         raise InputError(f"shares {list(shares)} leave a network out; accepted with labels: shares > 0")
     factors, offsets, weights = calibration([forward(net, batches)[0] for net in networks], labels, shares)
     found = []
-    for i, (network, known, head) in enumerate(zip(networks, labels, heads, strict=True)):
+    for i, (network, known) in enumerate(zip(networks, labels, strict=True)):
         layer = network.get_submodule(head)
         places = torch.tensor([every.index(c) for c in known])
         new = nn.Linear(layer.in_features, len(every), True, layer.weight.device, layer.weight.dtype)

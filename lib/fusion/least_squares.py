@@ -23,7 +23,7 @@ from ..symmetry import Groups
 from ..symmetry.walker import Lockstep
 from . import selection
 from .affine import Affine, Normal, Site, at_least_float32, write
-from .rows import Rows, drawn, makes_of, reaching, units_of
+from .rows import Rows, Shared, drawn, makes_of, reaching, units_of
 from .sites import Joint, joints, reader_of, solvable
 from .structure import Structure
 
@@ -100,13 +100,12 @@ class Fit:
     rows: float
     reach: dict[str, Tensor]
     exact: set[str]  # the nodes whose values are the parents', side by side
-    shared: dict[tuple, Normal]
-    known: dict[tuple[str, int], list[Tensor]] | None  # the parents' values at the rows, where they are kept
+    shared: Shared | None
 
     def problem(self, site: Site, affine: Affine, goal: Goal, again: bool) -> Rows:
         """The rows of a site's problem."""
         source, reach = self.sources[site.name], self.reach.get(site.name)
-        return Rows(self.lockstep, site, affine, source, goal, self.rows, again, reach, self.known)
+        return Rows(self.lockstep, site, affine, source, goal, self.rows, again, reach, self.shared)
 
     def solve(self, site: Site, affine: Affine, goal: Goal, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(weights (G, p, c), squared error (G, c), squared goal (G, c)) of the fit to c goals of each group, from
@@ -114,8 +113,8 @@ class Fit:
         rounds = self.rounds if site.relu or site.smooth else 0
         rows = self.problem(site, affine, goal, rounds > 0)
         normal = Normal(self.ridge, affine.bias)
-        if site.node.args[0].name in self.exact:  # what it reads is the same at any budget
-            normal = self.shared.setdefault((site.name, affine.size, self.rows, self.ridge), normal)
+        if self.shared is not None and site.node.args[0].name in self.exact:  # what it reads is the same at any budget
+            normal = self.shared.normals.setdefault((site.name, affine.size), normal)
         if rounds and site.smooth:
             return self._solve_smooth(rows, normal, weights)
         moved = torch.zeros_like(weights)
@@ -279,7 +278,7 @@ def fit(
     rows: int = ROWS,
     memory: float = GIB,
     structure: Structure | None = None,
-    shared: dict | None = None,
+    shared: Shared | None = None,
     progress: bool = True,
 ) -> dict:
     """Solves for the weights of `fused`, in place, layer by layer on its own inputs.
@@ -325,7 +324,7 @@ def fit(
             than a parent's are chosen as "side_by_side" says, and with them all that one layer alone writes and
             another reads; separate ones are fitted to each parent's units, unless they are the parents' own already,
             which are left as they are.
-        shared: what fits of other structures to the same parents and images can use again; filled here.
+        shared: what fits of other structures to the same parents, with the same options, can use again; filled here.
         memory: bytes of activations to keep; less means more recomputation and the same result.
 
     Returns:
@@ -342,18 +341,13 @@ def fit(
     theirs = {site.name: site for site in solvable(parents[0], groups)[0]}
     sources = {name: Affine(site) for name, site in theirs.items()}
     exact = set() if structure.plain else structure.exact()
-    known = None if shared is None or structure.plain else shared.setdefault("rows", {})
-    shared = {} if shared is None else shared
-    if "reach" not in shared:
-        shared["reach"] = reaching(parents, groups, sites, images)
+    reach = reaching(parents, groups, sites, images) if shared is None or shared.reach is None else shared.reach
+    shared = None if structure.plain else shared
     # where all that a fit asks of the parents is known from another one, they need not run again
-    asked = {(site.name, chunk) for site in sites if site.end.name not in exact for chunk in range(len(chunks))}
-    chosen = {site.name for site in sites if site.end.name not in exact and not structure.makes_apart(site.name)}
-    again = known is not None and asked <= known.keys() and chosen <= shared.get("settled", set())
+    asked = {(site.name, structure.makes_apart(site.name)) for site in sites if site.end.name not in exact}
+    again = shared is not None and asked <= shared.solved
     lockstep = Lockstep((fused,) if again else (*parents, fused), groups.graph, chunks, memory, graph)
-    problem = Fit(
-        lockstep, sources, ridge, rounds if through_relu else 0, rows or math.inf, shared["reach"], exact, shared, known
-    )
+    problem = Fit(lockstep, sources, ridge, rounds if through_relu else 0, rows or math.inf, reach, exact, shared)
     modules = [dict(model.named_modules()) for model in parents]
     names = {module: name for name, module in parents[0].named_modules()}
     alone = [tuple(float(i == which) for i in range(len(parents))) for which in range(len(parents))]
@@ -458,10 +452,11 @@ def fit(
             counts[site.name] = {"mean": mean, "single": single}
             return tuple(every[..., places.to(weights.device)] for every in (weights, *sums))
         count = max(1, size // 2) if units == "half" else affine.shape[0]
-        covariances = shared.setdefault("covariances", {})
-        if site.name not in covariances:
-            covariances[site.name] = problem.covariance(theirs[site.name], sources[site.name], *reader)
-        covariance = covariances[site.name]
+        covariance = None if shared is None else shared.covariances.get(site.name)
+        if covariance is None:
+            covariance = problem.covariance(theirs[site.name], sources[site.name], *reader)
+            if shared is not None:
+                shared.covariances[site.name] = covariance
         picked = selection.forward(covariance, reading(reader[0], size), shares, count).to(start.device)
         single = torch.bincount(picked // size, minlength=len(parents)).tolist()
         counts[site.name] = {"mean": 0, "single": single}
@@ -486,6 +481,7 @@ def fit(
         layers[site.name] = _unreached(error, power)
         normed = site.norm is not None or isinstance(site.layer, _BatchNorm)
         write(site, affine, weights, problem.seen(site, affine, weights) if normed else None)
-    if known is not None and not together:
-        shared["settled"] = shared.get("settled", set()) | chosen
+    if shared is not None:
+        shared.reach = reach
+        shared.solved |= asked if not together else set()
     return {"images": len(images), "layers": layers, "units": counts, "left": left}

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from ..symmetry import Groups, Values
 from ..symmetry.graph import Interpreter
 from ..symmetry.walker import Lockstep
-from .affine import Affine, Site, at_least_float32
+from .affine import Affine, Normal, Site, at_least_float32
 
 BLOCK = 2**25  # bytes of inputs in one block
 PROBE = 8  # images that tell which positions reach the outputs
@@ -128,6 +129,22 @@ class Block(NamedTuple):
         return sum(each.nbytes for each in self if each is not None)
 
 
+@dataclass
+class Shared:
+    """What fits of several structures to the same parents on the same images, with the same options, can use again.
+
+    `values`: the parents' values at the rows, {(site, chunk): [(G, r, o) of each]}; `covariances` of their units, by
+    site; `normals`: what was factored at sites that read the parents' units as they are; `reach` (`reaching`);
+    `solved`: the sites, each with whether its units were apart, for which all that is asked of the parents is here.
+    """
+
+    values: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
+    covariances: dict[str, Tensor] = field(default_factory=dict)
+    normals: dict[tuple, Normal] = field(default_factory=dict)
+    reach: dict[str, Tensor] | None = None
+    solved: set[tuple[str, bool]] = field(default_factory=set)
+
+
 class Rows:
     """The rows at which a site is fitted, block by block, the same at each pass over them.
 
@@ -141,8 +158,7 @@ class Rows:
         goal: the columns (G, r, c) to fit to, from a list of each parent's values (its G, r, o); linear.
         again: whether there will be later passes.
         reach: of `reaching`; None: every position counts.
-        known: the parents' values at the rows, {(site, chunk): [(G, r, o) of each]}, kept there for fits of other
-            structures to the same parents; None: they are not kept.
+        shared: where the parents' values at the rows are kept for fits of other structures; None: they are not kept.
     """
 
     def __init__(
@@ -155,9 +171,9 @@ class Rows:
         count: float,
         again: bool,
         reach: Tensor | None = None,
-        known: dict[tuple[str, int], list[Tensor]] | None = None,
+        shared: Shared | None = None,
     ) -> None:
-        self.known = known
+        self.known = None if shared is None else shared.values
         self.lockstep, self.site, self.affine, self.goal, self.count = lockstep, site, affine, goal, count
         self.source = source
         self.window, self.reach = math.prod(site.pool or (1, 1)), reach

@@ -12,6 +12,7 @@ from .. import loaders, models
 from ..progress import tqdm
 from ..symmetry import Groups
 from .aligned import Aligned, State, interpolate
+from .rows import Shared
 from .structure import Structure
 
 # What a correction returns: (state, what it reports).
@@ -30,7 +31,7 @@ class Task:
     progress: bool
     moments: Any = None
     structure: Structure | None = None
-    shared: dict | None = None  # what corrections of the same networks on the same images can use again
+    shared: Shared | None = None  # what corrections of the same networks on the same images can use again
 
     @property
     def groups(self) -> Groups:

@@ -15,6 +15,7 @@ from ..checks import check_choice, check_whole
 from ..fusion.budgets import Dial
 from ..fusion.controls import distil
 from ..fusion.labels import united
+from ..fusion.rows import Shared
 from ..fusion.structure import Structure
 from ..progress import tqdm
 from . import run
@@ -161,7 +162,7 @@ class Run(run.Run):
         best = max(range(2), key=controls.accuracies.__getitem__)
         names = [f"parent {name}" for name in self.checkpoints]
         rows += [self._row("parent", name, net, None) for name, net in zip(names, self.networks, strict=True)]
-        shared: dict = {}
+        shared = Shared()
         plain = fusion.correct(self.aligned, None, "least_squares", images=self.images, progress=False)
         rows.append(self._row("fused", "one network", plain.model(), None, seconds=plain.seconds))
         options = {"images": self.images, "device": self.device, "progress": False}
