@@ -111,6 +111,11 @@ class Method:
     table: Mapping[str, Any]
 
 
+def split_outside(text: str) -> list[str]:
+    """The parts of a text between commas that stand in no brackets."""
+    return re.split(r",(?![^()]*\))", text)
+
+
 def read_method(
     kind: str, text: str, table: Mapping[str, Any], options: Mapping[str, Any] | None = None
 ) -> tuple[str, dict[str, Any]]:
@@ -132,7 +137,7 @@ def read_method(
     name, inside = parts[1], parts[2]
     check_choice(kind, name, table)
     written = {}
-    for item in re.split(r",(?![^()]*\))", inside) if (inside or "").strip() else ():
+    for item in split_outside(inside) if (inside or "").strip() else ():
         option, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not option.isidentifier():
             raise InputError(f"{kind} {text!r} cannot be read; accepted: {name}(option=value, …)")

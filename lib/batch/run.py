@@ -28,7 +28,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from ..checks import InputError, check_known, first_line
+from ..checks import InputError, check_known, first_line, split_outside
 from ..paths import LOCAL, NOTEBOOKS, atomic, resolve
 from ..records.origin import NOTEBOOK
 
@@ -132,7 +132,7 @@ def _listed(text: str) -> object:
     boolean. A comma in an option's brackets, graph(solver=ipfp, restarts=3), parts no items."""
     text = text if text.lstrip().startswith("[") else f"[{text}]"
     if re.fullmatch(r"\s*\[[^\[\]\"'{}]*\]\s*", text) and "(" in text:
-        return [item.strip() for item in re.split(r",(?![^()]*\))", text.strip()[1:-1])]
+        return [item.strip() for item in split_outside(text.strip()[1:-1])]
     return yaml.load(text, yaml.BaseLoader)
 
 

@@ -60,7 +60,8 @@ def read(
             if labels is None:
                 raise InputError(f"--test {text} holds no labels; accepted: {LABELLED}")
             if classes is not None:
-                images, labels = _of_classes(images, labels, classes)
+                labels = models.places(labels.long(), classes)
+                images, labels = images[labels >= 0], labels[labels >= 0]
     else:
         dataset = _dataset(text, architecture, shape)
         if test and classes is not None:
@@ -75,12 +76,6 @@ def read(
         return Images(loaders.batched(images), what)
     labels = labels[: len(images)]
     return Images(list(zip(images.split(loaders.BATCH), labels.split(loaders.BATCH), strict=True)), what)
-
-
-def _of_classes(images: Tensor, labels: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    place = {int(each): number for number, each in enumerate(classes)}
-    kept = [number for number, label in enumerate(labels.tolist()) if label in place]
-    return images[kept], torch.tensor([place[int(labels[number])] for number in kept], dtype=torch.int64)
 
 
 def _dataset(name: str, architecture: Architecture, shape: tuple[int, ...] | None) -> loaders.Dataset:

@@ -302,9 +302,7 @@ class Explorer:
             aligned, place, corrected, images=images, device=run.device, progress=False, structure=structure
         )
         self.tell("measuring")
-        logits, labels = models.outputs(fused.model(), run.test, device=run.device)
-        score = models.score(logits, labels)
-        values = {"test_accuracy": score.accuracy, "test_loss": score.loss}
+        values = fusion.measure(fused.model(), fused.state, run.test, device=run.device)
         return Sized(values, {kind: structure.as_dict()[kind] for kind in COSTS})
 
     def fit_seconds(self, name: str) -> float:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import models
 from ..checks import unwrapped
 from .aligned import Aligned
-from .card import Mean, card, measure
+from .card import card, measure
 from .structure import Structure
 
 
@@ -148,21 +148,13 @@ class Fused:
         models.save_checkpoint(path, self.state, self.sidecar())
         return path
 
-    def measure(self, test: Iterable, *, device: torch.device | str = "cpu", mean: Mean = "probabilities") -> dict:
+    def measure(self, test: Iterable, **options: Any) -> dict[str, Any]:
         """What it, its parents and their ensemble reach on labelled images: see `card.measure`."""
-        return measure(self, test, device=device, mean=mean)
+        return measure(self, test, **options)
 
-    def card(
-        self,
-        measures: Mapping[str, Any] | None = None,
-        *,
-        title: str = "A fused network",
-        data: str = "labelled images",
-        images: str = "",
-        parents: Sequence[Mapping[str, str]] | None = None,
-    ) -> str:
+    def card(self, measures: Mapping[str, Any] | None = None, **options: Any) -> str:
         """Its card, Markdown: `fused.card(fused.measure(test), data="MNIST, test images")`. See `card.card`."""
-        return card(self, measures, title=title, data=data, images=images, parents=parents)
+        return card(self, measures, **options)
 
 
 def load(path: str | Path | models.Checkpoint, model: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ from .training import (
     open_dataset,
     outputs,
     perplexity,
+    places,
     score,
     skewed_indices,
     train,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import symmetry
 from ..checks import InputError, unwrapped
 from .checkpoints import fitting
 
@@ -47,16 +48,12 @@ def alike(
     if len(names) != len(networks):
         raise InputError(f"{len(networks)} networks and {len(names)} names; accepted: one name a network")
     for name, network in zip(names[1:], networks[1:], strict=True):
-        differs = widths and _shapes(network) != _shapes(networks[0])
+        differs = widths and symmetry.shapes_of(network) != symmetry.shapes_of(networks[0])
         if not differs:
             fitting(networks[0], network.state_dict(), name)
         for difference in _differences(networks[0], network, names[0], _SIZES if differs else set()):
             raise InputError(f"{name} differs: {difference}")
     return networks
-
-
-def _shapes(network: nn.Module) -> dict[str, Any]:
-    return {name: getattr(value, "shape", None) for name, value in network.state_dict().items()}
 
 
 def _differences(first: nn.Module, other: nn.Module, name: str, sizes: set[str]) -> Iterator[str]:

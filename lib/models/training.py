@@ -504,14 +504,18 @@ def _inputs(images: loaders.Images, device: torch.device | str, dtype: torch.dty
     return tuple(x.to(device, kind, copy=True) for x, kind in zip(parts, kinds, strict=True))
 
 
+def places(labels: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
+    """The place of each label (N,) in `classes`, −1 where it is none of them: int64 (N,)."""
+    same = labels[:, None] == torch.tensor(list(classes), device=labels.device)
+    return torch.where(same.any(dim=1), same.int().argmax(dim=1), -1)
+
+
 def of_classes(dataset: loaders.Dataset, classes: Sequence[int], held_out: int = 0) -> loaders.Dataset:
     """The images of some classes alone, but for the last `held_out` training images; a class's label is its place in
     `classes`."""
-    number = torch.full((1 + max(map(int, (*classes, dataset.train.labels.max(), dataset.test.labels.max()))),), -1)
-    number[list(classes)] = torch.arange(len(classes))
 
     def part(split: loaders.Split) -> loaders.Split:
-        labels = number[split.labels]
+        labels = places(split.labels, classes)
         return loaders.Split(split.images[labels >= 0], labels[labels >= 0])
 
     train = dataset.train.head(len(dataset.train) - held_out)

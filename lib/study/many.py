@@ -201,8 +201,8 @@ def _check(settings: Mapping[str, Any]) -> None:
             raise refusal(name, values, "a rising list without repeats")
     if not settings["counts"]:
         raise refusal("counts", settings["counts"], "a list of whole numbers of at least 2")
-    leasts = {"first_seed": 0, "held_out": 0, "match_seed": 0, "limit_train": 0, "limit_test": 0, "orders": 0}
-    leasts |= {"divisions": 0, "epochs": 1, "match_images": 2, "correct_images": 2, "classes": 0}
+    leasts = {"first_seed": 0, "match_seed": 0, "orders": 0, "divisions": 0, "classes": 0}
+    leasts |= {"epochs": 1, "match_images": 2, "correct_images": 2}
     for name, least in leasts.items():
         check_whole(name, settings[name], least)
     if settings["classes"] > 9:
@@ -216,5 +216,3 @@ def _check(settings: Mapping[str, Any]) -> None:
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
                 raise refusal(name, settings[name], "numbers > 0")
     check_choice("merge_linear", settings["merge_linear"], (True, False))
-    if settings["results_path"] and not str(settings["results_path"]).endswith(".json"):
-        raise refusal("results_path", settings["results_path"], "a path that ends in .json")

@@ -30,4 +30,4 @@ from .registry import RULES, rule
 from .rules import is_activation
 from .tracer import capture, shared, trace
 from .walker import Values, walk
-from .widths import blanked, completed, embed, in_one_width, widest
+from .widths import blanked, completed, embed, in_one_width, shapes_of, widest

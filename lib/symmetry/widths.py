@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..checks import InputError
 from .graph import inputs_of
-from .groups import Groups, by_tensor
+from .groups import Groups, Member, by_tensor
 
 FAR = 1e-5  # of the outputs' size: what embedding may change
 
@@ -29,19 +29,17 @@ def sizes_in(state: Mapping[str, Tensor], wide: Mapping[str, Tensor], groups: Gr
     members, sizes = by_tensor(groups), {}
     for tensor, whole in wide.items():
         mine = state[tensor]
-        if not isinstance(mine, Tensor) or mine.shape == whole.shape:
-            found = {} if not isinstance(mine, Tensor) else {m.axis: (g, m) for g, m in members.get(tensor, ())}
-            for group, _ in found.values():
-                sizes.setdefault(group, set()).add(groups[group].size)
+        if not isinstance(mine, Tensor):
             continue
-        axes = [a for a in range(whole.dim()) if mine.dim() == whole.dim() and mine.shape[a] != whole.shape[a]]
-        for axis, (group, member) in {m.axis: (g, m) for g, m in members.get(tensor, ())}.items():
-            plain = not member.offset and member.rows is None and member.starts is None
-            if not plain or whole.shape[axis] != groups[group].size * member.block or mine.dim() != whole.dim():
-                continue
-            if mine.shape[axis] % member.block == 0 and mine.shape[axis] <= whole.shape[axis]:
-                sizes.setdefault(group, set()).add(mine.shape[axis] // member.block)
-                axes = [a for a in axes if a != axis]
+        axes = {
+            axis for axis in range(whole.dim()) if mine.dim() != whole.dim() or mine.shape[axis] != whole.shape[axis]
+        }
+        for group, member in members.get(tensor, ()):
+            if member.axis not in axes:
+                sizes.setdefault(group, set()).add(groups[group].size)
+            elif _narrower(mine, whole, groups[group].size, member):
+                sizes.setdefault(group, set()).add(mine.shape[member.axis] // member.block)
+                axes.remove(member.axis)
         if axes or mine.dim() != whole.dim():
             raise InputError(
                 f"{name} has {tensor} {tuple(mine.shape)}, that of the groups {tuple(whole.shape)}; accepted: networks "
@@ -50,6 +48,14 @@ def sizes_in(state: Mapping[str, Tensor], wide: Mapping[str, Tensor], groups: Gr
     if uneven := next((group for group, found in sizes.items() if len(found) > 1), None):
         raise InputError(f"{name} has {' and '.join(map(str, sorted(sizes[uneven])))} units in group {uneven}")
     return {group: found.pop() for group, found in sizes.items()}
+
+
+def _narrower(mine: Tensor, whole: Tensor, size: int, member: Member) -> bool:
+    """Whether a member's axis holds nothing but whole units, in `mine` at most as many."""
+    plain = not member.offset and member.rows is None and member.starts is None and mine.dim() == whole.dim()
+    if not plain or whole.shape[member.axis] != size * member.block:
+        return False
+    return mine.shape[member.axis] % member.block == 0 and mine.shape[member.axis] <= whole.shape[member.axis]
 
 
 @torch.no_grad()
@@ -89,6 +95,11 @@ def embed(network: nn.Module, wide: nn.Module, groups: Groups, name: str = "the 
     return embedded
 
 
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...] | None]:
+    """{name in the state dict: shape}, None of what is no tensor."""
+    return {key: getattr(value, "shape", None) for key, value in network.state_dict().items()}
+
+
 def in_one_width(
     networks: Sequence[nn.Module], groups: Groups, names: Sequence[str] | None = None
 ) -> tuple[list[nn.Module], list[dict[str, int]]]:
@@ -97,7 +108,7 @@ def in_one_width(
     Raises:
         InputError: as `embed`, or the groups are of none of the networks.
     """
-    shapes = [{key: getattr(value, "shape", None) for key, value in n.state_dict().items()} for n in networks]
+    shapes = [shapes_of(network) for network in networks]
     if all(each == shapes[0] for each in shapes):
         return list(networks), [{}] * len(networks)
     fits = [_fits(network, groups) for network in networks]
