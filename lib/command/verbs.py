@@ -86,7 +86,7 @@ def fuse(arguments: Namespace) -> None:
     print(fused.report)
     if measures is not None:
         print(_line(measures, [parent.name for parent in found], test.what))
-    print(f"wrote {', '.join(portable(path) for path in _files(output))}")
+    print(f"wrote {', '.join(str(path) for path in _files(output))}")
 
 
 def trace(arguments: Namespace) -> None:
@@ -130,7 +130,7 @@ def draw(arguments: Namespace) -> None:
     _refuse_existing(files, arguments.overwrite)
     for kind, figure in drawn.items():
         style.save_figure(figure, stems[kind], folder)
-    print(*(f"wrote {portable(path)}" for path in files), sep="\n")
+    print(*(f"wrote {path}" for path in files), sep="\n")
 
 
 # What was typed -------------------------------------------------------------------------------------------------------

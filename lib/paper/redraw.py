@@ -100,7 +100,10 @@ class _workers:
 
     def __init__(self, tasks: int) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # macOS forks at its own risk
-        self.pool = multiprocessing.get_context("fork").Pool(cores) if min(cores, tasks) > 1 else None
+        self.pool = None
+        if min(cores, tasks) > 1:
+            with suppress(OSError):  # a container without /dev/shm has no semaphores
+                self.pool = multiprocessing.get_context("fork").Pool(cores)
 
     def __enter__(self) -> Callable[[Callable, list], Any]:
         return partial(self.pool.map, chunksize=1) if self.pool else lambda function, tasks: [*map(function, tasks)]

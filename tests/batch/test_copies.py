@@ -70,7 +70,8 @@ def test_a_record_names_its_notebook_and_whether_it_was_edited(tmp_path, monkeyp
     monkeypatch.setattr(origin, "_git", lambda *_: None)  # whatever of it is not committed yet
     monkeypatch.setenv("JPY_SESSION_NAME", str(copy))
     as_shipped = found()
-    assert as_shipped["file"] == copy.name and as_shipped["edited"] is False and capsys.readouterr().out == ""
+    assert (as_shipped["file"], as_shipped["edited"]) == (origin.portable(copy), False)
+    assert capsys.readouterr().out == ""
     write(copy, "corrections = [...]")
     assert found()["edited"] is True and found()["sha256"] != as_shipped["sha256"]
     assert "simplenet_mnist.ipynb was edited" in capsys.readouterr().out
