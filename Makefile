@@ -4,7 +4,7 @@
 # Works with GNU make from 3.81 (macOS) on.
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce simplenet vgg11 transformers leaderboard sweep zoo many architectures figures lab test lint bench ffcv own-environment FORCE
+.PHONY: help reproduce published simplenet vgg11 transformers leaderboard sweep zoo many architectures figures lab test lint bench ffcv own-environment FORCE
 
 # The experiments that `reproduce` runs, in this order.
 EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
@@ -19,7 +19,8 @@ else
   TIMM = $(PY) -c 'import timm' 2>/dev/null || $(PIP) -e '.[architectures]' || true  # then torchvision's alone
 endif
 
-PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# pip shows its bars where somebody is looking, and says nothing elsewhere
+PIP := .venv/bin/python -m pip install $$([ -t 2 ] || echo -qq) --disable-pip-version-check -c constraints.txt
 BATCH := set -f; $(PY) -m lib.batch
 APT := libopencv-dev libturbojpeg0-dev pkg-config build-essential
 CONDA := compilers pkg-config libopencv libjpeg-turbo
@@ -31,7 +32,9 @@ help:  ## this list
 
 reproduce: $(READY)  ## run every experiment: record, table, figures, executed notebook
 	@$(BATCH) $(EXPERIMENTS) $(ARGS)
-	@$(PY) -c 'from lib import paths; print(f"records and executed notebooks: {paths.LOCAL}\nfigures and tables: {paths.FIGURES}/local")'
+
+published: $(READY)  ## the SimpleNet pair that was published, fetched (PAIR=FOLDER: from there), beside its published table
+	@set -f; $(PY) -m lib.study.published $(if $(PAIR),--pair '$(PAIR)') $(ARGS)
 
 simplenet: $(READY)  ## only SimpleNet on MNIST
 	@$(BATCH) notebooks/simplenet_mnist.ipynb $(ARGS)
@@ -59,8 +62,8 @@ architectures: $(READY)  ## trace and prove the architectures of torchvision and
 	@$(TIMM)
 	@$(PY) -m lib.study.architectures $(ARGS)
 
-figures: $(READY)  ## figures, tables and the numbers of the READMEs again, from the records in data/results
-	@$(PY) -m lib.paper
+figures: $(READY)  ## figures, tables and the numbers of the READMEs from the records in data/results (ARGS=FOLDER: of another)
+	@$(PY) -m lib.paper $(ARGS)
 
 lab: $(READY)  ## JupyterLab on copies of the notebooks (notebooks/local), with the environment's own kernel
 	@$(PY) -m lib.batch.copies

@@ -60,6 +60,11 @@ def target(typed: str | os.PathLike, default: str | os.PathLike) -> Path:
     return path if path.is_absolute() else ROOT / path
 
 
+def inside(path: Path) -> str:
+    """`path` from the repo's root on, where it lies below it."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

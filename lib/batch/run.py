@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import papermill
 import yaml
@@ -29,8 +29,9 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
 from ..checks import InputError, check_known, first_line, split_outside
-from ..paths import LOCAL, NOTEBOOKS, atomic, resolve
-from ..records.origin import NOTEBOOK
+from ..paths import LOCAL, NOTEBOOKS, atomic, check_writable, inside, resolve
+from ..records import read_record
+from ..records.origin import NOTEBOOK, PLACES, run_name
 
 # It prints what a NotebookError says in one line.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -38,6 +39,13 @@ logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 class NotebookError(RuntimeError):
     """A notebook failed: with what, and where the copy lies that shows how far it came."""
+
+
+class Executed(NamedTuple):
+    """What a notebook left: its executed copy, and the record that it named, if it did."""
+
+    notebook: Path
+    record: Path | None = None
 
 
 class OwnKernel(AsyncKernelManager):
@@ -56,8 +64,9 @@ class OwnKernel(AsyncKernelManager):
 
     async def start_kernel(self, **options: object) -> None:
         with (self.folder / "stderr").open("wb") as stderr:
+            options["env"] = {**(options.get("env") or os.environ), PLACES: str(self.folder / "places")}
             if self.notebook:
-                options["env"] = {**(options.get("env") or os.environ), NOTEBOOK: str(self.notebook)}
+                options["env"][NOTEBOOK] = str(self.notebook)
             await super().start_kernel(**options, stderr=stderr)
 
     @property
@@ -80,10 +89,11 @@ class Live:
 
     open: "Live | None" = None
 
-    def __init__(self, stream: TextIO):
-        self.stream, self.broken = stream, False
+    def __init__(self, stream: TextIO, log: list[str] | None = None):
+        self.stream, self.broken, self.log = stream, False, [] if log is None else log
 
     def write(self, text: str) -> None:
+        self.log.append(text)
         if Live.open not in (None, self):
             Live.open.broken = True
             print(file=Live.open.stream, flush=True)
@@ -182,11 +192,12 @@ def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, obje
 
 def execute(
     notebook: Path, parameters: dict[str, object], output: Path | None = None, report: Path | None = None
-) -> Path:
-    """Runs the notebook, its output shown live; returns where the executed copy lies: `output`, by default
-    <stem>.executed.ipynb in the folder of local results.
+) -> Executed:
+    """Runs the notebook, its output shown live; returns where its executed copy lies.
 
     Args:
+        output: where it goes. By default into the folder that the run names (`study.places`), with what was printed,
+            <stem>.log, beside it: <stem>.executed.ipynb.
         report: JSON file that always says how the run stands: {"state": "running", "done", "refused" or "failed",
             "seconds", "count" (of the code cells begun: the last one's execution count), "cell" (its first line),
             "error" (None, or the traceback's last line)}.
@@ -194,9 +205,8 @@ def execute(
     Raises InputError when the notebook refused its input, nothing being written then, and NotebookError after
     any other failure, the notebook as far as it came being kept beside `output` as <stem>.failed.ipynb.
     """
-    output = Path(output or LOCAL / f"{notebook.stem}.executed.ipynb").absolute()
-    failed = output.with_name(output.name.removesuffix(".ipynb").removesuffix(".executed") + ".failed.ipynb")
-    stdout, stderr, started = Live(sys.stdout), Live(sys.stderr), time.monotonic()
+    printed: list[str] = []
+    stdout, stderr, started = Live(sys.stdout, printed), Live(sys.stderr, printed), time.monotonic()
     at = {"count": 0, "cell": ""}
 
     def write_report(state: str, error: str | None = None) -> None:
@@ -215,8 +225,31 @@ def execute(
             at.update(count=at["count"] + 1, cell=cell["source"].strip().splitlines()[0])
             write_report("running")
 
+    own = {name: value for name, value in parameters.items() if name not in ("results_path", "figures_dir")}
+    unnamed = LOCAL / run_name(notebook.stem, own)  # of a run that says nothing of where it writes
+
+    def ended(failed: bool) -> Executed:
+        """Keeps the copy; one that failed is stale once the notebook ran."""
+        told = {}
+        with suppress(OSError, ValueError):
+            told = json.loads((kernel.folder / "places").read_text())
+        path = Path(output or Path(told.get("folder", unnamed), f"{notebook.stem}.executed.ipynb"))
+        stem = path.name.removesuffix(".ipynb").removesuffix(".executed")
+        wrong = path.with_name(f"{stem}.failed.ipynb")
+        with atomic(wrong if failed else path) as temporary:
+            shutil.copy(unfinished, temporary)
+        if output is None:
+            with atomic(path.with_name(f"{stem}.log")) as temporary:  # of a bar what it showed last
+                temporary.write_text(re.sub(r"[^\n]*\r", "", "".join(printed)), encoding="utf-8")
+        if not failed:
+            wrong.unlink(missing_ok=True)
+        return Executed(wrong if failed else path, *map(Path, filter(None, [told.get("record")])))
+
+    output = output and Path(output).absolute()
+    check_writable("the executed notebook", output or LOCAL, folder=output is None)
     write_report("running")
-    with atomic(output) as unfinished, own_kernel(notebook) as kernel:
+    with own_kernel(notebook) as kernel:
+        unfinished = kernel.folder / "executed.ipynb"
         try:
             with closing(stderr):
                 papermill.execute_notebook(
@@ -242,15 +275,24 @@ def execute(
                 raise InputError(message) from None
             # Outputs come as messages. What else the process prints is noise of its threads while they end, unless
             # it died: then nothing else says why.
-            printed = (kernel.folder / "stderr").read_text(errors="replace").strip()
-            if printed and not isinstance(error, papermill.PapermillExecutionError):
-                stderr.write(f"{printed}\n")
-            with atomic(failed) as temporary:
-                shutil.copy(unfinished, temporary)
+            noise = (kernel.folder / "stderr").read_text(errors="replace").strip()
+            if noise and not isinstance(error, papermill.PapermillExecutionError):
+                stderr.write(f"{noise}\n")
+            failed = ended(failed=True).notebook
             raise NotebookError(f"{notebook.name}: {name}: {message}\nas far as it came: {failed}") from error
-    failed.unlink(missing_ok=True)
+        executed = ended(failed=False)
     write_report("done")
-    return output
+    return executed
+
+
+def summary(left: list[Executed]) -> str:
+    """What several runs left: all methods at the midpoint beside what was published, and where everything lies."""
+    from ..paper import tables  # matplotlib takes a second
+
+    records = {executed.record: read_record(executed.record) for executed in left if executed.record}
+    parts = [str(tables.midpoints({p: r for p, r in records.items() if "curves" in r}))] if records else []
+    parts.append("records, figures, tables as LaTeX, executed notebooks and logs:")
+    return "\n".join([*parts, *dict.fromkeys(f"  {inside(executed.notebook.parent)}" for executed in left)])
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, object]:
@@ -288,12 +330,13 @@ def main(argv: list[str] | None = None) -> int:
         for typed in arguments.notebooks:  # all of them before the first one runs
             notebook = find_notebook(typed)
             runs.append((notebook, check_parameters(notebook, given)))
+        left = []
         for notebook, parameters in runs:
             print(f"== {notebook.name}", flush=True)
-            output = arguments.output
-            if output is None and parameters.get("results_path"):  # runs of one notebook leave a copy each
-                output = LOCAL / f"{Path(parameters['results_path']).stem}.executed.ipynb"
-            print(f"executed notebook: {execute(notebook, parameters, output, arguments.report)}", flush=True)
+            left.append(execute(notebook, parameters, arguments.output, arguments.report))
+            print(f"executed notebook: {left[-1].notebook}", flush=True)
+        if len(left) > 1:
+            print(summary(left))
     except (InputError, NotebookError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

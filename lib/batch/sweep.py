@@ -27,7 +27,7 @@ import yaml
 
 from .. import paths
 from ..checks import InputError, check_choice
-from ..records import read_record, recorded
+from ..records import origin, read_record, recorded
 from .run import check_parameters, find_notebook, parameters_of
 
 KEYS = ("notebook", "parameters", "grid", "seeds", "results")
@@ -146,34 +146,14 @@ def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Job]:
         given = fixed | point
         if "seeds" in block:
             given.setdefault("seed_b", point["seed_a"] + 1)
-        name = _name(notebook.stem, given, point)
-        record, drawn = folder / f"{name}.json", paths.FIGURES / "local" / sweep
-        given = _filled(given) | {"results_path": inside(record), "figures_dir": inside(drawn)}
+        name = origin.run_name(notebook.stem, {"width": given.get("width")} | point)
+        record, drawn = folder / f"{name}.json", paths.LOCAL / sweep / "figures"
+        given = _filled(given) | {"results_path": paths.inside(record), "figures_dir": paths.inside(drawn)}
         yield Job(name, notebook, check_parameters(notebook, given), record, paths.LOCAL / sweep / "logs")
 
 
-def inside(path: Path) -> str:
-    """`path` from the repo's root on, where it lies below it."""
-    return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else str(path)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list):
-        return "+".join(map(_text, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _name(stem: str, given: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    """vgg11_cifar10_w0.125-s0: the notebook, the width, the other axes of the grid, the seed of A."""
-    others = [name for name in point if name not in ("width", "seed_a")]
-    parts = [f"w{_text(given['width'])}"] if given.get("width") is not None else []
-    parts += [_text(point[name]) if isinstance(point[name], str) else f"{name}{_text(point[name])}" for name in others]
-    parts += [f"s{_text(point['seed_a'])}"] if "seed_a" in point else []
-    return re.sub(r"[^\w.+-]+", "_", "_".join([stem] + ["-".join(parts)] * bool(parts)))
-
-
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
-    texts = {name: _text(value) for name, value in given.items()}
+    texts = {name: origin.text(value) for name, value in given.items()}
 
     def fill(value: object) -> object:
         if isinstance(value, list):
@@ -280,7 +260,7 @@ def _write_runs(sweep: Sweep) -> None:
     jobs = {
         name: {
             "folder": str(job.record.parent),
-            "notebook": inside(job.notebook),
+            "notebook": paths.inside(job.notebook),
             "parameters": job.parameters,
             "code": code_hash(job.notebook),
         }
@@ -341,7 +321,9 @@ def run(grid: Path, *, arguments: list[str] = (), keep: bool = False) -> bool:
         finished = {name for name, job in sweep.jobs.items() if job.record.is_file()}
         changed = {name: differences for name, job in sorted(sweep.jobs.items()) if (differences := job.differences())}
         stale = sorted(_planned(sweep) & finished - set(changed)) if finished else []
-        print(f"{sweep.name}: {len(sweep.jobs)} runs, {len(finished)} with a record; logs in {inside(log.parent)}")
+        print(
+            f"{sweep.name}: {len(sweep.jobs)} runs, {len(finished)} with a record; logs in {paths.inside(log.parent)}"
+        )
         for name, differences in changed.items():
             print(f"redone, its record was made with other parameters: {name} ({'; '.join(differences)})")
         if stale and keep:
@@ -425,7 +407,7 @@ def _summary(sweep: Sweep) -> tuple[str, list[str]]:
     width = max(map(len, rows))
     table = [f"{name:<{width}}  {state:<8}{seconds:>8}  {why}".rstrip() for name, (state, seconds, why) in rows.items()]
     if failed := [name for name, (state, _, _) in rows.items() if state == "failed"]:
-        table.append(f"what they printed, and notebooks as far as they came: {inside(sweep.folder)}/logs")
+        table.append(f"what they printed, and notebooks as far as they came: {paths.inside(sweep.folder)}/logs")
     return "\n".join([f"{sweep.name}: {counted}", *table, ""]), failed
 
 
@@ -443,9 +425,9 @@ def _outcome(sweep: Sweep) -> list[str]:
         lines.append(f"{name}, means over {len(alike)} records at alpha 0.5, 95 % intervals from three pairs on:")
         lines += str(tables.pooled_table(pool.leaderboard_rows(alike), metrics=["test_accuracy"])).splitlines()
     lines += [f"not in the means: {line.removesuffix(', not pooled')}" for line in left_out]
-    folders = sorted({inside(job.record.parent) for job in sweep.jobs.values()})
+    folders = sorted({paths.inside(job.record.parent) for job in sweep.jobs.values()})
     lines.append(f"records: {', '.join(folders)}")
-    python = inside(Path(sys.executable))
+    python = paths.inside(Path(sys.executable))
     lines += [f"next: {python} -m lib.batch sweep_summary -p results_dir={folder}" for folder in folders if curves]
     return lines
 

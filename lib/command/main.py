@@ -12,7 +12,7 @@ EXAMPLES = """examples:
   {prog} fuse a.safetensors b.safetensors --model vgg11 --width 0.25 --norm batch --images cifar10
   {prog} fuse a.pt b.pt --model mypackage.models:make --images images.npy --test labelled.npz -o fused.safetensors
   {prog} trace --model mypackage.models:make --shape 3,32,32
-  {prog} draw data/results/local/simplenet_mnist.json
+  {prog} draw data/results/simplenet_mnist_s0.json
 
 Checkpoints that were saved with a sidecar (*.json) say their architecture and data set themselves.
 Each verb has a page: {prog} fuse --help"""

@@ -129,7 +129,7 @@ def _mnist(folders: _Folders) -> tuple[Split, Split]:
         from torchvision.datasets import MNIST
 
         return {
-            name.removesuffix(".gz"): gzip.decompress(_download([f"{mirror}{name}" for mirror in MNIST.mirrors], md5))
+            name.removesuffix(".gz"): gzip.decompress(download([f"{mirror}{name}" for mirror in MNIST.mirrors], md5))
             for name, md5 in MNIST.resources
         }
 
@@ -164,7 +164,7 @@ def _cifar10(folders: _Folders) -> tuple[Split, Split]:
         return None
 
     def fetch() -> _Files:
-        return unpack(_download([CIFAR10.url], CIFAR10.tgz_md5))
+        return unpack(download([CIFAR10.url], CIFAR10.tgz_md5))
 
     files = _find("CIFAR-10", folders, CIFAR10.base_folder, local, fetch)
 
@@ -353,8 +353,9 @@ def _verified(path: Path, md5: str, unpack: bool = False) -> bytes:
     return content
 
 
-def _download(urls: list[str], md5: str) -> bytes:
-    """The verified content of the first of `urls` that can be had. Raises OSError, told in a few words.
+def download(urls: list[str], digest: str) -> bytes:
+    """The content of the first of `urls` that can be had and has this MD5 (32 digits) or SHA-256 (64), a bar meanwhile.
+    Raises OSError, told in a few words.
 
     Not torchvision's download_url: it waits for ever for a mirror that never answers, turns to http where https
     fails, and writes under the file's own name, so that a killed process leaves half of it.
@@ -373,7 +374,7 @@ def _download(urls: list[str], md5: str) -> bytes:
         except (OSError, ValueError, HTTPException) as error:  # ValueError: a name or address that cannot be one
             failures.append(f"no connection to {host}: {getattr(error, 'reason', None) or error}")
             continue
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+        if hashlib.new("md5" if len(digest) == 32 else "sha256", content, usedforsecurity=False).hexdigest() == digest:
             return bytes(content)
         failures.append(f"{host} sent a corrupted {name}")
     raise OSError(", ".join(failures))

@@ -14,7 +14,7 @@ from ..records import curve_key, curve_of, point_at
 from . import latex
 from .evidence import Interval, grouped, survives
 from .names import curve_label, curve_name, model_label, width_label
-from .pool import PARENTS, Records, Row, aggregate, by_width, headline, reference_for
+from .pool import PARENTS, Records, Row, aggregate, by_width, headline, leaderboard_rows, reference_for
 from .published import REFERENCE
 from .style import percent
 
@@ -108,7 +108,8 @@ def table(records: Records, split: str = "test", name: Name = curve_name) -> Tab
 
 
 def compare(record: Row, reference: Row | None = None) -> Table:
-    """The record's curves beside published numbers, matched by alpha.
+    """Published numbers and what the record's curves differ from them, matched by alpha; the measured ones themselves
+    are `table`'s.
 
     `reference` has the shape of an entry of REFERENCE. Without one, the entry of the record's experiment is
     used where data set and width match, and a line says what differs where they do not.
@@ -120,28 +121,46 @@ def compare(record: Row, reference: Row | None = None) -> Table:
     for metric in ("test_accuracy", "test_loss", "train_accuracy", "train_loss"):
         curves = (reference or {}).get("curves", {})
         published = {key: curve[metric] for key, curve in curves.items() if metric in curve}
-        if not published and all(p[metric] is None for curve in summary["curves"] for p in curve["points"]):
-            continue
         unit = "%" if metric.endswith("accuracy") else "nats"
         part = [[f"{metric.replace('_', ' ')}, {unit}", "", *_alpha_heads(alphas), "barrier"]]
         for curve in summary["curves"]:
             values, line = published.get(curve_key(curve)), published.get(("none", "none"))
-            theirs = dict(zip(reference["alphas"], values, strict=True)) if values else {}
+            if not values:
+                continue
+            theirs = dict(zip(reference["alphas"], values, strict=True))
             ours = [*(point_at(curve, alpha).get(metric) for alpha in alphas), curve["barrier"][metric]]
-            others = [*map(theirs.get, alphas), _barrier(theirs, line, metric) if theirs and line else None]
+            others = [*map(theirs.get, alphas), _barrier(theirs, line, metric) if line else None]
             differences = [None if None in pair else pair[0] - pair[1] for pair in zip(ours, others, strict=True)]
-            part.append([curve_name(curve), "measured", *(_number(value, metric) for value in ours)])
-            if published:
-                part.append(["", "reference", *(_number(value, metric) for value in others)])
-            if theirs:
-                part.append(["", "difference", *(_number(value, metric, "+") for value in differences)])
-        parts.append(part)
+            part.append([curve_name(curve), "published", *(_number(value, metric) for value in others)])
+            part.append(["", "measured − published", *(_number(value, metric, "+") for value in differences)])
+        parts += [part] if len(part) > 1 else []
     known, source = REFERENCE.get(record["experiment"]), "none known"
     if reference:
-        source = reference["source"]
+        source = reference["source"] if parts else f"none of these curves in {reference['source']}"
     elif known:
         source = f"none shown; the published values are for {model_label(known['model'])} on {known['dataset']}"
-    return Table(parts, f"{headline(record, 'measured against reference')}\nreference: {source}", texts=2)
+    return Table(parts, f"{headline(record, 'measured against published values')}\npublished: {source}", texts=2)
+
+
+def midpoints(records: Mapping[str, Row]) -> Table:
+    """Every curve and control of several records at alpha 0.5, a part a record, beside what was published of it."""
+    parts = []
+    for record in records.values():
+        reference = reference_for(record)
+        if reference and 0.5 in reference["alphas"]:
+            middle = reference["alphas"].index(0.5)
+            published = {key: curve["test_accuracy"][middle] for key, curve in reference["curves"].items()}
+        else:
+            published = {}
+        rows = [
+            row | ({} if "control" in row else {"published": published.get(curve_key(row))})
+            for row in leaderboard_rows([record])
+        ]
+        cells = {"accuracy, %": partial(_cell, metric="test_accuracy")}
+        if any(row.get("published") for row in rows):
+            cells["published, %"] = lambda row: _number(row.get("published"), "test_accuracy")
+        parts += _by_kind(rows, curve_name, cells)
+    return Table(parts, "at α = 0.5")
 
 
 def leaderboard_table(rows: Iterable[Row], name: Name = curve_name, metrics: Iterable[str] | None = None) -> Table:
@@ -305,6 +324,11 @@ def interval_text(found: Interval) -> str:
     """A mean of fractions and its interval in per cent: "57.5 [52.8, 62.2]", the mean alone where there is none."""
     ends = "" if found.low is None else f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
     return f"{100 * found.mean:.1f}{ends}".replace("-", "−")
+
+
+def save_table(table: Table, stem: str, folder: Path) -> Path:
+    """Writes a table as LaTeX, <folder>/<stem>.tex, with <stem> as its label; returns the path."""
+    return write_text(table.latex(stem), folder / f"{stem}.tex")
 
 
 def write_text(text: str, path: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..checks import InputError
-from ..paths import FIGURES, LOCAL, RESULTS, ROOT
+from ..paths import FIGURES, LOCAL, RESULTS, ROOT, resolve
 from ..records import curve_key, portable, read_arrays, read_record
 from . import (
     claims,
@@ -381,11 +381,14 @@ def _unreadable(lines: Iterable[str]) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 when a file in the results folder could not be read, 2 when nothing could be made."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of run records (*.json)")
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder to write into")
+    parser.add_argument("results", type=Path, nargs="?", default=RESULTS, help="folder of run records (*.json)")
+    parser.add_argument(
+        "--figures", type=Path, help="folder to write into; by default figures/, of other records theirs"
+    )
     options = parser.parse_args(arguments)
+    results = options.results if options.results == RESULTS else resolve(options.results)
     try:
-        written, skipped = write_all(options.results, options.figures)
+        written, skipped = write_all(results, options.figures or (FIGURES if results == RESULTS else results))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

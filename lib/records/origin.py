@@ -1,5 +1,6 @@
 """Where a run's numbers come from."""
 
+import ast
 import contextlib
 import hashlib
 import importlib.metadata
@@ -7,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from ..paths import IS_CLONE, NOTEBOOKS, ROOT
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pygmtools", "matplotlib", "papermill", "ffcv", "mlxtend")
 
 NOTEBOOK = "FUSEBOOK_NOTEBOOK"  # in the environment of a kernel: the notebook that it runs
+PLACES = "FUSEBOOK_PLACES"  # likewise: a file in which a run says, as JSON, where its "record" and its "folder" lie
+LONGEST = 120  # characters in the name of a run
 
 
 def portable(path: str | os.PathLike) -> str:
@@ -77,6 +81,43 @@ def notebook_of_run() -> dict[str, Any] | None:
     elif original.is_file() and not original.samefile(path):
         edited = own != cells_hash(original.read_text(encoding="utf-8", errors="replace"))
     return {"file": portable(path), "sha256": own, "edited": edited}
+
+
+def notebook_defaults(stem: str) -> dict[str, Any]:
+    """The parameters of a notebook in notebooks/, as its cell has them; {} where there is none of that name."""
+    try:
+        cells = json.loads((NOTEBOOKS / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):
+        return {}
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
+    return {
+        line.target.id: ast.literal_eval(line.value)
+        for line in ast.parse("\n".join(tagged)).body
+        if isinstance(line, ast.AnnAssign)
+    }
+
+
+def run_name(stem: str, parameters: Mapping[str, Any]) -> str:
+    """A file name for a run: vgg11_cifar10_w0.125-s0, that is the notebook, the width, other parameters, the seed of A;
+    texts stand without their parameter's name. What is too long for a name ends in a hash of it all."""
+    others = [name for name in parameters if name not in ("width", "seed_a")]
+    parts = [f"w{text(parameters['width'])}"] if parameters.get("width") is not None else []
+    parts += [
+        text(parameters[name]) if isinstance(parameters[name], str) else f"{name}{text(parameters[name])}"
+        for name in others
+    ]
+    parts += [f"s{text(parameters['seed_a'])}"] if "seed_a" in parameters else []
+    name = re.sub(r"[^\w.+-]+", "_", "_".join([stem] + ["-".join(parts)] * bool(parts)))
+    if len(name) > LONGEST:
+        name = f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+def text(value: object) -> str:
+    """A parameter's value as it stands in a name."""
+    if isinstance(value, list):
+        return "+".join(map(text, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def cells_hash(notebook: str) -> str:

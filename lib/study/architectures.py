@@ -144,7 +144,7 @@ def main() -> int:
     parser.add_argument(
         "names", nargs="*", help="models, such as resnet18 or timm/convnext_atto; default: the whole list"
     )
-    parser.add_argument("--record", type=Path, default=paths.LOCAL / "architectures.json")
+    parser.add_argument("--record", type=Path, default=paths.LOCAL / "architectures" / "architectures.json")
     arguments = parser.parse_args()
     started = datetime.now(UTC)
     try:
@@ -172,7 +172,7 @@ def main() -> int:
         made = record(experiment="architectures", preset="quick", dataset=None, rows=found, provenance=origin)
         write_record(arguments.record, made)
         if arguments.record.is_relative_to(paths.LOCAL):
-            save_figure(figures.draw(made, "architectures"), "architectures", paths.FIGURES / "local")
+            save_figure(figures.draw(made, "architectures"), "architectures", arguments.record.parent)
         print(f"{sum(not row['refused'] for row in found)} of {len(found)} proved; record: {arguments.record}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

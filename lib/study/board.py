@@ -1,7 +1,6 @@
 """The leaderboard: which pairs meet, and one record for each (notebooks/leaderboard.ipynb drives it)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from .. import models, paths
@@ -9,6 +8,7 @@ from ..checks import InputError, check_injected
 from ..fusion import CONTROLS, CORRECTIONS
 from ..matching import MATCHERS
 from ..records import matching_arrays, read_record, recorded, write_record
+from .places import places
 from .run import Run, begin
 
 # What a leaderboard leaves to the checkpoints or does not vary.
@@ -66,7 +66,6 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     """
     check_injected(parameters)
     runs: dict[str, Run] = {}
-    place = paths.target(parameters["results_dir"], paths.LOCAL)
     shipped = pairs()
     kinds = list(dict.fromkeys(name.rpartition("-s")[0] for name in shipped))
     all_kinds = parameters["pairs"] == ["all"]
@@ -74,7 +73,11 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
     parameters = dict(parameters) | {name: all_ for name, all_ in every.items() if parameters[name] == ["all"]}
     if 0.5 not in parameters["alphas"]:
         raise InputError(f"alphas {parameters['alphas']!r} is not accepted; accepted: a list with 0.5, where all meet")
-    paths.check_writable("figures_dir", figures_path(parameters["figures_dir"]), folder=True)
+    names = (*SHARED, "dataset", "held_out_images", "pairs", "seeds", "results_dir", "figures_dir")
+    record, figures = places(
+        "leaderboard", {name: parameters[name] for name in names}, several=("pairs", "seeds", "results_dir")
+    )
+    place = paths.target(parameters["results_dir"], record.parent)
     for kind in parameters["pairs"]:
         names = []
         for seed in parameters["seeds"]:
@@ -85,7 +88,7 @@ def open_pairs(parameters: Mapping[str, Any]) -> dict[str, Run]:
             given |= {"checkpoint_a": name, "checkpoint_b": partner(name)}
             spec = sidecar["spec"]
             given["dataset"] = sidecar["dataset"] if parameters["dataset"] == "auto" else parameters["dataset"]
-            given["results_path"] = str(place / f"leaderboard_{kind}-s{seed}.json")
+            given |= {"results_path": str(place / f"leaderboard_{kind}-s{seed}.json"), "figures_dir": str(figures)}
             presets = {"quick": {"width": spec["width"]}}
             run = begin(
                 "leaderboard", spec["model"], given, presets=presets, norm=spec["norm"], lenient=True,
@@ -124,8 +127,3 @@ def measured(stem: str, run: Run) -> dict[str, Any]:
     record = run.record(parents, curves, controls=run.controls(networks, parents, held_out) or None)
     write_record(run.results_path, record, matching_arrays(*(pair.maps[1] for pair in aligned.values())))
     return record
-
-
-def figures_path(typed: str) -> Path:
-    """Where the notebook's figures go."""
-    return paths.target(typed, paths.FIGURES / "local")

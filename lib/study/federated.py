@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from .. import loaders, models, paths, rounds
+from .. import loaders, models, rounds
 from ..checks import InputError, check_choice, check_injected, check_whole
 from ..records import provenance, record, write_record
 from .parameters import methods, refusal
+from .places import places
 
 PARAMETERS = (
     "dataset", "model", "width", "norm", "clients", "split", "rounds", "epochs", "batch_size", "lr", "clip", "start",
@@ -90,8 +91,6 @@ def begin(parameters: Mapping[str, Any]) -> Run:
         raise refusal("seeds", seeds, "a list of whole numbers, without repeats")
     for name, least in {"epochs": 1, "batch_size": 1, "limit_train": 0, "limit_test": 0}.items():
         check_whole(name, given[name], least)
-    if given["results_path"] and not str(given["results_path"]).endswith(".json"):
-        raise refusal("results_path", given["results_path"], "a path that ends in .json")
     device = loaders.pick_device(given["device"])
     architecture = models.ARCHITECTURES[given["model"]]
     width = WIDTHS.get(given["model"], 1.0) if given["width"] is None else given["width"]
@@ -113,11 +112,8 @@ def begin(parameters: Mapping[str, Any]) -> Run:
     ]  # fmt: skip
     for server in servers:
         rounds.check_server(server, given["server_images"])
-    results_path = paths.target(given["results_path"], paths.LOCAL / "federated.json")
-    figures_dir = paths.target(given["figures_dir"], paths.FIGURES / "local")
-    paths.check_writable("results_path", results_path)
-    paths.check_writable("figures_dir", figures_dir, folder=True)
     dataset = models.open_dataset(given["dataset"], given["model"])
+    results_path, figures_dir = places("federated", given, dataset.name)
     dataset = dataclasses.replace(dataset, test=dataset.test.head(given["limit_test"]))
     if len(dataset.train) <= given["server_images"]:
         raise InputError(f"server_images {given['server_images']} are all of {dataset.name}; accepted: fewer")

@@ -79,8 +79,6 @@ def check(p: Mapping[str, Any]) -> dict[str, Any]:
     check_choice("loader", p["loader"], ("memory", "ffcv", "auto"))
     if not isinstance(p["evaluate_train"], bool):
         raise refusal("evaluate_train", p["evaluate_train"], "true, false")
-    if p["results_path"] and not str(p["results_path"]).endswith(".json"):
-        raise refusal("results_path", p["results_path"], "a path that ends in .json")
     if p.get("save_aligned") and not str(p["save_aligned"]).endswith(".safetensors"):
         raise refusal("save_aligned", p["save_aligned"], "a path that ends in .safetensors")
     loaders.pick_device(p["device"])

@@ -26,6 +26,7 @@ from ..progress import tqdm
 from ..records import curve_entry, origin, portable, run_record
 from ..symmetry import Groups
 from .parameters import PARAMETERS, check, refusal
+from .places import places
 
 SIDES = ("a", "b")
 WEAK = 0.5  # accuracy below which a network that few images have trained is said to know little
@@ -512,14 +513,9 @@ def begin(
     )
     run = Run(
         experiment, model, norm, given, SimpleNamespace(**settings), preset, dataset, device, started,
-        paths.target(given["results_path"], paths.LOCAL / f"{experiment}.json"),
-        paths.target(given["figures_dir"], paths.FIGURES / "local"),
-        checkpoints,
+        *places(experiment, given, dataset.name, check=writes), checkpoints,
     )  # fmt: skip
     run.check_held_out("held_out", 0)
-    if writes:
-        paths.check_writable("results_path", run.results_path)
-        paths.check_writable("figures_dir", run.figures_dir, folder=True)
     if given.get("save_aligned"):
         aligned = paths.target(given["save_aligned"], "")
         paths.check_writable("save_aligned", aligned)
@@ -575,12 +571,7 @@ def open_one_model(
             settings[name] = value[dataset.name] if isinstance(value, Mapping) else value
     for name in ("limit_train", "limit_test", "held_out", *images):
         check_whole(name, settings[name], 0)
-    if given["results_path"] and not str(given["results_path"]).endswith(".json"):
-        raise refusal("results_path", given["results_path"], "a path that ends in .json")
-    results_path = paths.target(given["results_path"], paths.LOCAL / f"{experiment}.json")
-    figures_dir = paths.target(given["figures_dir"], paths.FIGURES / "local")
-    paths.check_writable("results_path", results_path)
-    paths.check_writable("figures_dir", figures_dir, folder=True)
+    results_path, figures_dir = places(experiment, given, dataset.name)
     train = dataset.train.head(given["limit_train"])
     dataset = dataclasses.replace(dataset, train=train, test=dataset.test.head(given["limit_test"]))
     if settings["held_out"] > max(len(train) - max(settings[name] for name in images), 0):

@@ -16,6 +16,8 @@ from jupyter_client.kernelspec import KernelSpec
 from lib.batch import run as batch
 from lib.checks import InputError
 from lib.paths import NOTEBOOKS, ROOT
+from lib.records import write_record
+from tests.records.test_results import pair
 
 PARAMETERS = """\
 # Parameters
@@ -168,18 +170,39 @@ def test_success_shows_the_run_and_keeps_the_executed_copy(notebook, run, tmp_pa
     assert executed.cells[-1].outputs[0].text.strip().endswith("['none', 'graph']")
 
 
-def test_runs_with_records_of_their_own_leave_executed_copies_of_their_own(notebook, tmp_path, monkeypatch):
+def test_a_run_leaves_its_executed_copy_and_log_in_the_folder_that_it_names(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "LOCAL", tmp_path)
+    source = (
+        "import sys\nfrom lib.study import places\nfrom lib import paths\nfrom pathlib import Path\n"
+        f"paths.LOCAL = Path({str(tmp_path)!r})\n"
+        "places('toy', {'seed_a': seed_a, 'results_path': '', 'figures_dir': ''}, 'mnist')\n"
+        "print('\\rbar 50 %\\rbar 100 %', end='', file=sys.stderr)\nprint('printed')"
+    )
+    path = notebook(source)
+    for arguments in ((), ("-p", "seed_a", "5")):
+        assert batch.main([str(path), *arguments]) == 0
+    folders = {folder.name for folder in tmp_path.glob("toy_mnist*")}
+    assert len(folders) == 2 and "toy_mnist_s5" in folders
+    assert {file.name for file in (tmp_path / "toy_mnist_s5").iterdir()} == {"toy.executed.ipynb", "toy.log"}
+    lines = (tmp_path / "toy_mnist_s5" / "toy.log").read_text().splitlines()
+    assert "printed" in lines and "bar 100 %" in lines and not any("50 %" in line for line in lines)
+
+
+def test_a_run_that_names_no_folder_has_one_by_its_parameters(notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "LOCAL", tmp_path)
     path = notebook("")
-    node = nbformat.read(path, as_version=4)
-    node.cells[1].source += '\nresults_path: str = ""'
-    nbformat.write(node, path)
-    for arguments in ((), ("-p", "results_path", "data/results/mine.json")):
+    for arguments in ((), ("-p", "seed_a", "5")):
         assert batch.main([str(path), *arguments]) == 0
-    assert sorted(found.name for found in tmp_path.glob("*.executed.ipynb")) == [
-        "mine.executed.ipynb",
-        "toy.executed.ipynb",
-    ]
+    found = {place.relative_to(tmp_path).as_posix() for place in tmp_path.glob("*/*.executed.ipynb")}
+    assert found == {"toy/toy.executed.ipynb", "toy_s5/toy.executed.ipynb"}
+
+
+def test_several_runs_end_with_a_table_and_the_places_of_what_they_left(tmp_path, monkeypatch):
+    record = tmp_path / "one.json"
+    write_record(record, pair(dataset="mnist"))
+    left = [batch.Executed(tmp_path / "a" / "a.ipynb", record), batch.Executed(tmp_path / "b" / "b.ipynb")]
+    text = batch.summary(left)
+    assert "SimpleNet on mnist" in text and text.splitlines()[-2:] == [f"  {tmp_path / 'a'}", f"  {tmp_path / 'b'}"]
 
 
 def test_a_user_without_a_home_to_write_in_gets_no_warnings(notebook, tmp_path):

@@ -80,5 +80,5 @@ def test_a_record_names_its_notebook_and_whether_it_was_edited(tmp_path, monkeyp
 def test_a_kernel_of_a_run_knows_its_notebook(tmp_path):
     path = tmp_path / "own.ipynb"
     write(path, "import os\nprint(os.environ['FUSEBOOK_NOTEBOOK'])")
-    done = nbformat.read(run.execute(path, {}, tmp_path / "out.ipynb"), as_version=4)
+    done = nbformat.read(run.execute(path, {}, tmp_path / "out.ipynb").notebook, as_version=4)
     assert str(path) in done.cells[-1].outputs[0].text

@@ -92,7 +92,7 @@ results: data/results/some
         "seed_a": 4,
         "seed_b": 5,
         "results_path": "data/results/some/toy_w0.25-s4.json",
-        "figures_dir": sweep.inside(paths.FIGURES / "local" / "grid"),
+        "figures_dir": paths.inside(paths.LOCAL / "grid" / "figures"),
     }
     assert job.record == paths.ROOT / "data/results/some/toy_w0.25-s4.json"
     assert job.log == paths.LOCAL / "grid" / "logs" / "toy_w0.25-s4.log"
@@ -383,9 +383,9 @@ def test_the_summary_tells_how_each_run_ended(grid, tmp_path, monkeypatch):
         "toy_s2  failed            no module named torch",
         "toy_s3  reused",
         "toy_s4  not run",
-        f"what they printed, and notebooks as far as they came: {sweep.inside(tmp_path)}/local/grid/logs",
+        f"what they printed, and notebooks as far as they came: {paths.inside(tmp_path)}/local/grid/logs",
     ]
-    assert sweep._outcome(found) == [f"records: {sweep.inside(tmp_path)}"]  # of none is there a mean
+    assert sweep._outcome(found) == [f"records: {paths.inside(tmp_path)}"]  # of none is there a mean
 
 
 REAL = """
@@ -430,8 +430,8 @@ def test_a_killed_sweep_redoes_what_is_missing_and_ends_in_the_same_numbers(fold
     assert [float(line.split()[1]) for line in means if line.startswith(("none ", "activation "))] == pytest.approx(
         midpoints, abs=0.006
     )
-    assert means[-2] == f"records: {sweep.inside(records)}"
-    assert means[-1].endswith(f"-m lib.batch sweep_summary -p results_dir={sweep.inside(records)}")
+    assert means[-2] == f"records: {paths.inside(records)}"
+    assert means[-1].endswith(f"-m lib.batch sweep_summary -p results_dir={paths.inside(records)}")
 
     undisturbed = tmp_path / "undisturbed.yaml"
     undisturbed.write_text(REAL.replace("seeds: [0, 2]", "seeds: [2]"))

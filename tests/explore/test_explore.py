@@ -599,7 +599,7 @@ def test_papermill_executes_the_notebook_and_its_copy_shows_figures(tmp_path):
         "plane_size": 2,
     }
     output = batch.execute(paths.NOTEBOOKS / "explore.ipynb", given, tmp_path / "executed.ipynb")
-    outputs = [out for cell in nbformat.read(output, as_version=4).cells for out in cell.get("outputs", [])]
+    outputs = [out for cell in nbformat.read(output.notebook, as_version=4).cells for out in cell.get("outputs", [])]
     assert sum("image/png" in out.get("data", {}) for out in outputs) == 5
     assert sum("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in outputs) == 1
     assert "mnist-5k, first 60 test images" in "".join(out.get("text", "") for out in outputs)

@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def run(folder, figures):
-    return write.main(["--results", str(folder), "--figures", str(figures)])
+    return write.main([str(folder), "--figures", str(figures)])
 
 
 def contents(folder):
@@ -71,6 +71,13 @@ def test_command_rebuilds_every_figure(folder, tmp_path, capsys, unrendered):
     assert capsys.readouterr().out.count("wrote ") == len(files) - 1
     assert "n = 3" in (figures / "widths_w0.125_curves.png").read_text()
     assert "n = 1" in (figures / "vgg_s0_curves.png").read_text()
+
+
+def test_figures_of_a_run_go_into_its_own_folder(tmp_path, unrendered):
+    run_folder = tmp_path / "local" / "simplenet_mnist_s4"
+    write_record(run_folder / "simplenet_mnist.json", pair())
+    assert write.main([str(run_folder)]) == 0
+    assert {"simplenet_mnist.tex", "simplenet_mnist_curves.pdf", "results.md"} <= set(os.listdir(run_folder))
 
 
 def test_studies_without_curves_in_a_sweep_stop_nothing(folder, tmp_path, unrendered):
@@ -248,10 +255,10 @@ def test_a_figure_of_one_record_pools_no_interval(monkeypatch):
 
 
 def summarise(folder, tmp_path, monkeypatch, **parameters):
-    monkeypatch.setenv("FUSEBOOK_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("FUSEBOOK_RESULTS", str(tmp_path / "left"))
     given = {"results_dir": str(folder)} | parameters
     executed = batch.execute(paths.NOTEBOOKS / "sweep_summary.ipynb", given, tmp_path / "executed.ipynb")
-    return executed.read_text()
+    return executed.notebook.read_text()
 
 
 def test_sweep_summary_counts_every_record_and_compares_methods(folder, tmp_path, monkeypatch, capsys):
@@ -264,7 +271,8 @@ def test_sweep_summary_counts_every_record_and_compares_methods(folder, tmp_path
     told = capsys.readouterr().out
     assert "8 records" in told and "7 used" in told and "w0.25_s7 shares a network with w0.25_s6" in told
     assert "58.33  [39.36, 77.31]" in told and "1 of 4" in told and "minus that of activation + bn_reset" in told
-    drawn = set(os.listdir(tmp_path / "figures" / "local"))
+    (place,) = (tmp_path / "left" / "local").iterdir()
+    drawn = set(os.listdir(place))
     assert {"widths_widths.pdf", "widths_differences.png"} <= drawn
 
 
@@ -284,10 +292,10 @@ def test_sweep_summary_refuses_bad_parameters_in_one_line(folder, tmp_path, monk
 
 def test_a_folder_without_records_is_one_line_and_removes_nothing(folder, tmp_path, capsys, unrendered):
     figures = tmp_path / "figures"
-    write.main(["--results", str(folder), "--figures", str(figures)])
+    write.main([str(folder), "--figures", str(figures)])
     before = sorted(os.listdir(figures))
     (tmp_path / "empty").mkdir()
     capsys.readouterr()
-    assert write.main(["--results", str(tmp_path / "empty"), "--figures", str(figures)]) == 2
+    assert write.main([str(tmp_path / "empty"), "--figures", str(figures)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert sorted(os.listdir(figures)) == before

@@ -95,7 +95,7 @@ def test_bars_go_to_standard_error_but_in_a_notebook(capsys, monkeypatch):
 def test_relative_paths_start_at_the_root_of_the_repo(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert begin(results_path="data/results/x.json").results_path == paths.ROOT / "data/results/x.json"
-    assert begin().results_path == paths.LOCAL / "test.json"
+    assert begin().results_path.is_relative_to(paths.LOCAL) and begin().results_path.name == "test.json"
 
 
 def test_limits_take_the_first_images_in_file_order():
@@ -294,7 +294,7 @@ def test_a_matcher_that_cannot_take_the_network_says_so_before_training():
 def test_a_data_set_out_of_reach_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "DATA", tmp_path)
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    monkeypatch.setattr(data_sources, "_download", lambda *_: (_ for _ in ()).throw(OSError("no connection")))
+    monkeypatch.setattr(data_sources, "download", lambda *_: (_ for _ in ()).throw(OSError("no connection")))
     with pytest.raises(InputError, match="MNIST cannot be reached") as error:
         begin(dataset="mnist")
     assert type(error.value) is InputError
