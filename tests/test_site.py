@@ -16,7 +16,7 @@ from torch import nn
 import lib as fb
 from lib import fusion, matching, paper, paths
 from lib.batch import run as batch
-from lib.paper import figures
+from lib.paper import figures, figures_networks, style
 from lib.records import read_arrays, read_record
 from notebooks.site import links, sources
 from tests.paper.test_pages import typed
@@ -107,10 +107,12 @@ def test_the_gallery_draws_every_kind_of_figure():
         module = importlib.import_module(f"lib.paper.{found.name}")
         for name, function in vars(module).items():
             if callable(function) and hasattr(function, "__wrapped__") and function.__module__ == module.__name__:
-                if "Drawn" in str(function.__wrapped__.__annotations__.get("return")):
+                if function.__wrapped__.__annotations__.get("return") == style.Drawn:
                     styled.add(function)
                 if f"{found.name}.{name}(" in cells:
                     drawn.add(function)
+    assert "fb.draw(own)" in cells  # a record of more than two networks, made on the page
+    drawn.add(figures_networks.curves)
     assert len(styled) > 15
     assert {f"{f.__module__}.{f.__qualname__}" for f in styled - drawn} == set()
 

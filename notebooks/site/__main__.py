@@ -38,7 +38,8 @@ def execute(notebook: Path) -> tuple[Path, float, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     shutil.rmtree(scratch, ignore_errors=True)
-    return notebook, time.monotonic() - started, done.stderr.strip() or done.stdout if done.returncode else ""
+    error = (done.stderr.strip() or done.stdout.strip()) if done.returncode else ""
+    return notebook, time.monotonic() - started, error
 
 
 def execute_missing(notebooks: list[Path]) -> list[str]:
@@ -50,7 +51,7 @@ def execute_missing(notebooks: list[Path]) -> list[str]:
         for place, (notebook, seconds, error) in enumerate(pool.map(execute, due), 1):
             print(f"[{place}/{len(due)}] {notebook.stem}: {seconds:.0f} s{', failed' * bool(error)}", flush=True)
             failed += [f"{notebook.name}: {error}"] if error else []
-    current = {sources.kept(notebook) for notebook in notebooks}
+    current = {sources.kept(notebook) for notebook in sources.listed()}
     for stale in set((sources.BUILD / "executed").glob("*.ipynb")) - current:
         stale.unlink()
     return failed
