@@ -85,7 +85,7 @@ def test_the_call_of_a_correction_runs_as_printed(name):
 
 
 def test_the_ten_lines_run_as_shown_and_end_in_a_figure():
-    (cell,) = blocks("index.md", r"\{code-cell\} python")
+    cell, _ = blocks("index.md", r"\{code-cell\} python")
     tree = ast.parse(cell)
     assert len([line for line in cell.splitlines() if line]) == 10
     space: dict = {}
@@ -159,9 +159,9 @@ def test_a_users_executed_copy_is_shown_as_long_as_it_is_of_the_same_cells(tmp_p
 def test_a_page_says_what_it_ran_with(tmp_path):
     path = copy_of(paths.NOTEBOOKS / "simplenet_mnist.ipynb", tmp_path, dataset="mnist-5k", epochs=3, figures_dir="x")
     page = sources.experiment(path)
-    note = page.cells[1].source
+    title, note = page.cells[0].source.split("\n\n")[:2]
     assert "`mnist-5k`" in note and "`epochs=3`" in note and "figures_dir" not in note
-    assert page.cells[0].source.startswith("# ") and not any(cell.source == "x = 1" for cell in page.cells)
+    assert title.startswith("# ") and not any(cell.source == "x = 1" for cell in page.cells)
 
 
 def test_links_of_the_readmes_lead_to_pages_or_are_text(monkeypatch):

@@ -80,7 +80,8 @@ def experiment(copy: Path) -> nbformat.NotebookNode:
             if output.get("data", {}).pop(WIDGET, None):
                 output["data"] = {"text/plain": "a panel of widgets, which needs a live kernel: make lab"}
     notebook.cells = [cell for cell in notebook.cells if INJECTED not in cell.metadata.get("tags", ())]
-    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(ran_with(copy, notebook)))
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    notebook.cells[0].source = f"{title}\n\n{ran_with(copy, notebook)}\n{rest}"
     return notebook
 
 
@@ -96,7 +97,7 @@ def ran_with(copy: Path, notebook: nbformat.NotebookNode) -> str:
     what = f"data set `{data}`, {chosen}" if data else f"the records in `data/results`, {chosen}"
     size = " These are small parameters, so that the site builds in minutes:" if copy.parent != LOCAL and data else ""
     results = f"{size} results are in [figures](../figures/README.md)." if size else ""
-    return f":::{{note}}\nThis page ran with {what}; all else as it stands below.{results}\n:::"
+    return f"```{{note}}\nThis page ran with {what}; all else as it stands below.{results}\n```"
 
 
 def _spelled(value: Any) -> str:
