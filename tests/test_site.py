@@ -33,7 +33,7 @@ def blocks(page: str, language: str) -> list[str]:
 def test_each_method_has_its_page_and_no_page_is_of_another(kind):
     registered = set(sources.METHODS[kind][0])
     assert {path.stem for path in (PAGES / kind).iterdir()} == registered
-    assert set(re.findall(rf"^{kind}/(\w+)$", TEXTS["methods.md"], re.MULTILINE)) == registered
+    assert set(re.findall(rf"^(?:.+ <)?{kind}/(\w+)>?$", TEXTS["methods.md"], re.MULTILINE)) == registered
 
 
 @pytest.mark.parametrize("page", [page for page in TEXTS if page.split("/")[0] in sources.METHODS])

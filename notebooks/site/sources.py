@@ -93,11 +93,15 @@ def ran_with(copy: Path, notebook: nbformat.NotebookNode) -> str:
     found = re.search(r"data set: ([\w.-]+)", printed)
     data = found[1] if found else given.pop("dataset", None)
     given.pop("dataset", None)
-    chosen = ", ".join(f"`{name}={_spelled(value)}`" for name, value in given.items()) or "no parameter changed"
-    what = f"data set `{data}`, {chosen}" if data else f"the records in `data/results`, {chosen}"
-    size = " These are small parameters, so that the site builds in minutes:" if copy.parent != LOCAL and data else ""
-    results = f"{size} results are in [figures](../figures/README.md)." if size else ""
-    return f"```{{note}}\nThis page ran with {what}; all else as it stands below.{results}\n```"
+    where = f"data set `{data}`" if data else "the records in `data/results`"
+    chosen = ", ".join(f"`{name}={_spelled(value)}`" for name, value in given.items())
+    how = f"with {chosen}; all else as it stands below" if chosen else "with the parameters below"
+    left = ""
+    if copy.parent == LOCAL:
+        left = f" It is the copy that `make` left on {run.get('start_time', 'a day unknown')[:10]}."
+    elif data:
+        left = " These are small parameters, for a build of minutes; results are in [figures](../figures/README.md)."
+    return f"```{{note}}\nThis page ran on {where}, {how}.{left}\n```"
 
 
 def _spelled(value: Any) -> str:
