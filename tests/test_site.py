@@ -209,14 +209,21 @@ def test_the_site_builds_without_its_notebooks_and_no_link_is_broken(tmp_path):
     assert {line.partition(": ")[2] for line in links.broken(html)} == {"galery.html: no such file"}
 
 
-@pytest.mark.parametrize(
-    "line", ["[nowhere](nowhere.md)", "[here](#nowhere)", "{py:func}`lib.nothing`", "![x](figures/nowhere.png)"]
-)
-def test_a_broken_reference_fails_the_build(line, tmp_path):
+BROKEN = {
+    "[nowhere](nowhere.md)": "myst.xref_missing",
+    "[here](#nowhere)": "myst.xref_missing",
+    "{py:func}`lib.nothing`": "ref.func",
+    "![x](figures/nowhere.png)": "image.not_readable",
+}
+
+
+def test_each_broken_reference_fails_the_build(tmp_path):
     sphinx()
     source = tmp_path / "source"
     source.mkdir()
-    (source / "index.md").write_text(f"# A page\n\n{line}\n")
+    (source / "index.md").write_text("# A page\n\n" + "\n\n".join(BROKEN))
     code = "from pathlib import Path; from notebooks.site.__main__ import build; import sys; "
     done = build(source, tmp_path / "html", code=code + "sys.exit(build(*map(Path, sys.argv[1:])))")
-    assert done.returncode == 1 and "WARNING" in done.stderr
+    assert done.returncode == 1
+    lines = {int(line): kind for line, kind in re.findall(r"index\.md:(\d+): WARNING: .*\[([\w.]+)\]", done.stderr)}
+    assert lines == {3 + 2 * place: kind for place, kind in enumerate(BROKEN.values())}
