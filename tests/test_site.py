@@ -156,9 +156,14 @@ def test_a_users_executed_copy_is_shown_as_long_as_it_is_of_the_same_cells(tmp_p
     assert sources.executed(notebook) is None
 
 
-def test_a_page_says_what_it_ran_with(tmp_path):
+def test_a_page_says_what_it_ran_with_and_no_path_of_the_machine(tmp_path):
     path = copy_of(paths.NOTEBOOKS / "simplenet_mnist.ipynb", tmp_path, dataset="mnist-5k", epochs=3, figures_dir="x")
+    copy = nbformat.read(path, as_version=4)
+    written = nbformat.v4.new_output("stream", text=f"wrote {paths.ROOT}/figures/x.png")
+    next(cell for cell in copy.cells if cell.cell_type == "code").outputs = [written]
+    nbformat.write(copy, path)
     page = sources.experiment(path)
+    assert [output.text for cell in page.cells for output in cell.get("outputs", ())] == ["wrote figures/x.png"]
     title, note = page.cells[0].source.split("\n\n")[:2]
     assert "`mnist-5k`" in note and "`epochs=3`" in note and "figures_dir" not in note
     assert title.startswith("# ") and not any(cell.source == "x = 1" for cell in page.cells)
@@ -203,6 +208,7 @@ def test_the_site_builds_without_its_notebooks_and_no_link_is_broken(tmp_path):
     assert "69.36" in (html / "published_example.html").read_text(encoding="utf-8")  # a number of a record
     for page in ("index", "gallery", "published_example"):
         assert "cell_output" in (html / f"{page}.html").read_text(encoding="utf-8")
+    assert not [page.name for page in html.rglob("*.html") if str(paths.ROOT) in page.read_text(encoding="utf-8")]
     # the check of links sees what this build has
     index = html / "index.html"
     index.write_text(index.read_text(encoding="utf-8").replace('href="gallery.html"', 'href="galery.html"'))

@@ -29,8 +29,8 @@ def execute(notebook: Path) -> tuple[Path, float, str]:
     started, copy = time.monotonic(), sources.kept(notebook)
     given = dict(sources.parameters()[notebook.stem])
     scratch = sources.BUILD / "runs" / notebook.stem  # records and figures of the run, which nobody needs afterwards
-    for name in parameters_of(notebook):
-        if name == "figures_dir":
+    for name, parameter in parameters_of(notebook).items():
+        if name.endswith("_dir") and parameter["default"] == '""':  # else it is where records are read
             given[name] = str(scratch)
         elif name == "results_path":
             given[name] = str(scratch / f"{notebook.stem}.json")

@@ -36,6 +36,7 @@ nb_ipywidgets_js = {}  # widgets need a live kernel, and their scripts a network
 # Docstrings name types in words, and set code between single backticks.
 default_role = "code"
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

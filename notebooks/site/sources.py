@@ -72,13 +72,16 @@ def executed(notebook: Path) -> Path | None:
 
 
 def experiment(copy: Path) -> nbformat.NotebookNode:
-    """The page of an executed notebook: it says what it ran with, and shows no widgets, which need a kernel."""
+    """The page of an executed notebook: it says what it ran with, and shows no widgets, which need a kernel, and no
+    paths of this machine."""
     notebook = nbformat.read(copy, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if output.get("data", {}).pop(WIDGET, None):
                 output["data"] = {"text/plain": "a panel of widgets, which needs a live kernel: make lab"}
+            if "text" in output:
+                output["text"] = output["text"].replace(f"{ROOT}{os.sep}", "")
     notebook.cells = [cell for cell in notebook.cells if INJECTED not in cell.metadata.get("tags", ())]
     title, _, rest = notebook.cells[0].source.partition("\n")
     notebook.cells[0].source = f"{title}\n\n{ran_with(copy, notebook)}\n{rest}"
