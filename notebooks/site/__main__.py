@@ -60,7 +60,8 @@ def execute_missing(notebooks: list[Path]) -> list[str]:
 def build(source: Path, html: Path) -> int:
     """Runs Sphinx; every warning, a reference that leads nowhere among them, is an error. Returns its exit status."""
     # the cells' kernel: this environment's own, which finds lib
-    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    found = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": found, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     shutil.rmtree(html, ignore_errors=True)
     cells = source.parent / "cells" / sources.code_hash()  # what they put out depends on lib and the records
     for stale in set(cells.parent.glob("*")) - {cells}:
