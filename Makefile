@@ -4,7 +4,7 @@
 # Works with GNU make from 3.81 (macOS) on.
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce published simplenet vgg11 transformers leaderboard sweep zoo many architectures figures lab test lint bench ffcv own-environment FORCE
+.PHONY: help reproduce published simplenet vgg11 transformers leaderboard sweep zoo many architectures figures site lab test lint bench ffcv own-environment FORCE
 
 # The experiments that `reproduce` runs, in this order.
 EXPERIMENTS := notebooks/simplenet_mnist.ipynb notebooks/vgg11_cifar10.ipynb
@@ -13,10 +13,12 @@ ifeq ($(origin PYTHON),command line)
   PY := '$(PYTHON)'
   READY := own-environment
   TIMM := true
+  SPHINX = $(PY) -c 'import furo, myst_nb' || { echo "$(PYTHON) lacks the extra site: $(PYTHON) -m pip install -e '.[site]'" >&2; exit 1; }
 else
   PY := .venv/bin/python
   READY := .venv/.ready
   TIMM = $(PY) -c 'import timm' 2>/dev/null || $(PIP) -e '.[architectures]' || true  # then torchvision's alone
+  SPHINX = $(PY) -c 'import furo, myst_nb' 2>/dev/null || $(PIP) -e '.[site]'
 endif
 
 # pip shows its bars where somebody is looking, and says nothing elsewhere
@@ -64,6 +66,10 @@ architectures: $(READY)  ## trace and prove the architectures of torchvision and
 
 figures: $(READY)  ## figures, tables and the numbers of the READMEs from the records in data/results (ARGS=FOLDER: of another)
 	@$(PY) -m lib.paper $(ARGS)
+
+site: $(READY)  ## a static site, build/site/html: notebooks with outputs, methods, gallery, API (minutes)
+	@$(SPHINX)
+	@$(PY) -m notebooks.site $(ARGS)
 
 lab: $(READY)  ## JupyterLab on copies of the notebooks (notebooks/local), with the environment's own kernel
 	@$(PY) -m lib.batch.copies

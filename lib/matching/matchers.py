@@ -421,7 +421,7 @@ def match(
         options: the matcher's own, such as similarity="covariance" or solver="pygmtools".
 
     Returns:
-        `Matching`s in the order of the networks; the first moves nothing, unless matrices are asked for: then it
+        A `Matching` each, in the order of the networks; the first moves nothing but, where matrices are asked for,
         balances what runs inside heads. Prove them before relying on them (`fusion.align` does).
 
     Raises:

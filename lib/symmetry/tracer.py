@@ -572,7 +572,7 @@ def trace(model: nn.Module, example: torch.Tensor | tuple) -> Groups:
         example: a batch of inputs (N, …), N ≥ 2, that it takes, or a tuple of several inputs; it is not changed.
 
     Returns:
-        The groups: units of hidden layers that can be reordered without changing an output. Inputs and outputs keep
+        The groups, units of hidden layers that can be reordered without changing an output. Inputs and outputs keep
         their order, and so does what meets a tensor that is not in the state dict. Prove them (`prove`) before
         relying on them.
 
