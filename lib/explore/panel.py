@@ -28,13 +28,18 @@ def css(name: str) -> str:
     return f"fusebook-{name.lower().replace(' ', '-')}"
 
 
+def _listed(parts: Iterable[str]) -> str:
+    """Parts in one line, none of them broken where it ends."""
+    return " · ".join(f'<span style="white-space:nowrap">{part}</span>' for part in parts)
+
+
 STALE = css("stale")
 # Controls beside the figures where the page is wide enough for both, over them where it is not.
 STYLE = f"""<style>
 .{css("panel")} {{ flex-flow: row wrap; align-items: flex-start; column-gap: 16px }}
 .{css("controls")} {{ flex: 1 1 300px; min-width: 0 }}
 .{css("figures")} {{ flex: 100 1 540px; min-width: 0 }}
-.{css("figures")} img {{ width: 100%; max-width: 1050px; object-fit: contain }}
+.{css("figures")} img {{ width: 100%; min-width: 600px; max-width: 1050px; object-fit: contain }}
 .{STALE} {{ opacity: 0.35 }}
 </style>"""
 
@@ -342,11 +347,11 @@ class Panel(widgets.Box):
         name, _, corrected, place = view.chosen
         pair = self.explorer.pair(name)
         data = pair.run.dataset
-        ends = " · ".join(
+        ends = _listed(
             f"{side.upper()} {100 * values['test_accuracy']:.1f} % ({values['test_loss']:.3f})"
             for side, values in pair.parents.items()
         )
-        beside = " · ".join(
+        beside = _listed(
             f"{control.replace('_', ' ')} {100 * values['test_accuracy']:.1f} %"
             for control, values in self.explorer.controls(name).items()
         )
@@ -365,7 +370,7 @@ class Panel(widgets.Box):
             f'<div class="{css("accuracy")}" style="font-size:1.9em; font-weight:600">{big}</div>'
             f"<div><b>{loss}</b> at {spelled(place)}<br>{line}{self._size(view)}</div>"
             f'<div style="color:#555">parents: {ends}<br>controls: {beside}<br>'
-            f"{data.name}, first {len(data.test):,} test images, one {what} (n = 1)</div></div>"
+            f"{data.name}, first {len(data.test):,} test images, {_listed([f'one {what} (n = 1)'])}</div></div>"
         )
 
     def _size(self, view: View) -> str:
