@@ -536,13 +536,15 @@ class Explorer:
     def heads(self, name: str, matcher: str, group: str, number: int = 1) -> Figure:
         """What the heads of one layer of attention look at in A, and below each the head of network `number` that takes
         its place."""
-        patterns = {side: {group: self._pattern(name, group, i)} for side, i in (("a", 0), ("b", number))}
+        patterns = {side: {group: self._patterns(name, i)[group]} for side, i in (("a", 0), ("b", number))}
         perms, record = {matcher: self.matched(name, matcher).maps[number]}, self.record(name, self._on_train(name))
         return figures_attention.heads(patterns, perms, record, moved="ABC"[number])
 
     @_once
-    def _pattern(self, name: str, group: str, number: int) -> np.ndarray:
-        return attention.mean_pattern(self.pair(name).run, self.pair(name).networks[number], group).numpy()
+    def _patterns(self, name: str, number: int) -> dict[str, np.ndarray]:
+        run, network = self.pair(name).run, self.pair(name).networks[number]
+        found = attention.mean_patterns(run, network, attention.heads(run))
+        return {group: pattern.numpy() for group, pattern in found.items()}
 
     def plane_figure(self, name: str, matcher: str, corrected: str, place: Place, **options) -> Figure:
         """The loss plane (measured where it is not yet)."""

@@ -262,7 +262,7 @@ class Panel(widgets.Box):
         """Within it status and bar follow the stages of the work."""
 
         def tell(stage: str) -> None:
-            self._stage = STAGES.index(stage)
+            self._stage = max(self._stage, STAGES.index(stage))  # of what figures ask for they come again
             self._within(0, 1)
             self._say(f"working: {what}, {stage} …", BLUE)
 
@@ -304,10 +304,11 @@ class Panel(widgets.Box):
         self._within(0, 1)
 
     def _within(self, done: int, total: int) -> None:
-        """The bar at a share of the stage, which is a part of all; forwards alone, for stages may come again."""
+        """The bar at a share of the stage, which is a part of all. A stage may be of several steps, each of unknown
+        weight: with a new one the bar goes back to where the stage began."""
         start, length = self._part
-        value = min(1.0, start + length * (self._stage + done / total) / len(STAGES))
-        if value >= self.bar.value + STEP:
+        value = start + length * (self._stage + done / total) / len(STAGES)
+        if done == 0 or value >= self.bar.value + STEP:
             self.bar.value = value
 
     # What is shown ----------------------------------------------------------------------------------------------------

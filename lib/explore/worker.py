@@ -42,7 +42,7 @@ class Worker:
                 work = self._waiting.pop(0)
             try:
                 work()
-            except Exception as error:
+            except BaseException as error:  # whatever it is, what comes next is done
                 threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
 
     @contextmanager
