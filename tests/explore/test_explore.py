@@ -317,8 +317,8 @@ def test_the_plane_of_three_networks_is_that_of_the_simplex(three):
 
 
 def test_a_slow_correction_of_three_networks_has_no_picture_before_it_is_measured(three, monkeypatch):
-    monkeypatch.setattr(fusion, "correct", lambda *a, **k: pytest.fail("fitted without being asked"))
     three.point(THREE, "none", "none", (1 / 3,) * 3)
+    monkeypatch.setattr(fusion, "correct", lambda *a, **k: pytest.fail("fitted without being asked"))
     assert three.path(THREE, "activation", "least_squares", SHARES) is None
 
 
@@ -546,6 +546,16 @@ def test_what_is_cancelled_leaves_what_was_shown_and_can_be_chosen_again(simplen
     panel.worker.wait()
     assert simplenet.is_measured("simplenet-s0", "activation", "rescale", 0.15)
     assert "cancelled" not in panel.status.value and panel.readout.value != before
+
+
+def test_no_button_computes_before_the_kernel_can_answer(simplenet, monkeypatch):
+    panel, asked = panels.Panel(simplenet), []
+    monkeypatch.setattr(panel.worker, "ask", asked.append)
+    for button in (panel.fit, panel.whole, panel.plane, panel.export, panel.save):
+        button.click()
+    assert asked == [
+        panel.fit_and_measure, panel.measure_path, panel.measure_plane, panel.export_figures, panel.save_network,
+    ]  # fmt: skip
 
 
 def test_three_networks_come_back_with_their_shares_and_size(three, endless):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -61,22 +62,22 @@ def test_what_is_no_more_cancellable_is_finished():
 
 
 def test_a_second_click_does_not_reach_what_cleans_up_after_the_first():
-    worker, cleaning, done = Worker(), threading.Event(), []
+    worker, begun, cleaning, done = Worker(), threading.Event(), threading.Event(), []
 
     def work():
-        try:
-            with worker.cancellable():
+        with suppress(Cancelled), worker.cancellable():
+            try:
+                begun.set()
                 while True:
                     time.sleep(0.002)
-        except Cancelled:
-            cleaning.set()
-            for _ in range(50):
-                time.sleep(0.002)
-            done.append("clean")
+            finally:
+                cleaning.set()
+                for _ in range(50):
+                    time.sleep(0.002)
+                done.append("clean")
 
     worker.ask(work)
-    while worker._to_cancel is None:
-        time.sleep(0.002)
+    assert begun.wait(PATIENCE)
     worker.cancel()
     assert cleaning.wait(PATIENCE)
     worker.cancel()
