@@ -589,6 +589,27 @@ def test_a_cell_waits_for_the_panel_and_the_panel_for_a_cell(simplenet, endless)
     assert len(drawn) == 4
 
 
+def test_while_a_cell_draws_its_figures_the_panel_waits(simplenet):
+    def is_free():
+        free = []
+
+        def look():
+            free.append(simplenet.lock.acquire(blocking=False))
+            if free[0]:
+                simplenet.lock.release()
+
+        other = threading.Thread(target=look)
+        other.start()
+        other.join()
+        return free[0]
+
+    drawing = simplenet.figures()
+    next(drawing)
+    assert not is_free()
+    drawing.close()
+    assert is_free()
+
+
 def test_the_bar_moves_within_a_fit_and_along_a_path():
     panel, values = Panel(explore.Explorer(GIVEN)), []
     panel.bar.observe(lambda change: values.append(change.new), "value")
