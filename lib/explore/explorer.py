@@ -603,7 +603,7 @@ class Explorer:
         return fused.publish(
             folder / f"{stem}.safetensors",
             fused.measure(run.test, device=run.device),
-            data=f"{run.dataset.name}, {self._on_test(name)}",
+            data=f"{run.dataset.name}, first test images",
             images=f"the first {count:,} training images of {run.dataset.name}" if count else "none were looked at",
             checkpoints=list(run.checkpoints.values()),
             spec={"model": run.model, "width": run.settings.width, "norm": run.norm, "options": run.options},

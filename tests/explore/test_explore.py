@@ -691,7 +691,7 @@ def test_the_fused_network_is_saved_with_sidecar_and_card_and_can_be_read(panel,
     models.load_state(models.build("simplenet", width=sidecar["spec"]["width"], seed=0), checkpoint.state)
     card = (local / f"{stem}.md").read_text()
     assert card.startswith(f"# {stem}.safetensors\n") and "simplenet-s1.safetensors" in card
-    assert "mnist-5k, first 60 test images, 60 of them" in card and "the first 60 training images of mnist-5k" in card
+    assert "mnist-5k, first test images, 60 of them" in card and "the first 60 training images of mnist-5k" in card
     panel.save.click()
     assert (local / f"{stem}_2.safetensors").exists()
 
