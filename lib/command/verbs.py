@@ -70,19 +70,17 @@ def fuse(arguments: Namespace) -> None:
                 _of_own(parent, known, every, test.batches, device)
                 for parent, known in zip(found, given["labels"], strict=True)
             ]
-    sidecar = fused.sidecar() | _architecture(wide, fused) | ({"dataset": known} if (known := _one(named)) else {})
-    if measures is not None:
-        sidecar["measured"] = measures | {"on": test.what}
     count = 0 if seen is None else sum(loaders.count(loaders.read_batch(batch)[0]) for batch in seen.batches)
-    card = fused.card(
+    _refuse_existing(_files(output), arguments.overwrite)  # which may have come meanwhile
+    fused.publish(
+        output,
         measures,
-        title=output.name,
         data="" if test is None else test.what,
         images="none were looked at" if not count or not looks else f"{count:,} of {seen.what}",
-        parents=[_told(parent) for parent in found],
+        checkpoints=[parent.checkpoint for parent in found],
+        **_architecture(wide, fused),
+        **({"dataset": known} if (known := _one(named)) else {}),
     )
-    _refuse_existing(_files(output), arguments.overwrite)  # which may have come meanwhile
-    models.save_checkpoint(output, fused.state, sidecar, card)
     print(fused.report)
     if measures is not None:
         print(_line(measures, [parent.name for parent in found], test.what))
@@ -244,13 +242,6 @@ def _architecture(wide: Architecture, fused: Fused) -> dict[str, Any]:
         except InputError:  # a head of other classes
             return {"network": wide.name}
     return {"spec": wide.spec()}
-
-
-def _told(parent: Parent) -> dict[str, str]:
-    """What the card's table says of a parent beside its name."""
-    sidecar = parent.checkpoint.sidecar
-    row = {"file": parent.checkpoint.path.name, "SHA-256 of the file": parent.checkpoint.sha256}
-    return row | {"trained on": str(sidecar.get("dataset") or "")}
 
 
 def _line(measures: dict[str, Any], names: Sequence[str], what: str) -> str:

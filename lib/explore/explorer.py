@@ -2,30 +2,34 @@
 panel).
 
 An Explorer keeps what was opened, matched and measured, so that a second look costs nothing, and draws it; a Panel
-puts widgets before it. Neither writes a file.
+puts widgets before it. They write what a user has exported or saved, and nothing else.
 """
 
 import functools
+import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .. import fusion, matching, models, symmetry
+from .. import fusion, matching, models, paths, symmetry
 from ..checks import InputError, check_choice, check_injected, check_whole
 from ..fusion.budgets import Dial
-from ..fusion.structure import COSTS
+from ..fusion.structure import COSTS, Structure
 from ..matching import Matching
-from ..paper import figures, figures_networks, pool
-from ..paper.names import CORRECTIONS, MATCHERS, look, model_label
-from ..paper.style import VERMILLION, mark
+from ..paper import figures, figures_attention, figures_networks, pool
+from ..paper.names import CORRECTIONS, MATCHERS, file_word, look, model_label
+from ..paper.style import VERMILLION, mark, save_figure
+from ..progress import is_told
 from ..records import curve_entry, matching_arrays
-from ..study import board, many
+from ..study import attention, board, many
 from ..study.parameters import check_share, refusal
 from ..study.run import Run, begin
 from .plane import FILTERS, PALE, Plane, State, corners, filters_figure, mix, nodes, plane_figure
@@ -43,6 +47,7 @@ def sizes(correction: str) -> bool:
 
 STAGES = ("loading", "matching", "sharing out", "correcting", "measuring")
 PASSES = 6  # over the images and each network that a fit by least squares takes, about
+KEPT = 4  # fused networks, the last ones; of all others what they reach
 
 
 # Of a pair alpha, the share of B; of three networks the shares of all.
@@ -111,9 +116,10 @@ def _once(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def kept(explorer: "Explorer", *given: Any, **options: Any) -> Any:
         key = (method.__name__, *map(_rounded, given))
-        if key not in explorer._kept:
-            explorer._kept[key] = method(explorer, *key[1:], **options)
-        return explorer._kept[key]
+        with explorer.lock:
+            if key not in explorer._kept:
+                explorer._kept[key] = method(explorer, *key[1:], **options)
+            return explorer._kept[key]
 
     return kept
 
@@ -182,8 +188,11 @@ class Explorer:
         check_injected(parameters)
         self.given = {name: parameters[name] for name in names}
         self._kept: dict[tuple, Any] = {}
+        self._fused: dict[tuple, fusion.Fused] = {}
         self._fit_seconds: dict[str, float] = {}
         self.tell: Callable[[str], None] = lambda stage: None  # called with each of STAGES as it begins
+        # A panel works in a thread of its own, cells in another; networks and Matplotlib's style are for one at a time.
+        self.lock = threading.RLock()
         self._unreachable: dict[str, str] = {}
         for name in ("alpha", "third_share"):
             check_share(name, self.given[name])
@@ -258,14 +267,15 @@ class Explorer:
         """Those networks aligned by that matcher, proved to leave their outputs unchanged."""
         pair = self.pair(name)
         self.tell("matching")
-        maps = pair.run.match_by(matcher, pair.networks, progress=False)
+        maps = pair.run.match_by(matcher, pair.networks, progress=is_told())
         if matcher == "none":  # its correlations are drawn from those of "activation", beside which it stands
             arrays = [matching_arrays(each) for each in maps]
         else:
             plain = maps if matcher == "activation" else self.matched(name, "activation").maps
             every = zip(self.matched(name, "none").maps, maps, plain, strict=True)
             arrays = [matching_arrays(none, each, correlation=alike) for none, each, alike in every]
-        return Matched(fusion.align(pair.networks, pair.run.groups, maps), arrays)
+        names = [checkpoint.path.stem for checkpoint in pair.run.checkpoints.values()]
+        return Matched(fusion.align(pair.networks, pair.run.groups, maps, names=names), arrays)
 
     def is_measured(self, name: str, matcher: str, corrected: str, place: Place) -> bool:
         return ("point", name, matcher, corrected, _rounded(place)) in self._kept
@@ -273,19 +283,10 @@ class Explorer:
     @_once
     def point(self, name: str, matcher: str, corrected: str, place: Place) -> Point:
         """The network fused at `place`, measured on the test images."""
-        run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
-        run.check_correction(corrected)
-        row, images = fusion.CORRECTIONS[fusion.read_correction(corrected)[0]], run.correct_batches(corrected)
-        options = {"images": images, "device": run.device, "progress": False}
-        self.tell("correcting")
-        if row.moments:
-            options["moments"] = self._moments(name, matcher, row.augmented, images=images)
-        fused = fusion.correct(aligned, place, corrected, **options)
-        if row.slow:
-            self._fit_seconds[name] = fused.seconds
+        run, state = self.pair(name).run, self.fused(name, matcher, corrected, place).state
         self.tell("measuring")
-        values = fusion.measure(run.template, fused.state, run.test, ensemble=run.against, device=run.device)
-        return Point(values, fused.state[run.groups.layers[0].weight].clone())
+        values = fusion.measure(run.template, state, run.test, ensemble=run.against, device=run.device)
+        return Point(values, state[run.groups.layers[0].weight].clone())
 
     def is_sized(self, name: str, matcher: str, corrected: str, place: Place, budget: float) -> bool:
         return ("sized", name, matcher, corrected, _rounded(place), _rounded(budget)) in self._kept
@@ -293,17 +294,36 @@ class Explorer:
     @_once
     def sized(self, name: str, matcher: str, corrected: str, place: Place, budget: float) -> Sized:
         """The network fused at `place` with `budget` times one network's parameters (`fusion.budgets`), measured."""
-        run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
-        self.tell("sharing out")
-        structure = self._dial(name, matcher, place).at(budget)
-        self.tell("correcting")
-        images = run.correct_batches(corrected)
-        fused = fusion.correct(
-            aligned, place, corrected, images=images, device=run.device, progress=False, structure=structure
-        )
+        run, fused = self.pair(name).run, self.fused(name, matcher, corrected, place, budget)
         self.tell("measuring")
         values = fusion.measure(fused.model(), fused.state, run.test, device=run.device)
+        structure = self._structure(name, matcher, place, budget)
         return Sized(values, {kind: structure.as_dict()[kind] for kind in COSTS})
+
+    def fused(self, name: str, matcher: str, corrected: str, place: Place, budget: float = 1.0) -> fusion.Fused:
+        """The network fused at `place`, with `budget` times one network's parameters. The last few are kept."""
+        key = _rounded((name, matcher, corrected, place, budget))
+        with self.lock:
+            if key not in self._fused:
+                fused = self._fuse(*key)
+                self._fused = dict([*self._fused.items(), (key, fused)][-KEPT:])
+            return self._fused[key]
+
+    def _fuse(self, name: str, matcher: str, corrected: str, place: Place, budget: float) -> fusion.Fused:
+        run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
+        run.check_correction(corrected)
+        row, images = fusion.CORRECTIONS[fusion.read_correction(corrected)[0]], run.correct_batches(corrected)
+        options = {"images": images, "device": run.device, "progress": is_told()}
+        if budget != 1:
+            self.tell("sharing out")
+            options["structure"] = self._structure(name, matcher, place, budget)
+        self.tell("correcting")
+        if row.moments:
+            options["moments"] = self._moments(name, matcher, row.augmented, images=images)
+        fused = fusion.correct(aligned, place, corrected, **options)
+        if row.slow and budget == 1:
+            self._fit_seconds[name] = fused.seconds
+        return fused
 
     def fit_seconds(self, name: str) -> float:
         """About how long a slow correction of these networks takes: as long as the last one, else so many passes over
@@ -323,9 +343,13 @@ class Explorer:
         return Dial(aligned, aligned.shares(place), run.match_batches, run.device)
 
     @_once
+    def _structure(self, name: str, matcher: str, place: Place, budget: float) -> Structure:
+        return self._dial(name, matcher, place).at(budget)
+
+    @_once
     def _moments(self, name: str, matcher: str, augmented: bool, *, images: Any) -> Any:
         run, aligned = self.pair(name).run, self.matched(name, matcher).aligned
-        return fusion.moments(aligned, images, device=run.device, progress=False)
+        return fusion.moments(aligned, images, device=run.device, progress=is_told())
 
     @_once
     def controls(self, name: str) -> dict[str, dict[str, Any]]:
@@ -333,7 +357,7 @@ class Explorer:
         training images as there are test images."""
         pair = self.pair(name)
         held_out = pair.run.held_out(most=self.given["images"])
-        return pair.run.controls(pair.networks, pair.parents, held_out, progress=False)
+        return pair.run.controls(pair.networks, pair.parents, held_out, progress=is_told())
 
     def record(self, name: str, images: str) -> dict[str, Any]:
         """What figures read of these networks: a run record of every point measured so far, and of plain averaging
@@ -482,11 +506,14 @@ class Explorer:
         title += ", with the correlation of matched units" if similarity is not None else ""
         return filters_figure(rows, similarity, title)
 
-    def matchings(self, name: str, matcher: str) -> Iterator[Figure]:
-        """`correlations` and `permutations` of each network but A."""
+    def matchings(self, name: str, matcher: str) -> Iterator[tuple[str, Figure]]:
+        """`correlations` and `permutations` of each network but A, and `heads` of each layer of attention."""
         for number in range(1, len(self.pair(name).networks)):
-            yield self.correlations(name, matcher, number)
-            yield self.permutations(name, matcher, number)
+            side = "abc"[number]
+            yield f"correlations_{side}", self.correlations(name, matcher, number)
+            yield f"permutations_{side}", self.permutations(name, matcher, number)
+            for layer, group in enumerate(attention.heads(self.pair(name).run)):
+                yield f"heads_{side}_layer{layer}", self.heads(name, matcher, group, number)
 
     def correlations(self, name: str, matcher: str, number: int = 1) -> Figure:
         """The correlation of A's units with those of network `number` matched to them, in each layer, beside that
@@ -506,6 +533,19 @@ class Explorer:
         looks = self._on_train(name) if matching.looks_at_images(matcher) else "weights alone"
         return figures.matching_matrix(drawn, self.record(name, looks), matcher, soft or None, moved="ABC"[number])
 
+    def heads(self, name: str, matcher: str, group: str, number: int = 1) -> Figure:
+        """What the heads of one layer of attention look at in A, and below each the head of network `number` that takes
+        its place."""
+        patterns = {side: {group: self._patterns(name, i)[group]} for side, i in (("a", 0), ("b", number))}
+        perms, record = {matcher: self.matched(name, matcher).maps[number]}, self.record(name, self._on_train(name))
+        return figures_attention.heads(patterns, perms, record, moved="ABC"[number])
+
+    @_once
+    def _patterns(self, name: str, number: int) -> dict[str, np.ndarray]:
+        run, network = self.pair(name).run, self.pair(name).networks[number]
+        found = attention.mean_patterns(run, network, attention.heads(run))
+        return {group: pattern.numpy() for group, pattern in found.items()}
+
     def plane_figure(self, name: str, matcher: str, corrected: str, place: Place, **options) -> Figure:
         """The loss plane (measured where it is not yet)."""
         plane = self.plane(name, matcher, corrected, **options)
@@ -520,14 +560,16 @@ class Explorer:
         """What the panel shows of the notebook's own choice, one after the other."""
         name, place = self.name, self.place
         chosen = (name, matcher := self.given["matcher"], corrected := self.given["correction"], place)
-        for each in sorted({place} if is_slow(corrected) else {*self.places(name), place}):
-            self.point(name, matcher, corrected, each)
-        if path := self.path(*chosen):
-            yield path
-        yield self.filters(*chosen)
-        yield from self.matchings(name, matcher)
-        if plane:
-            yield self.plane_figure(*chosen)
+        with self.lock:
+            for each in sorted({place} if is_slow(corrected) else {*self.places(name), place}):
+                self.point(name, matcher, corrected, each)
+            if path := self.path(*chosen):
+                yield path
+            yield self.filters(*chosen)
+            for _, figure in self.matchings(name, matcher):
+                yield figure
+            if plane:
+                yield self.plane_figure(*chosen)
 
     def summary(self, name: str, matcher: str, corrected: str, place: Place) -> dict[str, float]:
         """Accuracy and loss at `place`, and how far the accuracy is above the parents' in these shares."""
@@ -536,3 +578,47 @@ class Explorer:
         line = sum(share * parent["test_accuracy"] for share, parent in zip(shares, parents, strict=True))
         accuracy, loss = values["test_accuracy"], values["test_loss"]
         return {"accuracy": accuracy, "loss": loss, "above": accuracy - line}
+
+    # Files
+
+    def export(self, drawn: Mapping[str, Figure], *chosen: Any) -> list[Path]:
+        """Writes figures, by what they show, as PNG and PDF into figures/local; none that is there is replaced."""
+        folder, stem = paths.FIGURES / "local", _stem(*chosen)
+        files = []
+        for kind, figure in drawn.items():
+            files += save_figure(figure, _free(folder, f"{stem}_{kind}", (".png", ".pdf")), folder)
+        return files
+
+    def save(self, name: str, matcher: str, corrected: str, place: Place, budget: float = 1.0) -> Path:
+        """Writes the fused network with its sidecar and card into checkpoints/local, as `fusebook fuse` does; none that
+        is there is replaced. Returns the path of the weights."""
+        run, fused = self.pair(name).run, self.fused(name, matcher, corrected, place, budget)
+        self.tell("measuring")
+        folder = paths.CHECKPOINTS / "local"
+        stem = _free(folder, _stem(name, matcher, corrected, place, budget), (".safetensors", ".json", ".md"))
+        used = [run.settings.match_images] if matching.looks_at_images(matcher) or budget != 1 else []
+        if fusion.CORRECTIONS[fusion.read_correction(corrected)[0]].images:
+            used.append(run.settings.correct_images)
+        count = min(max(used, default=0), len(run.dataset.train))
+        return fused.publish(
+            folder / f"{stem}.safetensors",
+            fused.measure(run.test, device=run.device),
+            data=f"{run.dataset.name}, first test images",
+            images=f"the first {count:,} training images of {run.dataset.name}" if count else "none were looked at",
+            checkpoints=list(run.checkpoints.values()),
+            spec={"model": run.model, "width": run.settings.width, "norm": run.norm, "options": run.options},
+            dataset=run.dataset.name,
+        )
+
+
+def _stem(name: str, matcher: str, corrected: str, place: Place, budget: float = 1.0) -> str:
+    """Of the files of a choice."""
+    shares = place if isinstance(place, tuple) else (place,)
+    parts = [name.replace("+", "_"), file_word(matcher), file_word(corrected), "-".join(f"{s:.2f}" for s in shares)]
+    return "_".join([*parts, *([] if budget == 1 else [f"x{budget:.2f}"])])
+
+
+def _free(folder: Path, stem: str, ends: Iterable[str]) -> str:
+    """The stem, or with the first number behind it, of which `folder` has no file yet."""
+    numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    return next(each for each in numbered if not any((folder / f"{each}{end}").exists() for end in ends))

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,37 @@ class Fused:
         """
         path = Path(path)
         models.save_checkpoint(path, self.state, self.sidecar())
+        return path
+
+    def publish(
+        self,
+        path: Path,
+        measures: Mapping[str, Any] | None,
+        *,
+        data: str,
+        images: str,
+        checkpoints: Sequence[models.Checkpoint],
+        **more: Any,
+    ) -> Path:
+        """Writes what `save` does, and its card as Markdown beside it.
+
+        Args:
+            measures: what `measure` gave; `data`: what the labelled images are.
+            images: what the images are that matcher and correction looked at.
+            checkpoints: the parents' files.
+            more: further entries of the sidecar, such as spec and dataset.
+        """
+        sidecar = self.sidecar() | more | ({} if measures is None else {"measured": dict(measures) | {"on": data}})
+        rows = [
+            {
+                "file": parent.path.name,
+                "SHA-256 of the file": parent.sha256,
+                "trained on": str(parent.sidecar.get("dataset") or ""),
+            }
+            for parent in checkpoints
+        ]
+        text = self.card(measures, title=path.name, data=data, images=images, parents=rows)
+        models.save_checkpoint(path, self.state, sidecar, text)
         return path
 
     def measure(self, test: Iterable, **options: Any) -> dict[str, Any]:

@@ -170,8 +170,7 @@ def matching_matrix(
         if not index % wide:
             axes.set_ylabel("units of network A")
         if similarity:
-            soft_title = "before assignment (bright = alike, scaled per layer)"
-            axes.set_title("permutation" if index else soft_title if wide > 1 else soft_title.replace(" (", "\n("))
+            axes.set_title("permutation" if index else "before assignment\n(bright = alike, scaled per layer)")
     return figure, f"{pool.headline(record)}; matching: {look(MATCHERS, matcher).label}"
 
 

@@ -16,13 +16,18 @@ Arrays = Mapping[str, Any]
 
 @styled
 def heads(
-    patterns: Mapping[str, Arrays], perms: Mapping[str, Arrays], record: Mapping[str, Any], columns: int | None = None
+    patterns: Mapping[str, Arrays],
+    perms: Mapping[str, Arrays],
+    record: Mapping[str, Any],
+    columns: int | None = None,
+    moved: str = "B",
 ) -> Drawn:
     """The mean attention patterns of A's heads of a layer, and under each those of the head of B that takes its place,
     by the first matcher that moved them.
 
     Args:
         patterns: {"a", "b": {group of heads: (heads, L, L)}}, each network in its own order.
+        moved: what B is called.
         perms: {matcher: {group: (n,)}}.
         columns: two from three heads on by default.
     """
@@ -39,9 +44,10 @@ def heads(
         pair = [np.asarray(of_a[place], dtype=float), np.asarray(of_b[perm[place]], dtype=float)]
         seen = (pair[0] > 0) | (pair[1] > 0)  # a causal mask is no likeness
         alike = float(np.corrcoef(pair[0][seen], pair[1][seen])[0, 1])
-        for axes, values, side, number in zip(grid[:, place], pair, "AB", (place, int(perm[place])), strict=True):
+        numbers = (place, int(perm[place]))
+        for axes, values, side, number in zip(grid[:, place], pair, ("A", moved), numbers, strict=True):
             axes.imshow(values, cmap="cividis", interpolation="nearest", vmin=0, aspect="equal")
-            words = [side, f"head {number + 1}", *([f"r = {alike:.2f}"] if side == "B" else [])]
+            words = [side, f"head {number + 1}", *([f"r = {alike:.2f}"] if side == moved else [])]
             axes.set_title((", " if wide > 1 else "\n").join(words), fontsize=7 if wide > 1 else 6)
             axes.set(xticks=[], yticks=[])
             axes.grid(False)

@@ -83,7 +83,7 @@ def arrays(
     stream, rows, with B's in their new order."""
     name = heads(run)[layer]
     answer = {
-        f"pattern/{side}/{name}": mean_pattern(run, network, name).numpy().astype(np.float16)
+        f"pattern/{side}/{name}": mean_patterns(run, network, [name])[name].numpy().astype(np.float16)
         for side, network in zip(SIDES, networks, strict=True)
     }
     turned = dataclasses.replace(run.groups, groups={name: run.groups[name] for name in streams(run)}, inside={})
@@ -101,11 +101,14 @@ def whole(matchers: Iterable[str]) -> list[str]:
 
 
 @torch.no_grad()
-def mean_pattern(run: Run, network: nn.Module, heads: str) -> Tensor:
-    """The mean pattern of attention (heads, L, L) of one layer on the images of matching."""
-    tap = next(tap for tap in run.groups[heads].taps if tap.kind == "pattern")
-    total, seen = 0, 0
+def mean_patterns(run: Run, network: nn.Module, heads: Iterable[str]) -> dict[str, Tensor]:
+    """The mean pattern of attention (heads, L, L) of each of these layers on the images of matching."""
+    taps = {tap.node: (name, tap.axis) for name in heads for tap in run.groups[name].taps if tap.kind == "pattern"}
+    totals, seen = {}, 0
     for images, _ in run.match_batches:
-        value = next(value for node, value in symmetry.walk(network, run.groups, images) if node.name == tap.node)
-        total, seen = total + value.movedim(tap.axis, 1).sum(dim=0).cpu(), seen + len(images)
-    return total / seen
+        for node, value in symmetry.walk(network, run.groups, images):
+            if node.name in taps:
+                name, axis = taps[node.name]
+                totals[name] = totals.get(name, 0) + value.movedim(axis, 1).sum(dim=0).cpu()
+        seen += len(images)
+    return {name: total / seen for name, total in totals.items()}

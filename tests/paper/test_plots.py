@@ -165,6 +165,12 @@ FIGURES = {
     ("soft", 1): lambda: figures.matching_matrix(
         {group: np.arange(8) for group in SEVEN}, vgg(), "activation", {group: np.eye(8) for group in SEVEN}, columns=1
     ),
+    ("soft_under_two_lines", 2): lambda: figures.matching_matrix(
+        {group: np.arange(64) for group in SEVEN},
+        vgg(dataset="cifar10-jpeg (first 1,000 training images)"),
+        "activation",
+        {group: np.eye(64) for group in SEVEN},
+    ),
     ("bn_images", 1): lambda: figures.bn_images_study(
         [{"matcher": "activation", "images": n, "test_accuracy": 0.5} for n in (0, 10, 100, 1000)], vgg()
     ),
