@@ -137,7 +137,7 @@ def copy_of(notebook, folder, **parameters):
     injected = nbformat.v4.new_code_cell("x = 1", metadata={"tags": [sources.INJECTED]})
     copy.cells.insert(2, injected)
     copy.metadata["papermill"] = {"parameters": parameters}
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{notebook.stem}.executed.ipynb"
     nbformat.write(copy, path)
     return path
@@ -148,7 +148,7 @@ def test_a_users_executed_copy_is_shown_as_long_as_it_is_of_the_same_cells(tmp_p
     monkeypatch.setattr(sources, "LOCAL", tmp_path / "local")
     monkeypatch.setattr(sources, "BUILD", tmp_path / "build")
     assert sources.executed(notebook) is None
-    path = copy_of(notebook, tmp_path / "local", epochs=3)
+    path = copy_of(notebook, tmp_path / "local" / "simplenet_mnist_epochs3", epochs=3)
     assert sources.executed(notebook) == path
     copy = nbformat.read(path, as_version=4)
     copy.cells[-1].source += "\n# edited"

@@ -582,8 +582,8 @@ class Explorer:
     # Files
 
     def export(self, drawn: Mapping[str, Figure], *chosen: Any) -> list[Path]:
-        """Writes figures, by what they show, as PNG and PDF into figures/local; none that is there is replaced."""
-        folder, stem = paths.FIGURES / "local", _stem(*chosen)
+        """Writes figures, by what they show, as PNG and PDF into data/results/local/explore; none that is there is replaced."""
+        folder, stem = paths.LOCAL / "explore", _stem(*chosen)
         files = []
         for kind, figure in drawn.items():
             files += save_figure(figure, _free(folder, f"{stem}_{kind}", (".png", ".pdf")), folder)

@@ -645,28 +645,29 @@ def test_each_step_of_a_stage_has_the_bar_and_a_stage_that_comes_again_does_not_
 @pytest.fixture
 def local(panel, tmp_path, monkeypatch):
     """Where a panel that is there writes."""
-    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    monkeypatch.setattr(paths, "LOCAL", tmp_path / "results")
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     return tmp_path / "local"
 
 
-def test_figures_are_exported_and_none_that_is_there_is_replaced(panel, local):
+def test_figures_are_exported_and_none_that_is_there_is_replaced(panel, local, tmp_path):
+    explored = tmp_path / "results" / "explore"
     panel.export.click()
-    first = {path.name: path.read_bytes() for path in local.iterdir()}
+    first = {path.name: path.read_bytes() for path in explored.iterdir()}
     stem = "simplenet-s0_activation_none_0.50"
     assert set(first) == {f"{stem}_{kind}.{end}" for kind in ("path", "filters") for end in ("png", "pdf")}
     assert all(first[name].startswith(b"%PDF" if name.endswith("pdf") else b"\x89PNG") for name in first)
-    assert all(name in panel.status.value for name in first) and "local" in panel.status.value
+    assert all(name in panel.status.value for name in first) and "explore" in panel.status.value
     panel.alpha.value = 0.35
     panel.alpha.value = 0.5
     panel.export.click()
-    assert {name: (local / name).read_bytes() for name in first} == first
-    assert {path.name for path in local.iterdir()} - set(first) == {
+    assert {name: (explored / name).read_bytes() for name in first} == first
+    assert {path.name for path in explored.iterdir()} - set(first) == {
         f"{stem}_{kind}_2.{end}" for kind in ("path", "filters") for end in ("png", "pdf")
     }
     panel.tabs.selected_index = 1
     panel.export.click()
-    assert (local / f"{stem}_permutations_b.pdf").exists()
+    assert (explored / f"{stem}_permutations_b.pdf").exists()
     panel.matcher.value = "weight"
     panel.tabs.selected_index = 2
     panel.export.click()
