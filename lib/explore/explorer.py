@@ -582,7 +582,7 @@ class Explorer:
     # Files
 
     def export(self, drawn: Mapping[str, Figure], *chosen: Any) -> list[Path]:
-        """Writes figures, by what they show, as PNG and PDF into data/results/local/explore; none that is there is replaced."""
+        """Writes figures, by what they show, as PNG and PDF into data/results/local/explore, where none is replaced."""
         folder, stem = paths.LOCAL / "explore", _stem(*chosen)
         files = []
         for kind, figure in drawn.items():
