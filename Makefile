@@ -27,59 +27,65 @@ BATCH := set -f; $(PY) -m lib.batch
 APT := libopencv-dev libturbojpeg0-dev pkg-config build-essential
 CONDA := compilers pkg-config libopencv libjpeg-turbo
 
+# An option's brackets, -p matchers=[graph(solver=ipfp)], are the shell's unless they are escaped; what is quoted stays so.
+OPEN := (
+CLOSE := )
+QUOTES := $(findstring ',$(ARGS))$(findstring ",$(ARGS))
+GIVEN = $(if $(QUOTES),$(ARGS),$(subst $(CLOSE),\$(CLOSE),$(subst $(OPEN),\$(OPEN),$(ARGS))))
+
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z0-9]+:.*  ## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo '  ARGS="-p NAME VALUE -p NAME=VALUE -y YAML -f FILE" gives the notebooks other parameters.'
 	@echo '  PYTHON=/path/to/python uses your own environment instead of building .venv.'
 
 reproduce: $(READY)  ## run every experiment: record, table, figures, executed notebook
-	@$(BATCH) $(EXPERIMENTS) $(ARGS)
+	@$(BATCH) $(EXPERIMENTS) $(GIVEN)
 
 published: $(READY)  ## the SimpleNet pair that was published, fetched (PAIR=FOLDER: from there), beside its published table
-	@set -f; $(PY) -m lib.study.published $(if $(PAIR),--pair '$(PAIR)') $(ARGS)
+	@set -f; $(PY) -m lib.study.published $(if $(PAIR),--pair '$(PAIR)') $(GIVEN)
 
 simplenet: $(READY)  ## only SimpleNet on MNIST
-	@$(BATCH) notebooks/simplenet_mnist.ipynb $(ARGS)
+	@$(BATCH) notebooks/simplenet_mnist.ipynb $(GIVEN)
 
 vgg11: $(READY)  ## only VGG11 on CIFAR-10
-	@$(BATCH) notebooks/vgg11_cifar10.ipynb $(ARGS)
+	@$(BATCH) notebooks/vgg11_cifar10.ipynb $(GIVEN)
 
 transformers: $(READY)  ## only transformers: a ViT on MNIST; a GPT with ARGS="-p model gpt"
-	@$(BATCH) notebooks/transformer_fusion.ipynb $(ARGS)
+	@$(BATCH) notebooks/transformer_fusion.ipynb $(GIVEN)
 
 many: $(READY)  ## only many networks in one order: SimpleNets; VGG11s with ARGS="-p model vgg11"
-	@$(BATCH) notebooks/many_networks.ipynb $(ARGS)
+	@$(BATCH) notebooks/many_networks.ipynb $(GIVEN)
 
 leaderboard: $(READY)  ## every matcher with every correction on the shipped pairs (long)
-	@$(BATCH) notebooks/leaderboard.ipynb $(ARGS)
+	@$(BATCH) notebooks/leaderboard.ipynb $(GIVEN)
 
 sweep: $(READY)  ## a notebook over a grid: SWEEP=tiny, or a YAML file as in notebooks/sweeps (CORES=2 PROFILE=slurm KEEP=1)
 	@set -f; $(PY) -m lib.batch.sweep '$(SWEEP)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(KEEP),--keep) \
-	  $(if $(PROFILE)$(CORES),$(if $(CORES),--cores $(CORES)),--cores 2) $(ARGS)
+	  $(if $(PROFILE)$(CORES),$(if $(CORES),--cores $(CORES)),--cores 2) $(GIVEN)
 
 zoo: $(READY)  ## train the shipped checkpoints that are missing
-	@$(PY) -m lib.study.zoo $(ARGS)
+	@$(PY) -m lib.study.zoo $(GIVEN)
 
 architectures: $(READY)  ## trace and prove the architectures of torchvision and timm, random weights (ARGS="resnet18" picks)
 	@$(TIMM)
-	@$(PY) -m lib.study.architectures $(ARGS)
+	@$(PY) -m lib.study.architectures $(GIVEN)
 
 figures: $(READY)  ## figures, tables and the numbers of the READMEs from the records in data/results (ARGS=FOLDER: of another)
-	@$(PY) -m lib.paper $(ARGS)
+	@$(PY) -m lib.paper $(GIVEN)
 
 site: $(READY)  ## a static site, build/site/html: notebooks with outputs, methods, gallery, API (minutes)
 	@$(SPHINX)
-	@$(PY) -m notebooks.site $(ARGS)
+	@$(PY) -m notebooks.site $(GIVEN)
 
 lab: $(READY)  ## JupyterLab on copies of the notebooks (notebooks/local), with the environment's own kernel
 	@$(PY) -m lib.batch.copies
 	@prefix=$$($(PY) -c 'import sys; print(sys.prefix)') && JUPYTER_PREFER_ENV_PATH=1 \
 	  JUPYTER_PATH="$$prefix/share/jupyter$${JUPYTER_PATH:+:$$JUPYTER_PATH}" \
 	  $(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	  --LabApp.default_url=/lab/tree/notebooks/local $(ARGS)
+	  --LabApp.default_url=/lab/tree/notebooks/local $(GIVEN)
 
 test: $(READY)  ## pytest on two cores; the notebooks are executed too (ARGS="-k name" picks; "-n 0": on one)
-	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(GIVEN)
 
 lint: $(READY)  ## ruff: rules and format, of code and notebooks; import-linter: what may import what
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -87,7 +93,7 @@ lint: $(READY)  ## ruff: rules and format, of code and notebooks; import-linter:
 	  || { echo "$$broken"; exit 1; }
 
 bench: $(READY)  ## time and memory against the published implementations: a record (ARGS="spectral" picks)
-	@$(PY) -m tests.bench $(ARGS)
+	@$(PY) -m tests.bench $(GIVEN)
 
 # A virtual environment knows its checkout by absolute path: one that was moved or copied along is built anew.
 ifneq ($(shell cat .venv/.ready 2>/dev/null),$(CURDIR))

@@ -31,7 +31,13 @@ def check_choice(name: str, value: object, accepted: Iterable[str]) -> None:
     """Raises InputError unless `value` is one of `accepted`."""
     accepted = tuple(accepted)
     if value not in accepted:
-        raise InputError(f"unknown {name} {value!r}; accepted: {', '.join(accepted)}")
+        raise InputError(f"unknown {name} {value!r}; accepted: {', '.join(accepted)}{nearest(value, accepted)}")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The name that was meant, as a question in brackets; "" where none is near."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def check_whole(name: str, value: object, least: int) -> None:
@@ -44,9 +50,7 @@ def check_known(name: str, known: Iterable[str], what: str = "the parameters cel
     """Raises InputError, with the nearest name, where `known`, the parameters of a notebook, lacks `name`."""
     known = list(known)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise InputError(f"{what} has no parameter {name}{hint}; it has: {', '.join(known)}")
+        raise InputError(f"{what} has no parameter {name}{nearest(name, known)}; it has: {', '.join(known)}")
 
 
 def check_injected(namespace: Mapping[str, Any]) -> None:

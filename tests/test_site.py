@@ -134,8 +134,8 @@ def test_each_notebook_has_parameters_that_it_takes():
 def copy_of(notebook, folder, **parameters):
     """An executed copy as papermill leaves it."""
     copy = nbformat.read(notebook, as_version=4)
-    injected = nbformat.v4.new_code_cell("x = 1", metadata={"tags": [sources.INJECTED]})
-    copy.cells.insert(2, injected)
+    if parameters:
+        copy.cells.insert(2, nbformat.v4.new_code_cell("x = 1", metadata={"tags": [sources.INJECTED]}))
     copy.metadata["papermill"] = {"parameters": parameters}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{notebook.stem}.executed.ipynb"
@@ -143,12 +143,13 @@ def copy_of(notebook, folder, **parameters):
     return path
 
 
-def test_a_users_executed_copy_is_shown_as_long_as_it_is_of_the_same_cells(tmp_path, monkeypatch):
+def test_a_users_executed_copy_is_shown_while_it_is_of_the_same_cells_and_of_their_parameters(tmp_path, monkeypatch):
     notebook = paths.NOTEBOOKS / "simplenet_mnist.ipynb"
     monkeypatch.setattr(sources, "LOCAL", tmp_path / "local")
     monkeypatch.setattr(sources, "BUILD", tmp_path / "build")
     assert sources.executed(notebook) is None
-    path = copy_of(notebook, tmp_path / "local" / "simplenet_mnist_epochs3", epochs=3)
+    path = copy_of(notebook, tmp_path / "local" / "simplenet_mnist")
+    copy_of(notebook, tmp_path / "local" / "simplenet_mnist_epochs1", epochs=1)  # newer, and no showpiece
     assert sources.executed(notebook) == path
     copy = nbformat.read(path, as_version=4)
     copy.cells[-1].source += "\n# edited"

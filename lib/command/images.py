@@ -25,6 +25,7 @@ class Images:
 
     batches: list[Any]
     what: str
+    dataset: str | None = None
 
 
 def is_file(text: str) -> bool:
@@ -70,7 +71,7 @@ def read(
         split = split.head(count)
         normalise = models.normalisation(architecture.name) if architecture.registered else _normalisation(split)
         what = f"the {'test' if test else 'training'} images of {dataset.name}"
-        return Images(list(loaders.MemoryLoader(split, loaders.BATCH, normalise=normalise)), what)
+        return Images(list(loaders.MemoryLoader(split, loaders.BATCH, normalise=normalise)), what, dataset.name)
     images = images[:count] if count else images
     if labels is None:
         return Images(loaders.batched(images), what)

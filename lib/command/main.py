@@ -46,7 +46,8 @@ def _architecture(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    prog = "fusebook" if __package__.startswith("fusebook") else "python -m lib"
+    prog = Path(sys.argv[0]).name
+    prog = prog if prog.startswith("fusebook") else f"python -m {__package__.partition('.')[0]}"
     parser = _Parser(
         prog,
         description="Fuse trained networks: match their units, average their weights, repair what averaging breaks.",

@@ -1,5 +1,7 @@
 """What each verb of the command does."""
 
+import dataclasses
+import itertools
 import re
 import sys
 from argparse import Namespace
@@ -33,6 +35,9 @@ def fuse(arguments: Namespace) -> None:
         given["labels"] = _known(found)
     if output.resolve() in [parent.checkpoint.path.resolve() for parent in found]:
         raise InputError(f"--output {output} is one of the parents; accepted: another name")
+    for one, two in itertools.combinations(found, 2):
+        if one.checkpoint.sha256 == two.checkpoint.sha256:
+            raise InputError(f"{one.name} and {two.name} are the same network; accepted: others")
     every = None if given["labels"] is None else sorted({c for each in given["labels"] for c in each})
 
     wide = max((parent.architecture for parent in found), key=lambda each: each.width)
@@ -41,8 +46,17 @@ def fuse(arguments: Namespace) -> None:
     told = arguments.images or (_one(named) if named <= {*loaders.SOURCES} else None)
     looks = matching.looks_at_images(arguments.matcher) or fusion.CORRECTIONS[correction].images
     looks = looks or arguments.budget is not None or every is not None
-    seen = images.read(told, wide, arguments.count, shape=shape) if told and (looks or arguments.images) else None
+    try:
+        seen = images.read(told, wide, arguments.count, shape=shape) if told and (looks or arguments.images) else None
+    except InputError as error:
+        if arguments.images is not None:
+            raise
+        raise InputError(f"{error}; accepted: --images with another data set, such as mnist-5k, or a file") from None
     test = _test(arguments, told, wide, shape, every)
+    if test is not None and test.dataset:  # on the card, too: it says what was measured in these words
+        whom = [p.name for p in found if loaders.overlap(p.checkpoint.sidecar.get("dataset"), test.dataset)]
+        seen_by = f", on which {' and '.join(whom)} {'were' if whom[1:] else 'was'} trained" if whom else ""
+        test = dataclasses.replace(test, what=f"{test.what}{seen_by}")
     example = wide.example() if wide.example() is not None else _random(shape)
     if example is None and seen is None:
         raise InputError("the shape of an input is not known; accepted: --images, or --shape such as 3,32,32")

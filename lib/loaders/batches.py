@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..checks import InputError
-from .data import TRANSLATE, Dataset, Normalisation, Split
+from .data import TRANSLATE, UNIT, Dataset, Normalisation, Split
 
 # Images at a time where nothing is trained. Twice as fast as 500 on two CPU cores (SimpleNet: 0.24 against 0.47 ms an
 # image and core), whose activations no longer fit the caches.
@@ -159,7 +159,7 @@ class MemoryLoader:
         split: Split,
         batch_size: int,
         *,
-        normalise: Normalisation | None,
+        normalise: Normalisation | None = UNIT,
         device: torch.device | str = "cpu",
         shuffle: bool = False,
         augment: bool = False,

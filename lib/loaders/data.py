@@ -11,7 +11,12 @@ from ..checks import InputError
 TRANSLATE = 4  # pixels, the reference's RandomTranslate(padding=4)
 
 
-@dataclass(frozen=True, eq=False)
+def _form(x: object) -> str:
+    """Type and shape in a word, such as uint8 (60000, 1, 28, 28)."""
+    return f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}".replace("torch.", "")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """One half of a data set, in file order: `images` uint8 (N, C, H, W), `labels` int64 (N,) ≥ 0; of a text, pieces of
     it as tokens in the place of images, uint8 (N, L), and what follows each token, int64 (N, L).
@@ -23,16 +28,16 @@ class Split:
     images: torch.Tensor
     labels: torch.Tensor
 
+    def __repr__(self) -> str:
+        return f"Split(images={_form(self.images)}, labels={_form(self.labels)})"
+
     def __post_init__(self) -> None:
         pair = (self.images, self.labels)
         form = [(isinstance(x, torch.Tensor) and x.dtype, getattr(x, "ndim", None)) for x in pair]
         fits = form == [(torch.uint8, 4), (torch.int64, 1)] and len(self.images) == len(self.labels)
         text = form == [(torch.uint8, 2), (torch.int64, 2)] and self.images.shape == self.labels.shape
         if not (fits or text):
-            kinds = " and ".join(
-                f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}" for x in pair
-            )
-            kinds = kinds.replace("torch.", "")
+            kinds = " and ".join(map(_form, pair))
             raise InputError(
                 f"images and labels {kinds} are refused; accepted: uint8 (N, C, H, W) and int64 (N,), or tokens uint8 "
                 "(N, L) and int64 (N, L)"

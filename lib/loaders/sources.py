@@ -333,6 +333,13 @@ def _find(
     return files
 
 
+def overlap(learnt: str | None, measured: str) -> str:
+    """What to add to "a network was trained on `learnt`" where it is measured on `measured`: ", whose training images
+    hold all of …", where they do."""
+    part = learnt is not None and measured in SOURCES and SOURCES[measured].part_of == learnt
+    return f", whose training images hold all of {measured}" if part else ""
+
+
 def _writable(folder: Path) -> bool:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     # the mode too, not os.access alone: to root everything is writable, a folder made read-only included

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import paths
-from ..checks import InputError, first_line, unwrapped
+from ..checks import InputError, first_line, nearest, unwrapped
 
 
 def is_extra(name: str, value: object) -> bool:
@@ -55,8 +55,12 @@ def find_checkpoint(name: str) -> Path:
             return indices[0]
     folder = os.path.isdir(paths.resolve(name, paths.CHECKPOINTS))
     what = "is a folder without one *.index.json" if folder else "does not exist"
-    shipped = ", ".join(sorted(p.stem for p in paths.CHECKPOINTS.glob("*.safetensors"))) or "none"
-    raise InputError(f"checkpoint {name!r} {what}; accepted: a path, or a shipped one ({shipped})")
+    shipped = sorted(path.stem for path in paths.CHECKPOINTS.glob("*.safetensors"))
+    kinds = dict.fromkeys(stem.rpartition("-s")[0] or stem for stem in shipped)  # all seeds of all would fill a screen
+    listed = ", ".join(f"{kind}-s…" for kind in kinds) or "none"
+    raise InputError(
+        f"checkpoint {name!r} {what}; accepted: a path, or a shipped one, {listed}{nearest(name, shipped)}"
+    )
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ README_ROWS = (
     ("simplenet_pairs", "none", _SIMPLENETS, "averaged as they are"),
     ("simplenet_pairs", "graph", _SIMPLENETS, "graph matching, which looks at no image; averaged"),
     ("simplenet_pairs", "parent", _SIMPLENETS, _PARENT),
+    ("simplenet_pairs", "untrained_head", _SIMPLENETS, "nothing fused: random weights, a last layer fitted to both"),
     ("study_w0.125", "activation + bn_reset", _ALIKE, "matched by activations, BatchNorm statistics reset"),
     ("study_w0.125", "activation + least_squares", _ALIKE, _FITTED),
     ("study_w0.125", "side_by_side", _ALIKE, "nothing matched: pruned side by side, refitted"),

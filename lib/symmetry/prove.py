@@ -48,7 +48,7 @@ class Proof(float):
         return proof
 
     def __str__(self) -> str:
-        which = f", or mapping {self.matrices} groups by matrices," if self.matrices else ""
+        which = f", or mapping {self.matrices} group{'s' * (self.matrices > 1)} by matrices," if self.matrices else ""
         parts = [f"permuting{which} changes the outputs by {self:.0e} of their size"]
         if not math.isnan(self.sensitivity):
             parts.append(f"any member forgotten, by {self.sensitivity:.0e} or more")

@@ -66,7 +66,7 @@ def build(source: Path, html: Path) -> int:
     cells = source.parent / "cells" / sources.code_hash()  # what they put out depends on lib and the records
     for stale in set(cells.parent.glob("*")) - {cells}:
         shutil.rmtree(stale)
-    options = ["-b", "html", "-n", "-W", "--keep-going", "-E", "-d", str(source.parent / "doctrees")]
+    options = ["-q", "-b", "html", "-n", "-W", "--keep-going", "-E", "-d", str(source.parent / "doctrees")]
     options += ["-D", f"nb_execution_cache_path={cells}"]
     return sphinx([*options, "-c", str(sources.HERE), str(source), str(html)])
 

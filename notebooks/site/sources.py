@@ -61,11 +61,13 @@ def kept(notebook: Path) -> Path:
 
 
 def executed(notebook: Path) -> Path | None:
-    """The executed copy to show: what `make` left of the notebook as it is now, else the site's own; None: neither."""
+    """The executed copy to show: what `make` left of the notebook as it is now, with its own parameters, else the
+    site's own; None: neither."""
     copies = LOCAL.glob(f"*/{notebook.stem}.executed.ipynb")
     for own in sorted(copies, key=lambda path: path.stat().st_mtime, reverse=True):
         copy = nbformat.read(own, as_version=4)
-        copy.cells = [cell for cell in copy.cells if INJECTED not in cell.metadata.get("tags", ())]
+        if any(INJECTED in cell.metadata.get("tags", ()) for cell in copy.cells):  # a run of other parameters
+            continue
         if cells_hash(nbformat.writes(copy)) == cells_hash(notebook.read_text(encoding="utf-8")):
             return own
     return path if (path := kept(notebook)).is_file() else None

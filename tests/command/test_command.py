@@ -101,6 +101,20 @@ def test_it_fuses_what_python_fuses_and_writes_weights_sidecar_and_card(capsys, 
     assert printed.splitlines()[-1] == "wrote fused.safetensors, fused.json, fused.md"
 
 
+def test_it_says_whose_training_images_it_measures_on(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = ["simplenet-s0", "simplenet-s1"]
+    options = ["--images", "mnist-5k", "--matcher", "none", "--correction", "none", "--test-count", 50]
+    status, printed, said = run(capsys, "fuse", *shipped, *options)
+    assert (status, said) == (0, "")
+    told = "the test images of mnist-5k, on which simplenet-s0 and simplenet-s1 were trained"
+    assert f"accuracy on {told} (50)" in printed and told in paths.Path("fused.md").read_text()
+
+
+def test_a_network_is_not_fused_with_itself(capsys, pair):
+    assert "are the same network" in refused(capsys, "fuse", pair[0], pair[0], "--images", "images.npy")
+
+
 def test_what_it_wrote_is_a_parent_again(capsys, pair):
     assert run(capsys, "fuse", *pair, "--images", "images.npy", "--budget", 1.5)[0] == 0
     told = json.loads(paths.Path("fused.json").read_text())["fused"]["structure"]
