@@ -41,13 +41,12 @@ def _listed(parts: Iterable[str]) -> str:
 
 STALE = css("stale")
 # Controls beside the figures where the page is wide enough for both, over them where it is not. An image is at most as
-# wide as its pixels, at least as wide as its letters can be read.
+# wide as its pixels, and at least as wide as a page of 800 pixels with JupyterLab's file browser leaves it.
 STYLE = f"""<style>
 .{css("panel")} {{ flex-flow: row wrap; align-items: flex-start; column-gap: 16px }}
 .{css("controls")} {{ flex: 1 1 300px; min-width: 0 }}
-.{css("figures")} {{ flex: 100 1 540px; min-width: 0 }}
-.{css("figures")} img {{ width: auto; min-width: 360px; height: auto; align-self: flex-start }}
-.{css("figures")} .widget-tab-contents {{ padding: 4px 0 }}
+.{css("figures")} {{ flex: 100 1 540px; min-width: 0; --jp-widgets-container-padding: 2px }}
+.{css("figures")} img {{ width: auto; min-width: 340px; height: auto; align-self: flex-start }}
 .{STALE} {{ opacity: 0.35 }}
 </style>"""
 
