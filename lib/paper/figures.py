@@ -110,7 +110,9 @@ def _draw_curve(
     for end, side, near in ((0, "a", np.argmin(alphas)), (1, "b", np.argmax(alphas))):
         known = parents[side][metric]
         if known is not None and abs(alphas[near] - end) > 1e-6:
-            axes.plot([end, alphas[near]], [scale * known, values[near]], color=method.colour, linewidth=0.6, zorder=2)
+            # dashed like the curve: of one known at few points it is most of what is seen
+            thin = {"color": method.colour, "linestyle": line, "linewidth": 0.9, "zorder": 2}
+            axes.plot([end, alphas[near]], [scale * known, values[near]], **thin)
     if not np.isnan(low[0]):
         axes.fill_between(alphas, low, high, color=method.colour, alpha=0.18, linewidth=0)
     published = (reference or {}).get("curves", {}).get(curve_key(entry), {}).get(metric)

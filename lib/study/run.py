@@ -456,9 +456,24 @@ def _check_sidecar(run: Run, side: str) -> None:
         name = "model" if name == "name" else name
         if name in spec and spec[name] != wanted:
             raise InputError(f"{who} was trained with {name} {spec[name]}, this run has {wanted}; accepted: one {name}")
-    learnt, measured = checkpoint.sidecar.get("dataset"), run.dataset.name
-    if learnt and learnt != measured:
-        print(f"{who} was trained on {learnt}{loaders.overlap(learnt, measured)}")
+    if elsewhere := trained_elsewhere(checkpoint, run.dataset.name):
+        print(f"{who} was {elsewhere}")
+
+
+def trained_elsewhere(checkpoint: models.Checkpoint, measured: str) -> str:
+    """What a network was trained on, and whether that holds the data set that it is `measured` on; "" where it is this
+    one or the sidecar does not say."""
+    learnt = checkpoint.sidecar.get("dataset")
+    if not learnt or learnt == measured:
+        return ""
+    return f"trained on {learnt}" + (
+        f", whose training images hold all of {measured}" if is_seen(checkpoint, measured) else ""
+    )
+
+
+def is_seen(checkpoint: models.Checkpoint, measured: str) -> bool:
+    """Whether a network was trained on data that hold all images of the data set it is `measured` on."""
+    return loaders.is_part(measured, of=checkpoint.sidecar.get("dataset"))
 
 
 def begin(

@@ -23,6 +23,7 @@ from lib.checks import InputError
 from lib.explore import explorer as explore
 from lib.explore import panel as panels
 from lib.explore import plane
+from lib.loaders import sources
 from lib.paper import style
 from lib.progress import tqdm
 from lib.study import attention, board
@@ -139,7 +140,7 @@ def test_batchnorm_statistics_of_the_plane_are_mixed_or_reset_and_it_says_which(
 def test_the_plane_of_a_network_with_another_norm_says_nothing_of_batchnorm():
     explorer = explore.Explorer(GIVEN | {"pair": "mlpln-w0.5-s0", "plane_size": 2, "plane_images": 20, "images": 20})
     plain, reset = (explorer.plane("mlpln-w0.5-s0", "activation", corrected) for corrected in ("none", "bn_reset"))
-    assert plain.note == "first 20 test images" and reset is plain
+    assert plain.note == "first 20 test images, seen in training" and reset is plain
 
 
 def test_a_clone_that_cannot_be_written_can_be_explored(monkeypatch):
@@ -220,6 +221,27 @@ def test_the_path_shows_the_choice_the_baseline_and_the_last_others_and_a_dot_at
     assert len(figure.axes) == 2
     dot = [line for line in figure.axes[0].lines if line.get_color() == style.VERMILLION]
     assert [line.get_xydata().tolist() for line in dot] == [[[0.5, 100 * values["test_accuracy"]]]]
+    assert dot[0].get_markerfacecolor() == "none"  # the curve's own marker is seen in it
+
+
+def test_a_curve_known_at_one_point_has_its_marker_and_is_dashed_as_in_the_legend():
+    explorer = explore.Explorer(GIVEN)
+    values = explorer.pair("simplenet-s0").parents["b"]
+    for corrected in ("none", "least_squares"):
+        explorer._kept["point", "simplenet-s0", "weight", corrected, 0.5] = explore.Point(values, torch.zeros(1))
+    figure = explorer.path("simplenet-s0", "weight", "least_squares", 0.5, here=False)
+    legend = figure.legends[0]
+    keys = dict(zip([text.get_text() for text in legend.get_texts()], legend.get_lines(), strict=True))
+    looks = {label: (key.get_linestyle(), key.get_marker()) for label, key in keys.items()}
+    assert looks["weights"] == ("-", "o") and looks["weights + least squares"] == ("--", "P")
+    for axes in figure.axes:
+        orange = [line for line in axes.lines if line.get_color() == keys["weights"].get_color()]
+        points = [line.get_marker() for line in orange if line.get_xdata().tolist() == [0.5]]
+        assert sorted(points) == ["P", "o"]
+        # two thin lines each, to the parents
+        thin = [line._unscaled_dash_pattern for line in orange if len(line.get_xdata()) == 2]
+        of_keys = [keys[label]._unscaled_dash_pattern for label in ("weights", "weights + least squares")]
+        assert sorted(thin, key=str) == sorted([*of_keys, *of_keys], key=str)
 
 
 def test_a_linear_first_layer_is_drawn_as_images():
@@ -409,6 +431,46 @@ def test_without_mnist_its_networks_are_shown_on_mnist_5k_and_it_says_so(no_data
         dataset, note = no_data._dataset(pair, board.pairs())
         assert dataset == "mnist-5k"
         assert note == "mnist cannot be reached (no files): using mnist-5k"
+
+
+def test_whatever_pair_is_chosen_the_numbers_and_titles_say_that_its_images_were_seen_in_training(panel):
+    for pair in ("simplenet-s0", "mlp-w0.5-s0"):
+        panel.pair.value = pair
+        assert "mnist-5k, first 60 test images, seen in training" in panel.readout.value
+        said = panel.readout.value.partition(panels.css("caution"))[2]
+        assert "trained on mnist, whose training images hold all of mnist-5k: this is no test" in said
+        assert "seen in training" in panel.explorer.path(*panel.chosen).get_suptitle()
+    panel.pair.value = "gpt-s0"
+    assert panel.explorer.given["dataset"] == "mnist-5k" and panels.css("caution") not in panel.readout.value
+
+
+def test_networks_on_images_of_another_kind_are_said_to_be_and_on_their_own_nothing_is(monkeypatch):
+    explorer = explore.Explorer(GIVEN | {"pair": "vgg11bn-w0.125-s0", "images": 20})
+    assert explorer.caution("vgg11bn-w0.125-s0") == "trained on cifar10-jpeg"
+    assert explorer.on_test("vgg11bn-w0.125-s0") == "first 20 test images"
+    own = explore.Explorer(GIVEN | {"pair": "gpt-s0", "dataset": "auto", "images": 20})
+    assert own.caution("gpt-s0") == "" and "caution" not in Panel(own).readout.value
+
+
+def test_pairs_whose_data_are_not_here_are_marked_in_the_choice(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(sources, "download", lambda *_: pytest.fail("looks for data by downloading"))
+    explorer = explore.Explorer(GIVEN)
+
+    def marked():
+        return {name for label, name in panels.Panel(explorer).pair.options if label.endswith(" (needs cifar10)")}
+
+    explorer.given["dataset"] = "auto"
+    of_images = {name for name, sidecar in board.pairs().items() if sidecar["dataset"].startswith("cifar10")}
+    assert marked() == of_images and of_images
+    for file in ("cifar10-jpeg/test-0.parquet", "cifar-10-python.tar.gz"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+        assert not marked()
+        (tmp_path / file).unlink()
+    explorer.given["dataset"] = "mnist-5k"
+    assert not marked()
 
 
 def test_without_cifar_the_pairs_that_work_are_offered_in_one_line(no_data):
@@ -674,6 +736,23 @@ def test_figures_are_exported_and_none_that_is_there_is_replaced(panel, local, t
     assert "this tab shows no figure yet" in panel.status.value and "%" in panel.readout.value
 
 
+@pytest.mark.parametrize("which", ["simplenet", "three"])
+def test_exported_figures_carry_no_mark_of_where_the_sliders_stand(which, request, monkeypatch):
+    explorer, drawn = request.getfixturevalue(which), {}
+    panel = Panel(explorer)
+    monkeypatch.setattr(explorer, "export", lambda figures, *_: drawn.update(figures) or [])
+    panel.export.click()
+    path = next(iter(drawn.values()))
+    shown = next(iter(panel._figures(panel.view).values()))
+
+    def marks(figure):
+        lines = [line for axes in figure.axes for line in axes.lines if line.get_color() == style.VERMILLION]
+        return lines + [text for axes in figure.axes for text in axes.texts if text.get_text() == "here"]
+
+    assert marks(shown) and not marks(path)
+    assert len(path.axes[0].lines) < len(shown.axes[0].lines)
+
+
 def test_the_fused_network_is_saved_with_sidecar_and_card_and_can_be_read(panel, local, simplenet):
     panel.alpha.value = 0.3
     panel.save.click()
@@ -692,7 +771,9 @@ def test_the_fused_network_is_saved_with_sidecar_and_card_and_can_be_read(panel,
     models.load_state(models.build("simplenet", width=sidecar["spec"]["width"], seed=0), checkpoint.state)
     card = (local / f"{stem}.md").read_text()
     assert card.startswith(f"# {stem}.safetensors\n") and "simplenet-s1.safetensors" in card
-    assert "mnist-5k, first test images, 60 of them" in card and "the first 60 training images of mnist-5k" in card
+    seen = "mnist-5k, first test images (its parents were trained on mnist, whose training images hold all of mnist-5k"
+    assert f"On {seen}: this is no test), 60 of them" in card and "the first 60 training images of mnist-5k" in card
+    assert sidecar["measured"]["on"].startswith(seen)
     panel.save.click()
     assert (local / f"{stem}_2.safetensors").exists()
 
@@ -865,12 +946,19 @@ def test_in_a_browser_dragging_alpha_changes_the_accuracy(tmp_path):
                 part.bounding_box() for part in (page.locator(f".{panels.css('panel')}"), controls, figures_)
             )
             assert right["x"] + right["width"] == pytest.approx(whole["x"] + whole["width"], abs=8)
+            for image in figures_.locator("img:visible").all():  # none is cut, none is larger than it is
+                box, pixels = image.bounding_box(), image.evaluate("image => image.naturalWidth")
+                assert 340 <= box["width"] <= pixels and box["x"] + box["width"] <= right["x"] + right["width"]
+                ratio = image.evaluate("image => image.naturalHeight / image.naturalWidth")
+                assert box["height"] / box["width"] == pytest.approx(ratio, abs=0.01)
+            for button in page.locator(f".{panels.css('panel')} button:visible").all():
+                assert button.evaluate("button => button.scrollWidth <= button.clientWidth"), button.inner_text()
             image = figures_.locator("img").first.bounding_box()
             if beside:
                 assert image["width"] > 0.9 * right["width"] > 0.6 * whole["width"]
             else:
                 assert left["width"] > 0.95 * whole["width"] and right["y"] >= left["y"] + left["height"]
-                assert image["width"] >= 600
+                assert image["width"] > 0.9 * right["width"]
 
         cancel, numbers = page.get_by_role("button", name="cancel"), page.locator(".fusebook-readout")
         api.expect(cancel).to_be_hidden(timeout=patience)

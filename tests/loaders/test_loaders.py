@@ -252,6 +252,21 @@ def test_a_named_data_set_out_of_reach_is_one_line_and_writes_nothing(name, empt
     assert not written(*empty)
 
 
+def test_a_data_set_is_there_when_its_files_are_by_their_names_alone(empty, monkeypatch, tiny_mnist, tiny_cifar10):
+    monkeypatch.setattr(data_sources, "download", lambda *_: pytest.fail("downloads"))
+    downloadable = ("mnist", "cifar10", "cifar10-jpeg")
+    assert [loaders.is_there(name) for name in loaders.SOURCES] == [
+        name not in downloadable for name in loaders.SOURCES
+    ]
+    put(paths.DATA / "MNIST/raw", tiny_mnist)
+    put(paths.CACHE / "cifar-10-batches-py", tiny_cifar10[0])
+    for name in ("mnist", "cifar10"):  # where it is told to be, it is found
+        assert loaders.is_there(name) and loaders.load(name).name == name
+    assert not loaders.is_there("cifar10-jpeg")
+    put(paths.DATA / "cifar10-jpeg", {"test-00000-of-00001.parquet": b""})
+    assert loaders.is_there("cifar10-jpeg")
+
+
 def test_auto_falls_back_and_says_why(empty, capsys):
     data = loaders.load("auto", auto=("cifar10", "cifar10-jpeg", "mnist-5k"), shape=(3, 32, 32))
     assert data.name == "mnist-5k" and tuple(data.test.images.shape[1:]) == (3, 32, 32)
