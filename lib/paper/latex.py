@@ -1,15 +1,15 @@
 """Tables as LaTeX: whole floats that fit the column, or the page, of the usual styles.
 
-A table as wide as a column of ICML, the narrowest, is a `table`; a wider one a `table*`, as wide as the text of NeurIPS
-and narrower than two columns of ICML or IEEE. What is wider still is set in blocks of columns under each other, what is
-longer than a page in several floats. Documents need booktabs.
+A table as wide as a column of ICML, the narrowest, is a `table`; a wider one a `table*`, as wide as the text of a plain
+`article`, which is narrower than that of NeurIPS and two columns of ICML or IEEE. What is wider still is set in blocks
+of columns under each other, what is longer than a page in several floats. Documents need booktabs.
 """
 
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-COLUMN, PAGE = 234.0, 397.0  # points, of 72.27 to the inch: 3.25 and 5.5 inches, less a hair
+COLUMN, PAGE = 234.0, 344.5  # points, of 72.27 to the inch: 3.25 inches, and the 345 points of article, less a hair
 SIZES = {"footnotesize": (0.86, 9.5), "scriptsize": (0.79, 8.0)}  # letters against those of 10 points; height of a line
 GAP = 6.0  # points between columns
 TALLEST = 500.0  # points of a float without its caption
@@ -84,7 +84,10 @@ def _columns(part: Rows, texts: int, size: str, most: float = math.inf) -> list[
 
 
 def _fit(part: Rows, texts: int, size: str, whole: float) -> float | None:
-    """How wide a column of words may be for all columns to fit beside each other; None where they do not."""
+    """How wide a column of words may be for all columns to fit beside each other; None where they do not, or a row of
+    one cell does not."""
+    if any(SIZES[size][0] * width(row[0]) + GAP > whole for row in part if len(row) == 1):
+        return None
     for most in WRAPPED[whole]:
         columns = _columns(part, texts, size, most / texts)
         if sum(columns) + GAP * len(columns) <= whole:
@@ -116,9 +119,12 @@ def _blocks(part: Rows, texts: int, size: str, whole: float) -> Iterator[tuple[R
         for row in part
     ]  # fmt: skip
     room = whole - sum(widths[:texts]) - GAP * texts
-    for group in _groups([each + GAP for each in widths[texts:]], room):
+    ends = next((i for i, row in enumerate(reversed(part)) if len(row) > 1), 0)  # lines that close the part: said once
+    groups = _groups([each + GAP for each in widths[texts:]], room)
+    for number, group in enumerate(groups, start=1):
         rows = [row if len(row) < len(widths) else [*row[:texts], *(row[texts + i] for i in group)] for row in part]
-        yield rows, [*words, *("r" * len(group))], lines
+        shown = len(rows) - (ends if number < len(groups) else 0)
+        yield rows[:shown], [*words, *("r" * len(group))], lines[:shown]
 
 
 def _pages(blocks: Iterable[tuple[Rows, list[str], list[int]]], line: float) -> Iterator[list[str]]:

@@ -299,6 +299,12 @@ class Run:
         """The ensemble's log-probabilities (N, classes) on the test images, once the parents are measured."""
         return None if self.ensemble is None else self.ensemble[1]
 
+    def looked_at(self, **looks: bool) -> dict[str, int]:
+        """How many training images stand behind a "match" and a "correct" that `looks` at any: the parameter's, of a
+        smaller set all that there are; else 0."""
+        count = len(self.dataset.train)
+        return {what: min(getattr(self.settings, f"{what}_images"), count) * look for what, look in looks.items()}
+
     def curves(
         self,
         aligned: Mapping[str, Aligned],
@@ -319,10 +325,8 @@ class Run:
                     ensemble=self.against, images=images, device=self.device, label=f"{matcher} + {correction}",
                     keep=alphas if held_out else (),
                 )  # fmt: skip
-                used = {"match": matching.looks_at_images(matcher), "correct": images is not None}
-                extra: dict[str, Any] = {
-                    "images": {key: getattr(self.settings, f"{key}_images") * flag for key, flag in used.items()}
-                }
+                used = self.looked_at(match=matching.looks_at_images(matcher), correct=images is not None)
+                extra: dict[str, Any] = {"images": used}
                 if held_out:
                     extra |= {"best": self._best(curve, held_out), "share": curve.parts()}
                 entries.append(
@@ -406,13 +410,12 @@ class Run:
 
     def record(self, parents: Mapping, curves: list[dict[str, Any]] | None = None, **extra: Any) -> dict[str, Any]:
         """The run record, checked, not yet written: of its curves, or of `rows`."""
-        settings, count = self.settings, len(self.dataset.train)
+        settings = self.settings
         looks = {
             "match": any(matching.looks_at_images(name) for name in settings.matchers),
             "correct": any(fusion.CORRECTIONS[fusion.read_correction(n)[0]].images for n in settings.corrections)
             or any(fusion.CONTROLS[fusion.read_control(n)[0]].images for n in settings.controls),
         }
-        used = {key: getattr(settings, f"{key}_images") * flag for key, flag in looks.items()}
         checkpoints, seeds = {}, {"match": settings.match_seed}
         for side in parents:
             checkpoint = self.checkpoints[side]
@@ -429,7 +432,7 @@ class Run:
             seeds=seeds,
             checkpoints=checkpoints,
             parents=parents,
-            images={"train": count, "test": len(self.dataset.test)} | {k: min(v, count) for k, v in used.items()},
+            images={"train": len(self.dataset.train), "test": len(self.dataset.test)} | self.looked_at(**looks),
             curves=curves,
             provenance=origin.provenance(self.given, self.dataset, self.device, self.started),
             **extra,
