@@ -91,6 +91,11 @@ def test_the_table_of_any_run_fits(style, count, alphas, tmp_path):
     assert compiled(tmp_path, style, r"\input{run.tex}") == []
 
 
+def test_eleven_alphas_of_one_pair_stay_in_one_block():
+    text = tables.table(pair(curve("graph_reference", (0.8,) * 11, [i / 10 for i in range(11)])), name=curve_label)
+    assert text.latex().count(r"\begin{tabular}") == 2, "one of the accuracy, one of the loss"
+
+
 @needs_pdflatex
 def test_what_sticks_out_is_found(tmp_path):
     wide = tables.Table([[["a", *["head, %"] * 12], ["b", *["83.16 [77.47, 88.85]"] * 12]]])
