@@ -228,4 +228,9 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     matcher, _, correction = against.partition(" + ")
     control = {"control": against} if base(against) in CONTROLS else {}
     other = curve_label({"matcher": matcher, "correction": correction or "none"} | control)
-    return figure, f"{what} minus that of {other}, same pairs: mean, 95 % interval (filled: differs, Holm 5 %)"
+    means = "mean, 95 % interval (filled: differs, Holm 5 %)"
+    rows = [row for alike in kinds.values() for row in alike]
+    if all(row["low"] is None for row in rows):
+        n = _range_of_n(rows)
+        means = "one pair (n = 1), no interval" if n == "1" else f"mean, no interval (n = {n})"
+    return figure, f"{what} minus that of {other}, same pairs: {means}"

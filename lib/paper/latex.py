@@ -1,24 +1,26 @@
 """Tables as LaTeX: whole floats that fit the column, or the page, of the usual styles.
 
-A table as wide as a column of ICML, the narrowest, is a `table`; a wider one a `table*`, as wide as the text of NeurIPS
-and narrower than two columns of ICML or IEEE. What is wider still is set in blocks of columns under each other, what is
-longer than a page in several floats. Documents need booktabs.
+A table as wide as a column of ICML, the narrowest, is a `table`; a wider one a `table*`, as wide as the text of a plain
+`article`, which is narrower than that of NeurIPS and two columns of ICML or IEEE. What is wider still is set in blocks
+of columns under each other, what is longer than a page in several floats. Documents need booktabs.
 """
 
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-COLUMN, PAGE = 234.0, 397.0  # points, of 72.27 to the inch: 3.25 and 5.5 inches, less a hair
-SIZES = {"footnotesize": (0.86, 9.5), "scriptsize": (0.79, 8.0)}  # letters against those of 10 points; height of a line
-GAP = 6.0  # points between columns
+COLUMN, PAGE = 234.0, 344.5  # points, of 72.27 to the inch: 3.25 inches, and the 345 points of article, less a hair
+# Letters against those of 10 points; points of a line's height, and between columns.
+SIZES = {"footnotesize": (0.86, 9.5, 6.0), "scriptsize": (0.8, 8.0, 3.8)}
 TALLEST = 500.0  # points of a float without its caption
 WRAPPED = {COLUMN: (90.0,), PAGE: (170.0, 130.0, 100.0)}  # points of all columns of words, at most: the first that fits
 NUMBER = re.compile(r"[-+−α=\d., ±\[\]]+")
 PREAMBLE = r"% needs \usepackage{booktabs}"
 
-# Points of Computer Modern Roman at 10 points, rounded up; other styles' Times is narrower.
-_WIDTHS = dict.fromkeys("0123456789", 5.0) | dict.fromkeys("iljI.,:;|'![] ", 3.4) | dict.fromkeys("mwMW%—×±=+−", 8.4)
+# Points of Computer Modern Roman at 10 points, rounded up, 5 of any other; styles with Times are narrower. A hyphen may
+# be a minus.
+_GROUPS = {"il.,:;|'![]": 2.8, " fjI": 3.7, "rst": 4.0, "cez": 4.5, "kqvxy": 5.3, "bdhnpu": 5.6, "mwMW%—×±=+−": 8.4}
+_WIDTHS = {letter: points for letters, points in _GROUPS.items() for letter in letters}
 _TEX = {"\\": r"\textbackslash{}", "×": r"$\times$", "α": r"$\alpha$", "σ": r"$\sigma$", "±": r"$\pm$", "−": "$-$"}
 _TEX |= {"–": "--", "→": r"$\to$", "≥": r"$\geq$", "<": "$<$", ">": "$>$", "’": "'", "`": "", "~": r"\textasciitilde{}"}
 _TEX |= {character: f"\\{character}" for character in "&%$#{}"}
@@ -65,7 +67,7 @@ def floats(parts: Iterable[list[list[str]]], caption: str, texts: int = 1, label
         lines += [rf"\begin{{{kind}}}", r"\centering"]
         lines += [rf"\caption{{{cell(caption if not number else f'{first}, continued.')}}}"] if caption else []
         lines += [rf"\label{{tab:{re.sub(r'[^A-Za-z0-9.]+', '-', label)}}}"] if label and not number else []
-        lines += [rf"\{size}", rf"\setlength{{\tabcolsep}}{{{GAP / 2:g}pt}}"]
+        lines += [rf"\{size}", rf"\setlength{{\tabcolsep}}{{{SIZES[size][2] / 2:g}pt}}"]
         lines += ["\n\\par\\medskip\n".join(page), rf"\end{{{kind}}}"]
     return "\n".join([*lines, ""])
 
@@ -84,10 +86,14 @@ def _columns(part: Rows, texts: int, size: str, most: float = math.inf) -> list[
 
 
 def _fit(part: Rows, texts: int, size: str, whole: float) -> float | None:
-    """How wide a column of words may be for all columns to fit beside each other; None where they do not."""
+    """How wide a column of words may be for all columns to fit beside each other; None where they do not, or a row of
+    one cell does not."""
+    letters, _, gap = SIZES[size]
+    if any(letters * width(row[0]) + gap > whole for row in part if len(row) == 1):
+        return None
     for most in WRAPPED[whole]:
         columns = _columns(part, texts, size, most / texts)
-        if sum(columns) + GAP * len(columns) <= whole:
+        if sum(columns) + gap * len(columns) <= whole:
             return most / texts
     return None
 
@@ -115,10 +121,14 @@ def _blocks(part: Rows, texts: int, size: str, whole: float) -> Iterator[tuple[R
         if len(row) > 1 else 1
         for row in part
     ]  # fmt: skip
-    room = whole - sum(widths[:texts]) - GAP * texts
-    for group in _groups([each + GAP for each in widths[texts:]], room):
+    gap = SIZES[size][2]
+    room = whole - sum(widths[:texts]) - gap * texts
+    ends = next((i for i, row in enumerate(reversed(part)) if len(row) > 1), 0)  # lines that close the part: said once
+    groups = _groups([each + gap for each in widths[texts:]], room)
+    for number, group in enumerate(groups, start=1):
         rows = [row if len(row) < len(widths) else [*row[:texts], *(row[texts + i] for i in group)] for row in part]
-        yield rows, [*words, *("r" * len(group))], lines
+        shown = len(rows) - (ends if number < len(groups) else 0)
+        yield rows[:shown], [*words, *("r" * len(group))], lines[:shown]
 
 
 def _pages(blocks: Iterable[tuple[Rows, list[str], list[int]]], line: float) -> Iterator[list[str]]:

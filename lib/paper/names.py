@@ -87,6 +87,13 @@ RUNGS = {
 LOOK_AT_IMAGES = ("activation", "bn_reset", "repair", "rescale", "closed_form", "least_squares", "temperature")
 
 
+# How the architectures are written; a class of one's own keeps its spelling.
+MODELS = {
+    "simplenet": "SimpleNet", "mlp": "MLP", "lenet": "LeNet", "resnet20": "ResNet20", "vit_mnist": "ViT-MNIST",
+    "vit_cifar": "ViT-CIFAR", "gpt": "GPT",
+} | {f"vgg{layers}": f"VGG{layers}" for layers in (11, 13, 16, 19)}  # fmt: skip
+
+
 def base(name: str) -> str:
     """The method of a name with options: "activation(tap=pre_norm)" -> "activation"."""
     return name.partition("(")[0]
@@ -143,8 +150,7 @@ def file_word(name: str) -> str:
 
 def model_label(model: Mapping[str, Any]) -> str:
     """{"name": "vgg11", "width": 0.125, "norm": "batch"} -> "VGG11-BN ×1/8"."""
-    names = {"simplenet": "SimpleNet", "resnet20": "ResNet20", "vit_mnist": "ViT-MNIST", "vit_cifar": "ViT-CIFAR"}
-    name = names.get(model["name"], model["name"].upper())
+    name = MODELS.get(model["name"], model["name"])
     norms = {None: "", "none": "", "batch": "-BN", "layer": "-LayerNorm", "group": "-GroupNorm"}
     norm = norms.get(model.get("norm"), f"-{model.get('norm')}")
     width = width_label(model.get("width", 1.0))

@@ -158,7 +158,7 @@ def frame(records: Records) -> "pandas.DataFrame":  # noqa: F821
 
 
 def aggregate(records: Records) -> dict[str, Any]:
-    """Means, sample standard deviations and 95 % intervals over independent pairs of one kind.
+    """Means, sample standard deviations and 95 % intervals over independent pairs of one kind, of curves and controls.
 
     The shape of a record: "n" (pairs), "parents" and "curves" whose points (`MEASURES`) and barriers hold each metric's
     mean under its name, the deviation under "<metric>_std" and the interval of `evidence.mean_interval` under
@@ -180,8 +180,12 @@ def aggregate(records: Records) -> dict[str, Any]:
         curve = {"matcher": matcher, "correction": correction, "n": len(grouped(alike, "pair")), "points": points}
         curves.append(curve | {"barrier": _means(_comparable(whole), METRICS, "barrier_")})
     parents = {side: _means(flat, (*METRICS, "test_perplexity"), f"parent_{side}_") for side in ("a", "b")}
+    controls = [
+        {"control": control, "n": len(grouped(alike, "pair"))} | _means(alike, MEASURES)
+        for control, alike in grouped((row for row in flat if row["kind"] == "control"), "control").items()
+    ]
     kind = {field: records[0][field] for field in ("experiment", "preset", "dataset", "model", "images")}
-    return kind | {"n": len(grouped(flat, "pair")), "parents": parents, "curves": curves}
+    return kind | {"n": len(grouped(flat, "pair")), "parents": parents, "curves": curves, "controls": controls}
 
 
 def _curves(rows: Iterable[Row]) -> list[Row]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..paths import atomic
+from ..paths import FIGURES, atomic
 from ..records import curve_key, curve_of, point_at
 from . import latex
 from .evidence import Interval, grouped, survives
@@ -19,14 +19,34 @@ from .published import REFERENCE
 from .style import percent
 
 INTERVALS = "mean [95 % interval, Student's t] over n independent pairs, none for n < 3; n = 1 speaks of one pair alone"
+BARRIER = (
+    "Barrier: how much worse than the straight line between the parents a path of three or more α is at its worst, "
+    "never below 0."
+)
+# What stands under each head; "α" are all heads of shares.
 DEFINITIONS = {
+    "accuracy, %": "Accuracy: right answers among all.",
+    "cross-entropy, nats": "Cross-entropy: mean over the answers.",
+    "loss, nats": "Loss: the mean cross-entropy.",
+    "perplexity": "Perplexity: the exponential of the cross-entropy.",
+    "α": "α: the share of network B in the fused one, 0 is A.",
     "drop, points": "Drop: the parents' mean − the fused network.",
     "against better, points": "Against better: the better parent (on held-out images) − the fused network.",
-    "barrier, points": "Barrier: where a path of three or more alphas was measured.",
+    "barrier": BARRIER,
+    "barrier, points": BARRIER,
     "KL to ensemble, nats": "KL: from the ensemble's probabilities to the network's.",
+    "agreement, %": "Agreement: answers that are the ensemble's.",
+    "calibration error, %": "Calibration error: expected, over 15 bins of confidence.",
+    "best alpha": "Best alpha: by held-out training images.",
+    "there, %": "There: accuracy at the best alpha.",
+    "share B": "Share B: the part of B's units in the fused network.",
     "images": "Images: the training images that the method looked at, 0 for none.",
+    "seconds": "Seconds: of matching and correcting, wall time.",
+    "n": "n: independent pairs.",
 }
-READ = f"{' '.join(DEFINITIONS.values())} Parents: mean of both, of the same pairs."
+_READ = ("drop, points", "against better, points", "barrier, points", "KL to ensemble, nats", "images")
+READ = f"{' '.join(map(DEFINITIONS.get, _READ))} Parents: mean of both, of the same pairs."
+CONTROLS = "Controls fuse nothing, or not by matching"
 HOLM = "* differs with a family-wise error of 5 % over all comparisons here (Holm)"
 DEVIATION = "mean ± standard deviation"
 MIDPOINT = (
@@ -70,8 +90,9 @@ class Table:
 
     def latex(self, label: str = "") -> str:
         """Floats with captions for a document with booktabs, as wide as a column or a page: see `latex.floats`."""
-        heads = {head for part in self.parts for head in part[0]}
-        told = [self.title, self.note, *(text for head, text in DEFINITIONS.items() if head in heads)]
+        heads = {"α" if head.startswith("α=") else head for part in self.parts for head in part[0]}
+        defined = dict.fromkeys(text for head, text in DEFINITIONS.items() if head in heads)
+        told = [self.title, self.note, *defined]
         caption = " ".join(f"{text.rstrip('.')}." for text in " ".join(told[:1]).splitlines() + told[1:] if text)
         return latex.floats(self.parts, f"{caption[:1].upper()}{caption[1:]}", self.texts, label)
 
@@ -86,7 +107,8 @@ class Table:
 def table(records: Records, split: str = "test", name: Name = curve_name) -> Table:
     """Accuracy (%), loss (nats) and, of models of text, perplexity of every curve at every alpha, and its barrier.
 
-    Mean ± standard deviation where there are several pairs. `split` is "test" or "train".
+    Under them stand the parents and the controls, those a line each. Mean ± standard deviation where there are several
+    pairs. `split` is "test" or "train".
     """
     summary = aggregate(records)
     alphas = _alphas(summary)
@@ -98,13 +120,24 @@ def table(records: Records, split: str = "test", name: Name = curve_name) -> Tab
         part = [[title, *_alpha_heads(alphas), "barrier"]]
         for curve in summary["curves"]:
             places = (*(point_at(curve, alpha) for alpha in alphas), curve["barrier"])
-            label = name(curve) + ("" if curve["n"] == summary["n"] else f" (n = {curve['n']})")
-            part.append([label, *(_cell(place, metric) for place in places)])
+            part.append([name(curve) + _own_n(curve, summary), *(_cell(place, metric) for place in places)])
         ends = (_cell(summary["parents"][side], metric) for side in ("a", "b"))
-        parts.append([*part, [f"parents A, B: {', '.join(ends)}"]])
+        measured = [row for row in summary["controls"] if row.get(metric) is not None]
+        controls = [[f"{_control(row, name)}{_own_n(row, summary)}: {_cell(row, metric)}"] for row in measured]
+        parts.append([*part, [f"parents A, B: {', '.join(ends)}"], *controls])
     images = summary["images"].get(split)
     words = [f"{split} split" + (f" ({images:,} images)" if images else "")]
-    return Table(parts, headline(records, *words, *([DEVIATION] if summary["n"] > 1 else [])))
+    title = headline(records, *words, *([DEVIATION] if summary["n"] > 1 else []))
+    return Table(parts, title, CONTROLS if any(len(row) == 1 for part in parts for row in part[:-1]) else "")
+
+
+def _own_n(row: Row, summary: Row) -> str:
+    """The n of a row that not every pair has."""
+    return "" if row["n"] == summary["n"] else f" (n = {row['n']})"
+
+
+def _control(row: Row, name: Name) -> str:
+    return f"control: {name(row).removeprefix('control: ')}"
 
 
 def compare(record: Row, reference: Row | None = None) -> Table:
@@ -198,8 +231,8 @@ def _measured(rows: list[Row], cells: Mapping[str, Callable[[Row], str]]) -> dic
     return {head: cell for head, cell in cells.items() if not rows or any(cell(row) != "—" for row in rows)}
 
 
-def leaderboard_latex(rows: Iterable[Row], label: str = "leaderboard") -> str:
-    """`leaderboard_table` as floats of their own, one or more a kind of pair."""
+def leaderboard_latex(rows: Iterable[Row], label: str) -> str:
+    """`leaderboard_table` as floats of their own, one or more a kind of pair, which ends the label."""
     kinds = grouped(rows, "architecture", "dataset")
     return "\n".join(
         leaderboard_table(alike, curve_label, PAPER).latex(f"{label}-{'-'.join(kind)}") for kind, alike in kinds.items()
@@ -327,8 +360,18 @@ def interval_text(found: Interval) -> str:
 
 
 def save_table(table: Table, stem: str, folder: Path) -> Path:
-    """Writes a table as LaTeX, <folder>/<stem>.tex, with <stem> as its label; returns the path."""
-    return write_text(table.latex(stem), folder / f"{stem}.tex")
+    """Writes a table as LaTeX, <folder>/<stem>.tex, with `label_of` both as its label; returns the path."""
+    return write_text(table.latex(label_of(stem, folder)), folder / f"{stem}.tex")
+
+
+def label_of(stem: str, folder: Path) -> str:
+    """The label of a table: its stem in the repo's own figures/, elsewhere with the name of the folder, which says what
+    was run, so that the tables of two runs go into one paper. Of a sweep's figures/ the folder is the sweep's."""
+    folder = folder.resolve()
+    if folder == FIGURES:
+        return stem
+    run = (folder.parent if folder.name == FIGURES.name else folder).name
+    return run if run.startswith(stem) else f"{run}_{stem}"
 
 
 def write_text(text: str, path: Path) -> Path:

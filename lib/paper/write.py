@@ -37,8 +37,9 @@ from .evidence import grouped
 from .names import curve_label, curve_name, file_word
 from .pages import write_page
 from .redraw import draw_all
-from .tables import write_text
+from .tables import save_table, write_text
 
+LOGS = "logs"  # the folder of what sweeps print and say of their runs
 INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the next one removes what is no longer made
 
 # What README.md shows, in words: (records, curve or control, what was fused, how).
@@ -84,13 +85,14 @@ Records = Mapping[str, Mapping[str, Any]]
 def read(folder: Path) -> tuple[dict[str, Records], dict[str, Records], list[str]]:
     """The records right in `folder` by kind of pair (stems alike but for the seed), the sweeps in its subfolders by
     name (data/results/local is nobody's evidence), and a line for each file that is no record or shares a network with
-    an earlier one."""
+    an earlier one. Hidden files, and what sweeps write beside their records, are passed over."""
     kinds: dict[str, dict[str, Any]] = {}
     sweeps: dict[str, dict[str, Any]] = {}
     skipped = []
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         alone = path.parent == folder
-        if not alone and path.parent.name == LOCAL.name:
+        inside = "" if alone else path.parent.name
+        if path.name.startswith(".") or inside.startswith(".") or inside in (LOCAL.name, LOGS):
             continue
         name = re.sub(r"[-_]s\d+$", "", path.stem) if alone else path.parent.name
         try:
@@ -240,7 +242,7 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
         raise InputError(f"no run records in {folder}; accepted: a folder that holds some")
     whole = not _unreadable(skipped)
     rows, written = pooled_rows(kinds, sweeps), []
-    contents = [[("network_graph", drawing.network_graph)], _contents_of_kinds(kinds, rows, folder, skipped)]
+    contents = [[("network_graph", drawing.network_graph)], _contents_of_kinds(kinds, rows, folder, place, skipped)]
     contents += [_contents_of_sweep(name, records, rows, folder / name) for name, records in sweeps.items()]
     contents.append(_contents_of_hypotheses(hypotheses.rows_of(sweeps)))
     drawings = []
@@ -248,8 +250,8 @@ def write_all(folder: str | Path = RESULTS, figures: str | Path = FIGURES) -> tu
         if callable(content):
             drawings += _variants(name, content)
         else:
-            text = content if isinstance(content, str) else content.latex(name.removesuffix(".tex"))
-            written.append(write_text(text, place / name))
+            stem, is_text = name.removesuffix(".tex"), isinstance(content, str)
+            written.append(write_text(content, place / name) if is_text else save_table(content, stem, place))
     written += draw_all(drawings, place)
     every = tables.results_table(row for alike in rows.values() for row in alike)
     written.append(write_text(f"{every.markdown()}\n\n{NOTE}\n", place / "results.md"))
@@ -276,9 +278,9 @@ def _variants(stem: str, draw: Callable[..., Figure]) -> list[tuple[str, Callabl
 
 
 def _contents_of_kinds(
-    kinds: Mapping[str, Records], rows: Mapping[str, list[dict]], folder: Path, skipped: list[str]
+    kinds: Mapping[str, Records], rows: Mapping[str, list[dict]], folder: Path, place: Path, skipped: list[str]
 ) -> Contents:
-    """What is made of the records right in the folder; `skipped` gets a line where something is missing."""
+    """What is made for `place` of the records right in the folder; `skipped` gets a line where something lacks."""
     board, experiments = [], set()
     for kind, records in kinds.items():
         if _on_board(records):
@@ -306,7 +308,7 @@ def _contents_of_kinds(
         yield "leaderboard", partial(figures_many.leaderboard, board, columns=2)
         for kind, alike in grouped(board, "architecture", "dataset").items():
             yield f"leaderboard_{file_word('-'.join(kind))}_column", partial(figures_many.leaderboard, alike, columns=1)
-        yield "leaderboard.tex", tables.leaderboard_latex(board)
+        yield "leaderboard.tex", tables.leaderboard_latex(board, tables.label_of("leaderboard", place))
     if any(row.get("best_accuracy") is not None for row in board):
         yield "leaderboard_best", partial(figures_many.leaderboard, board, "best_accuracy", columns=2)
 
@@ -379,22 +381,38 @@ def _unreadable(lines: Iterable[str]) -> bool:
     return any("not a run record" in line for line in lines)
 
 
+def runs(results: Path) -> list[Path]:
+    """The folders whose figures are drawn apart from each other: `results` alone, of data/results/local every one in it
+    that holds records of a run or a sweep, which have nothing to do with each other."""
+    if results.name != LOCAL.name:
+        return [results]
+    return sorted({path.parent for path in results.glob("[!.]*/[!.]*.json")}) or [results]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 when a file in the results folder could not be read, 2 when nothing could be made."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="?", default=RESULTS, help="folder of run records (*.json)")
+    parser.add_argument(
+        "results", type=Path, nargs="?", default=RESULTS,
+        help="folder of run records (*.json); of data/results/local each folder in it is drawn into itself",
+    )  # fmt: skip
     parser.add_argument(
         "--figures", type=Path, help="folder to write into; by default figures/, of other records theirs"
     )
     options = parser.parse_args(arguments)
     results = options.results if options.results == RESULTS else resolve(options.results)
-    try:
-        written, skipped = write_all(results, options.figures or (FIGURES if results == RESULTS else results))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for path in written:
-        print(f"wrote {portable(path)}")
-    for line in skipped:
-        print(f"skipped {line}", file=sys.stderr)
-    return int(_unreadable(skipped))
+    each, worst = runs(results), 0
+    for folder in each:
+        place = options.figures or (FIGURES if results == RESULTS else folder)
+        try:
+            written, skipped = write_all(folder, place / folder.name if options.figures and len(each) > 1 else place)
+        except InputError as error:
+            print(error, file=sys.stderr)
+            worst = 2
+            continue
+        for path in written:
+            print(f"wrote {portable(path)}")
+        for line in skipped:
+            print(f"skipped {line}", file=sys.stderr)
+        worst = max(worst, int(_unreadable(skipped)))
+    return worst

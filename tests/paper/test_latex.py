@@ -8,11 +8,14 @@ import subprocess
 import pytest
 
 from lib.paper import latex, tables, write
-from lib.paths import ROOT
+from lib.paper.names import CONTROLS, curve_label
+from lib.paths import FIGURES, ROOT
+from tests.records.test_results import curve, pair
 
 ONE = r"\documentclass{article}\usepackage[textwidth=5.5in,textheight=9in]{geometry}"  # NeurIPS
 TWO = r"\documentclass[twocolumn]{article}\usepackage[textwidth=%s,columnsep=%s,textheight=9in]{geometry}"
-STYLES = {"neurips": ONE, "icml": TWO % ("6.75in", "0.25in"), "ieee": TWO % ("7.16in", "0.16in")}
+ARTICLE = r"\documentclass{article}"
+STYLES = {"article": ARTICLE, "neurips": ONE, "icml": TWO % ("6.75in", "0.25in"), "ieee": TWO % ("7.16in", "0.16in")}
 
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (texlive-latex-extra)")
 
@@ -36,7 +39,7 @@ def every_table():
     kinds, sweeps, skipped = write.read(ROOT / "data" / "results")
     rows = write.pooled_rows(kinds, sweeps)
     folder = ROOT / "data" / "results"
-    contents = [write._contents_of_kinds(kinds, rows, folder, skipped)]
+    contents = [write._contents_of_kinds(kinds, rows, folder, FIGURES, skipped)]
     contents += [write._contents_of_sweep(name, records, rows, folder / name) for name, records in sweeps.items()]
     made = {name: content for name, content in itertools.chain(*contents) if name.endswith(".tex")}
     return {name: c if isinstance(c, str) else c.latex(name.removesuffix(".tex")) for name, c in made.items()}
@@ -53,7 +56,7 @@ def test_every_table_fits_its_column_and_its_page(every_table, style, tmp_path):
 
 
 @needs_pdflatex
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", ["neurips", "icml", "ieee"])
 def test_every_figure_fits_its_column_and_its_page(style, tmp_path):
     """At its own size, or at the style's where that is narrower: they are made for IEEE's."""
     column, page = {"neurips": (5.5, 5.5), "icml": (3.25, 6.75), "ieee": (3.5, 7.16)}[style]
@@ -69,6 +72,28 @@ def box(path):
     """The width of a PDF's page, in inches."""
     left, _, right, _ = re.search(rb"/MediaBox \[([^\]]+)\]", path.read_bytes())[1].split()
     return (float(right) - float(left)) / 72
+
+
+@needs_pdflatex
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("alphas", [1, 3, 5, 11])
+def test_the_table_of_any_run_fits(style, count, alphas, tmp_path):
+    """Of one pair and of several, with few alphas and many, and all controls there are."""
+    shares = [i / (alphas - 1) for i in range(alphas)] if alphas > 1 else [0.5]
+    methods = [("graph_reference", "none"), ("activation(tap=pre_norm)", "bn_reset"), ("none", "least_squares")]
+    controls = {name: {"test_accuracy": 0.9, "test_loss": 0.3} for name in (*CONTROLS, "distillation(steps=100)")}
+    records = {}
+    for seed in range(count):
+        curves = [curve(m, (0.83 - seed / 9,) * alphas, shares, correction=c) for m, c in methods]
+        records[f"s{seed}"] = pair(*curves, controls=controls, seeds={"a": 2 * seed, "b": 2 * seed + 1, "match": 0})
+    (tmp_path / "run.tex").write_text(tables.table(records, name=curve_label).latex("run"), encoding="utf-8")
+    assert compiled(tmp_path, style, r"\input{run.tex}") == []
+
+
+def test_eleven_alphas_of_one_pair_stay_in_one_block():
+    text = tables.table(pair(curve("graph_reference", (0.8,) * 11, [i / 10 for i in range(11)])), name=curve_label)
+    assert text.latex().count(r"\begin{tabular}") == 2, "one of the accuracy, one of the loss"
 
 
 @needs_pdflatex
@@ -98,6 +123,14 @@ def test_a_narrow_table_takes_a_column_and_a_wide_one_the_page_in_blocks():
     wide = tables.Table([[["a", *heads], ["b", *[f"{i}.00 [0.00, 99.00]" for i in range(12)]]]]).latex()
     assert r"\begin{table*}" in wide and wide.count(r"\begin{tabular}") == 3
     assert all(f"${i}.00" in wide for i in range(12))
+
+
+def test_lines_that_close_a_table_are_said_once():
+    heads = [f"metric {i}, %" for i in range(12)]
+    rows = [["a", *heads], ["b", *[f"{i}.00 [0.00, 99.00]" for i in range(12)]], ["parents"], ["control"]]
+    text = tables.Table([rows]).latex()
+    assert text.count(r"\begin{tabular}") == 3 and text.count("{parents}") == text.count("{control}") == 1
+    assert text.index("$11.00") < text.index("{parents}")
 
 
 def test_a_long_table_is_cut_into_floats_that_each_have_a_caption():

@@ -1,8 +1,10 @@
 """lib.paper: records alone rebuild every figure and table, the same bytes each time, and sweeps are pooled."""
 
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ from lib import paths
 from lib.batch import run as batch
 from lib.checks import InputError
 from lib.paper import evidence, figures, redraw, style, tables, write
+from lib.paper.names import curve_label
 from lib.paths import ROOT
 from lib.records import run_record, write_record
 from tests.paper.test_plots import arrays, study, vgg, words
@@ -80,6 +83,64 @@ def test_figures_of_a_run_go_into_its_own_folder(tmp_path, unrendered):
     assert {"simplenet_mnist.tex", "simplenet_mnist_curves.pdf", "results.md"} <= set(os.listdir(run_folder))
 
 
+def test_a_notebook_and_make_figures_write_the_same_table(tmp_path, unrendered):
+    """What the last cell of a notebook calls, and the command on the run's folder."""
+    record = pair(curve("graph_reference", (0.84, 0.5, 0.82)), controls={"ensemble": {"test_accuracy": 0.9}})
+    folder = tmp_path / "local" / "simplenet_mnist_s4"
+    path = folder / "simplenet_mnist.json"
+    calls = set()
+    for name in ("simplenet_mnist", "vgg11_cifar10", "transformer_fusion"):
+        source = (paths.NOTEBOOKS / f"{name}.ipynb").read_text()
+        assert "from lib.paper.names import curve_label" in source
+        calls |= set(re.findall(r"print\((tables\.save_table\(.*)\)\\n", source))
+    (call,) = calls
+    run = SimpleNamespace(results_path=path, figures_dir=folder)
+    written = eval(call, {"tables": tables, "record": record, "curve_label": curve_label, "run": run})
+    by_notebook = written.read_bytes()
+    assert b"graph, as published" in by_notebook and b"{tab:simplenet-mnist-s4}" in by_notebook
+    write_record(path, record)
+    written.unlink()
+    assert write.main([str(folder)]) == 0
+    assert written.read_bytes() == by_notebook
+
+
+def sweep_folder(place):
+    """Records of a sweep with what make sweep leaves beside them."""
+    for seed in (0, 2):
+        write_record(place / f"mlp_s{seed}.json", pair(seeds={"a": seed, "b": seed + 1, "match": 0}))
+    (place / "logs").mkdir()
+    (place / ".snakemake").mkdir()
+    for name in ("logs/runs.json", "logs/mlp_s0.report.json", ".snakemake/state.json"):
+        (place / name).write_text("{}")
+    return place
+
+
+def test_a_folder_is_drawn_twice_and_the_second_time_nothing_anew(tmp_path, capsys):
+    place = sweep_folder(tmp_path / "local" / "a_sweep")
+    assert write.main([str(place)]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in place.glob("*.p*")}
+    assert write.main([str(place)]) == 0
+    assert capsys.readouterr().err == ""
+    assert before and before == {path.name: path.stat().st_mtime_ns for path in place.glob("*.p*")}
+
+
+def test_of_local_runs_each_is_drawn_into_its_own_folder(tmp_path, capsys, unrendered):
+    local = tmp_path / "local"
+    sweep_folder(local / "a_sweep")
+    for seed in (0, 2):
+        write_record(local / f"simplenet_mnist_s{seed}" / "simplenet_mnist.json", pair())
+    (local / "explore").mkdir()
+    for _ in range(2):
+        assert write.main([str(local)]) == 0
+        assert capsys.readouterr().err == ""
+    texts = {path.relative_to(local).as_posix(): path.read_text() for path in local.rglob("*.tex")}
+    assert set(texts) == {"a_sweep/mlp.tex", *(f"simplenet_mnist_s{seed}/simplenet_mnist.tex" for seed in (0, 2))}
+    assert len({re.search(r"\\label\{(.*)\}", text)[1] for text in texts.values()}) == 3
+    assert not [path for path in local.iterdir() if path.is_file()]
+    assert write.main([str(local), "--figures", str(tmp_path / "elsewhere")]) == 0
+    assert set(os.listdir(tmp_path / "elsewhere")) == {"a_sweep", "simplenet_mnist_s0", "simplenet_mnist_s2"}
+
+
 def test_studies_without_curves_in_a_sweep_stop_nothing(folder, tmp_path, unrendered):
     for place in ("studies", "widths"):
         write_record(folder / place / "study.json", study())
@@ -95,7 +156,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     place = tmp_path / "results"
     for i, middle in enumerate((0.5, 0.6, 0.65, 0.62, 0.58)):
         write_record(place / "sweep" / f"s{2 * i}.json", vgg(middle=middle, index=i))
-    once, twice = tmp_path / "once", tmp_path / "twice"
+    once, twice = (tmp_path / folder / "drawn" for folder in ("once", "twice"))  # labels name the folder
     assert run(place, once) == 0
     evidence._mean_interval.cache_clear()
     assert run(place, twice) == 0

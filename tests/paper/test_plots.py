@@ -429,6 +429,13 @@ def test_differences_fill_the_markers_of_those_that_hold_over_all_comparisons():
     assert "n = 3" in words(figure) and "minus that of no matching" in words(figure)
 
 
+@pytest.mark.parametrize(("count", "said"), [(1, "one pair (n = 1), no interval"), (2, "mean, no interval (n = 2)")])
+def test_differences_of_few_pairs_promise_no_interval(count, said):
+    records = [pair(seeds={"a": 2 * i, "b": 2 * i + 1, "match": 0}) for i in range(count)]
+    told = words(figures_many.differences(evidence.summary(pool.rows(records), against="none"), "none"))
+    assert f"same pairs: {said}" in told and "95 %" not in told and "Holm" not in told
+
+
 def test_an_unknown_method_keeps_its_look_and_its_options_change_the_label_alone():
     plain, other = (names.look(names.SOLVERS, name) for name in ("a new solver", "a new solver(restarts=3)"))
     assert (plain.label, other.label) == ("a new solver", "a new solver (restarts 3)")

@@ -38,9 +38,55 @@ def test_parents_stand_under_the_curves_in_text_and_in_latex():
     assert r"\multicolumn{5}{l}{parents A, B: 84.00, 82.00} \\" in table.latex()
 
 
+CONTROLLED = {"parent": {"test_accuracy": 0.84, "test_loss": 0.5}, "side_by_side": {"test_accuracy": 0.9512}}
+
+
+def test_controls_stand_under_the_parents_by_what_they_are():
+    table = tables.table(pair(controls=CONTROLLED))
+    accuracy, loss = str(table).split("cross-entropy")
+    assert "parents A, B: 84.00, 82.00\ncontrol: parent: 84.00\ncontrol: side_by_side: 95.12\n" in accuracy
+    assert "control: parent: 0.500" in loss and "side_by_side" not in loss  # of it no loss was measured
+    assert str(table).endswith(tables.CONTROLS)
+    text = tables.table(pair(controls=CONTROLLED), name=names.curve_label).latex()
+    assert "control: side by side, pruned: no matching: 95.12" in text and "fuse nothing" in text
+    assert "control" not in str(tables.table(pair(controls=CONTROLLED), split="train"))
+
+
+def test_controls_of_several_pairs_are_means_and_say_their_n():
+    one, two, three = pairs(0.4, 0.5, 0.6)
+    records = [one | {"controls": CONTROLLED}, two | {"controls": {"parent": {"test_accuracy": 0.86}}}, three]
+    text = str(tables.table(records))
+    assert "control: parent (n = 2): 85.00 ± 1.41" in text and "control: side_by_side (n = 1): 95.12\n" in text
+
+
+def test_every_head_is_defined_but_the_one_that_names_the_rows():
+    rows = pool.leaderboard_rows(pair(controls=CONTROLLED))
+    made = [tables.table(pair()), *(tables.leaderboard_table(rows, metrics=shown) for shown in (None, tables.PAPER))]
+    for table in made:
+        for heads, *_ in table.parts:
+            by_alpha = heads[1].startswith("α=")
+            asked = ["α", heads[0], heads[-1]] if by_alpha else heads[1:]
+            assert all(
+                tables.DEFINITIONS[head] in table.latex().replace("$-$", "−").replace(r"$\alpha$", "α")
+                for head in asked
+            ), heads
+
+
+def test_the_label_names_the_run_and_tracked_tables_keep_theirs(tmp_path):
+    one, other = (tables.label_of("simplenet_mnist", tmp_path / f"simplenet_mnist_s{seed}") for seed in (0, 2))
+    assert (one, other) == ("simplenet_mnist_s0", "simplenet_mnist_s2")
+    assert tables.label_of("simplenet_mnist", tables.FIGURES) == "simplenet_mnist"
+    assert tables.label_of("mlp_s0", tmp_path / "a_sweep" / "figures") == tables.label_of(
+        "mlp_s0", tmp_path / "a_sweep"
+    )
+    assert tables.label_of("mlp_s0", tmp_path / "a_sweep") == "a_sweep_mlp_s0"
+    path = tables.save_table(tables.table(pair()), "simplenet_mnist", tmp_path / "simplenet_mnist_s4")
+    assert r"\label{tab:simplenet-mnist-s4}" in path.read_text()
+
+
 def test_leaderboard_latex_is_a_tabular_a_kind_with_its_references_apart():
     wide = pair(model={"name": "mlp", "width": 0.5, "norm": None}, controls={"ensemble": {"test_accuracy": 0.95}})
-    text = tables.leaderboard_latex(pool.leaderboard_rows([pair(), wide]))
+    text = tables.leaderboard_latex(pool.leaderboard_rows([pair(), wide]), "board")
     first, second = text.split(r"\end{tabular}")[:2]
     assert "SimpleNet" in first and "ensemble" not in first and r"MLP $\times$1/2 on mnist-5k" in second
     assert second.index(r"\addlinespace") < second.index("ensemble") < second.index("bottomrule")
@@ -102,7 +148,7 @@ def pooled(*middles):
 
 def test_latex_rows_all_have_the_columns_they_announce():
     records = pairs(0.4, 0.5, 0.6)
-    board = tables.leaderboard_latex(pool.leaderboard_rows(records))
+    board = tables.leaderboard_latex(pool.leaderboard_rows(records), "board")
     made = (
         tables.table(records),
         tables.widths_table(records),

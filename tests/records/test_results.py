@@ -571,6 +571,9 @@ def test_one_alpha_leaves_no_choice_of_the_best():
         ({"name": "mlp", "width": 0.5, "norm": "layer"}, "MLP-LayerNorm ×1/2"),
         ({"name": "vgg11", "width": 0.125, "norm": "group"}, "VGG11-GroupNorm ×1/8"),
         ({"name": "vgg11", "width": 0.3, "norm": None}, "VGG11 ×0.3"),
+        ({"name": "lenet", "width": 1.0, "norm": None}, "LeNet"),
+        ({"name": "Sequential", "width": 1.0, "norm": None}, "Sequential"),
+        ({"name": "myNet", "width": 1.0, "norm": None}, "myNet"),
     ],
 )
 def test_model_label(model, label):

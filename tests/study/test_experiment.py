@@ -379,6 +379,18 @@ def test_batches_that_draw_their_augmentation_anew_are_not_handed_on(monkeypatch
         assert (first is again) == same
 
 
+def test_a_record_says_what_was_looked_at_of_a_small_set():
+    """A curve and the record: no more than the training images there are, and 0 of a method that looks at none."""
+    run = begin(limit_train=60, limit_test=20, match_images=5000, correct_images=5000, epochs=1,
+                matchers=["none", "activation"], corrections=["none", "closed_form"], alphas=[0.5])  # fmt: skip
+    networks = run.open_pair(models.Recipe(epochs=1, batch_size=30, augment=False))
+    parents = run.parents(networks)
+    curves = run.curves(run.align(networks, run.match(networks)), parents)
+    looked = [(images["match"], images["correct"]) for images in (each["images"] for each in curves)]
+    assert looked == [(0, 0), (0, 60), (60, 0), (60, 60)]
+    assert run.record(parents, curves)["images"] == {"train": 60, "test": 20, "match": 60, "correct": 60}
+
+
 # Controls, and the images by which is chosen
 
 
