@@ -627,8 +627,9 @@ def test_three_networks_come_back_with_their_shares_and_size(three, endless):
     panel.worker.wait()
     view = panel.view
     assert view.budget == 2.8
-    panel.pair.value = "mlp-w0.5-s0"  # has no third, and sizes up to 2
-    panel.correction.value = "rescale"
+    with panel.correction.hold_trait_notifications():  # both at once: else the pair may be shown before the correction
+        panel.correction.value = "rescale"
+        panel.pair.value = "mlp-w0.5-s0"  # has no third, and sizes up to 2
     assert endless.wait(PATIENCE)
     panel.cancel.click()
     panel.worker.wait()
