@@ -185,6 +185,7 @@ def check_parameters(notebook: Path, given: dict[str, object]) -> dict[str, obje
             checked[name] = None if empty else convert(value, *types[:2])
         except (ValueError, TypeError, OverflowError, ZeroDivisionError, yaml.YAMLError):
             wanted, default = "[".join(types[:2]) + "]" * (len(types) > 1), known[name]["default"]
+            default = "null" if default == "None" else default  # as parameters are written: YAML
             lists = f"; accepted: -p {name}=[a,b], or -y '{{{name}: [a, b]}}'" if types[0] in ("list", "tuple") else ""
             raise InputError(f"{name}: {value!r} is no {wanted}; the default is {default}{lists}") from None
     return checked
