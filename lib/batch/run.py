@@ -31,7 +31,7 @@ from jupyter_client.kernelspec import KernelSpec
 from ..checks import InputError, check_known, first_line, split_outside
 from ..paths import LOCAL, NOTEBOOKS, atomic, check_writable, inside, resolve
 from ..records import read_record
-from ..records.origin import NOTEBOOK, PLACES, run_name
+from ..records.origin import ANNOUNCED, NOTEBOOK, PLACES, run_name
 
 # It prints what a NotebookError says in one line.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -42,7 +42,7 @@ class NotebookError(RuntimeError):
 
 
 class Executed(NamedTuple):
-    """What a notebook left: its executed copy, and the record that it named, if it did."""
+    """What a notebook left: its executed copy, and its record; a summary of records leaves none of its own."""
 
     notebook: Path
     record: Path | None = None
@@ -64,7 +64,7 @@ class OwnKernel(AsyncKernelManager):
 
     async def start_kernel(self, **options: object) -> None:
         with (self.folder / "stderr").open("wb") as stderr:
-            options["env"] = {**(options.get("env") or os.environ), PLACES: str(self.folder / "places")}
+            options["env"] = {**(options.get("env") or os.environ), ANNOUNCED: str(self.folder / "places")}
             if self.notebook:
                 options["env"][NOTEBOOK] = str(self.notebook)
             await super().start_kernel(**options, stderr=stderr)
@@ -226,7 +226,7 @@ def execute(
             at.update(count=at["count"] + 1, cell=cell["source"].strip().splitlines()[0])
             write_report("running")
 
-    own = {name: value for name, value in parameters.items() if name not in ("results_path", "figures_dir")}
+    own = {name: value for name, value in parameters.items() if name not in PLACES}
     unnamed = LOCAL / run_name(notebook.stem, own)  # of a run that says nothing of where it writes
 
     def ended(failed: bool) -> Executed:
@@ -244,7 +244,8 @@ def execute(
                 temporary.write_text(re.sub(r"[^\n]*\r", "", "".join(printed)), encoding="utf-8")
         if not failed:
             wrong.unlink(missing_ok=True)
-        return Executed(wrong if failed else path, *map(Path, filter(None, [told.get("record")])))
+        record = Path(told.get("record", ""))
+        return Executed(wrong if failed else path, record if record.is_file() else None)
 
     output = output and Path(output).absolute()
     check_writable("the executed notebook", output or LOCAL, folder=output is None)
@@ -290,10 +291,11 @@ def summary(left: list[Executed]) -> str:
     """What several runs left: all methods at the midpoint beside what was published, and where everything lies."""
     from ..paper import tables  # matplotlib takes a second
 
-    records = {executed.record: read_record(executed.record) for executed in left if executed.record}
-    parts = [str(tables.midpoints({p: r for p, r in records.items() if "curves" in r}))] if records else []
-    parts.append("records, figures, tables as LaTeX, executed notebooks and logs:")
-    return "\n".join([*parts, *dict.fromkeys(f"  {inside(executed.notebook.parent)}" for executed in left)])
+    records = [read_record(executed.record) for executed in left if executed.record]
+    paths = [record for record in records if "curves" in record]
+    lines = [str(tables.midpoints(paths))] if paths else []
+    lines.append("records, figures, tables as LaTeX, executed notebooks and logs:")
+    return "\n".join([*lines, *dict.fromkeys(f"  {inside(executed.notebook.parent)}" for executed in left)])
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, object]:

@@ -54,7 +54,7 @@ def fuse(arguments: Namespace) -> None:
         raise InputError(f"{error}; accepted: --images with another data set, such as mnist-5k, or a file") from None
     test = _test(arguments, told, wide, shape, every)
     if test is not None and test.dataset:  # on the card, too: it says what was measured in these words
-        whom = [p.name for p in found if loaders.is_part(test.dataset, of=p.checkpoint.sidecar.get("dataset"))]
+        whom = [p.name for p in found if p.checkpoint.has_seen(test.dataset)]
         seen_by = f", on which {' and '.join(whom)} {'were' if whom[1:] else 'was'} trained" if whom else ""
         test = dataclasses.replace(test, what=f"{test.what}{seen_by}")
     example = wide.example() if wide.example() is not None else _random(shape)

@@ -31,7 +31,7 @@ from ..progress import is_told
 from ..records import curve_entry, matching_arrays
 from ..study import attention, board, many
 from ..study.parameters import check_share, refusal
-from ..study.run import Run, begin, is_seen, trained_elsewhere
+from ..study.run import Run, begin, trained_elsewhere
 from .plane import FILTERS, PALE, Plane, State, corners, filters_figure, mix, nodes, plane_figure
 
 
@@ -285,7 +285,7 @@ class Explorer:
     def _is_seen(self, name: str) -> bool:
         """Whether any of these networks saw in training what it is measured on."""
         run = self.pair(name).run
-        return any(is_seen(checkpoint, run.dataset.name) for checkpoint in run.checkpoints.values())
+        return any(checkpoint.has_seen(run.dataset.name) for checkpoint in run.checkpoints.values())
 
     @_once
     def matched(self, name: str, matcher: str) -> Matched:

@@ -7,4 +7,4 @@ into batches of normalised float images, or of a text's tokens, and int64 labels
 
 from .batches import BATCH, Images, MemoryLoader, batched, classes, count, make_loader, placed, read_batch
 from .data import CIFAR, UNIT, Dataset, Normalisation, Split, checksum, pick_device
-from .sources import CHARACTERS, SOURCES, WINDOW, Source, download, is_part, is_there, load
+from .sources import CHARACTERS, SOURCES, WINDOW, Source, download, is_there, load

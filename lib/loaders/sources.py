@@ -341,11 +341,6 @@ def _find(
     return files
 
 
-def is_part(name: str, of: str | None) -> bool:
-    """Whether the training images of a data set hold all images of another one."""
-    return bool(SOURCES[name].part_of) and SOURCES[name].part_of == of
-
-
 def _writable(folder: Path) -> bool:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     # the mode too, not os.access alone: to root everything is writable, a folder made read-only included

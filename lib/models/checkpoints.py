@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .. import paths
+from .. import loaders, paths
 from ..checks import InputError, first_line, nearest, unwrapped
 
 
@@ -77,6 +77,11 @@ class Checkpoint:
     def spec(self) -> dict[str, Any]:
         """How the network was trained, as far as the sidecar says."""
         return self.sidecar.get("spec", {})
+
+    def has_seen(self, dataset: str) -> bool:
+        """Whether it was trained on another data set whose training images hold all images of this one."""
+        inside = loaders.SOURCES[dataset].part_of
+        return bool(inside) and self.sidecar.get("dataset") == inside
 
 
 ACCEPTED = "accepted: safetensors, a torch file of tensors, or the *.index.json of such files"

@@ -175,23 +175,22 @@ def compare(record: Row, reference: Row | None = None) -> Table:
     return Table(parts, f"{headline(record, 'measured against published values')}\npublished: {source}", texts=2)
 
 
-def midpoints(records: Mapping[str, Row]) -> Table:
+def midpoints(records: Iterable[Row]) -> Table:
     """Every curve and control of several records at alpha 0.5, a part a record, beside what was published of it."""
     parts = []
-    for record in records.values():
-        reference = reference_for(record)
-        if reference and 0.5 in reference["alphas"]:
+    for record in records:
+        published = {}
+        if reference := reference_for(record):
             middle = reference["alphas"].index(0.5)
             published = {key: curve["test_accuracy"][middle] for key, curve in reference["curves"].items()}
-        else:
-            published = {}
         rows = [
             row | ({} if "control" in row else {"published": published.get(curve_key(row))})
             for row in leaderboard_rows([record])
         ]
-        cells = {"accuracy, %": partial(_cell, metric="test_accuracy")}
-        if any(row.get("published") for row in rows):
-            cells["published, %"] = lambda row: _number(row.get("published"), "test_accuracy")
+        cells = {
+            "accuracy, %": partial(_cell, metric="test_accuracy"),
+            "published, %": lambda row: _number(row.get("published"), "test_accuracy"),
+        }
         parts += _by_kind(rows, curve_name, cells)
     return Table(parts, "at α = 0.5")
 

@@ -400,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--figures", type=Path, help="folder to write into; by default figures/, of other records theirs"
     )
     options = parser.parse_args(arguments)
-    results = options.results if options.results == RESULTS else resolve(options.results)
+    results = resolve(options.results)
     each, worst = runs(results), 0
     for folder in each:
         place = options.figures or (FIGURES if results == RESULTS else folder)

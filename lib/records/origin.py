@@ -23,7 +23,8 @@ from ..paths import IS_CLONE, NOTEBOOKS, ROOT
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pygmtools", "matplotlib", "papermill", "ffcv", "mlxtend")
 
 NOTEBOOK = "FUSEBOOK_NOTEBOOK"  # in the environment of a kernel: the notebook that it runs
-PLACES = "FUSEBOOK_PLACES"  # likewise: a file in which a run says, as JSON, where its "record" and its "folder" lie
+ANNOUNCED = "FUSEBOOK_PLACES"  # likewise: a file in which a run says, as JSON, where its "record" and its "folder" lie
+PLACES = ("results_path", "figures_dir", "save_aligned")  # parameters that say where a run writes, and nothing else
 LONGEST = 120  # characters in the name of a run
 
 

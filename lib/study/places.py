@@ -10,9 +10,6 @@ from .. import paths
 from ..records import origin
 from .parameters import refusal
 
-# They say where a run writes and change nothing else of it.
-PLACES = ("results_path", "figures_dir", "save_aligned")
-
 
 def places(
     experiment: str,
@@ -38,9 +35,12 @@ def places(
     typed = given.get("results_path") or ""
     if typed and not str(typed).endswith(".json"):
         raise refusal("results_path", typed, "a path that ends in .json")
-    defaults, left_out = origin.notebook_defaults(experiment), (*PLACES, "dataset", *several)
-    own = {name: value for name, value in given.items() if name not in left_out}
-    own = {name: value for name, value in own.items() if name not in defaults or defaults[name] != value}
+    defaults, left_out = origin.notebook_defaults(experiment), (*origin.PLACES, "dataset", *several)
+    own = {
+        name: value
+        for name, value in given.items()
+        if name not in left_out and not (name in defaults and defaults[name] == value)
+    }
     stem = experiment if dataset is None or experiment.endswith(f"_{dataset}") else f"{experiment}_{dataset}"
     folder = paths.LOCAL / origin.run_name(stem, own)
     record = paths.target(typed, folder / f"{experiment}.json")
@@ -48,7 +48,7 @@ def places(
     if check:
         paths.check_writable("results_path", record)
         paths.check_writable("figures_dir", figures, folder=True)
-        announced = os.environ.get(origin.PLACES)
+        announced = os.environ.get(origin.ANNOUNCED)
         if announced and not os.path.exists(announced):  # of several runs in one notebook the first speaks for all
             Path(announced).write_text(json.dumps({"folder": str(folder), "record": str(record)}))
     return record, figures

@@ -466,14 +466,7 @@ def trained_elsewhere(checkpoint: models.Checkpoint, measured: str) -> str:
     learnt = checkpoint.sidecar.get("dataset")
     if not learnt or learnt == measured:
         return ""
-    return f"trained on {learnt}" + (
-        f", whose training images hold all of {measured}" if is_seen(checkpoint, measured) else ""
-    )
-
-
-def is_seen(checkpoint: models.Checkpoint, measured: str) -> bool:
-    """Whether a network was trained on data that hold all images of the data set it is `measured` on."""
-    return loaders.is_part(measured, of=checkpoint.sidecar.get("dataset"))
+    return f"trained on {learnt}" + f", whose training images hold all of {measured}" * checkpoint.has_seen(measured)
 
 
 def begin(

@@ -188,6 +188,21 @@ def test_a_run_leaves_its_executed_copy_and_log_in_the_folder_that_it_names(note
     assert "printed" in lines and "bar 100 %" in lines and not any("50 %" in line for line in lines)
 
 
+def test_runs_that_leave_no_record_end_with_their_places_all_the_same(notebook, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "LOCAL", tmp_path)
+    source = (
+        "import json, os\nfrom pathlib import Path\n"
+        f"told = {{'folder': {str(tmp_path / 'own')!r}, 'record': {str(tmp_path / 'own' / 'toy.json')!r}}}\n"
+        "Path(os.environ['FUSEBOOK_PLACES']).write_text(json.dumps(told))"
+    )
+    path = str(notebook(source))
+    assert batch.main([path, path]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "records, figures, tables as LaTeX, executed notebooks and logs:",
+        f"  {inside(tmp_path / 'own')}",
+    ]
+
+
 def test_a_run_that_names_no_folder_has_one_by_its_parameters(notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "LOCAL", tmp_path)
     path = notebook("")

@@ -50,7 +50,7 @@ def test_what_was_typed_moves_that_alone(local, tmp_path):
 
 
 def test_the_first_run_of_a_process_says_where_it_writes(local, tmp_path, monkeypatch):
-    monkeypatch.setenv(origin.PLACES, str(tmp_path / "places"))
+    monkeypatch.setenv(origin.ANNOUNCED, str(tmp_path / "places"))
     places("vgg11_cifar10", given(), "cifar10", check=False)
     assert not (tmp_path / "places").exists()
     for epochs in (None, 3):
