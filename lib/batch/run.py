@@ -31,7 +31,7 @@ from jupyter_client.kernelspec import KernelSpec
 from ..checks import InputError, check_known, first_line, split_outside
 from ..paths import LOCAL, NOTEBOOKS, atomic, check_writable, inside, resolve
 from ..records import read_record
-from ..records.origin import ANNOUNCED, NOTEBOOK, PLACES, run_name
+from ..records.origin import ANNOUNCED, BARE, NOTEBOOK, PLACES, run_name
 
 # It prints what a NotebookError says in one line.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -227,7 +227,7 @@ def execute(
             write_report("running")
 
     own = {name: value for name, value in parameters.items() if name not in PLACES}
-    unnamed = LOCAL / run_name(notebook.stem, own)  # of a run that says nothing of where it writes
+    unnamed = LOCAL / run_name(notebook.stem, own, BARE)  # of a run that says nothing of where it writes
 
     def ended(failed: bool) -> Executed:
         """Keeps the copy; one that failed is stale once the notebook ran."""

@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pygmtools", "matplotlib",
 NOTEBOOK = "FUSEBOOK_NOTEBOOK"  # in the environment of a kernel: the notebook that it runs
 ANNOUNCED = "FUSEBOOK_PLACES"  # likewise: a file in which a run says, as JSON, where its "record" and its "folder" lie
 PLACES = ("results_path", "figures_dir", "save_aligned")  # parameters that say where a run writes, and nothing else
+BARE = ("preset",)  # in the name of a run's folder: other texts could be of several parameters, as checkpoint_a and _b
 LONGEST = 120  # characters in the name of a run
 
 
@@ -98,13 +99,18 @@ def notebook_defaults(stem: str) -> dict[str, Any]:
     }
 
 
-def run_name(stem: str, parameters: Mapping[str, Any]) -> str:
-    """A file name for a run: vgg11_cifar10_w0.125-s0, that is the notebook, the width, other parameters, the seed of A;
-    texts stand without their parameter's name. What is too long for a name ends in a hash of it all."""
+def run_name(stem: str, parameters: Mapping[str, Any], bare: Container[str] | None = None) -> str:
+    """A file name for a run: vgg11_cifar10_w0.125-s0, that is the notebook, the width, other parameters, the seed of A.
+    What is too long for a name ends in a hash of it all.
+
+    Args:
+        bare: parameters whose texts stand without their names; by default all, as in a grid, whose axes are known.
+    """
     others = [name for name in parameters if name not in ("width", "seed_a")]
+    bare = others if bare is None else bare
     parts = [f"w{text(parameters['width'])}"] if parameters.get("width") is not None else []
     parts += [
-        text(parameters[name]) if isinstance(parameters[name], str) else f"{name}{text(parameters[name])}"
+        f"{'' if isinstance(parameters[name], str) and name in bare else name}{text(parameters[name])}"
         for name in others
     ]
     parts += [f"s{text(parameters['seed_a'])}"] if "seed_a" in parameters else []

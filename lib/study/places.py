@@ -42,7 +42,7 @@ def places(
         if name not in left_out and not (name in defaults and defaults[name] == value)
     }
     stem = experiment if dataset is None or experiment.endswith(f"_{dataset}") else f"{experiment}_{dataset}"
-    folder = paths.LOCAL / origin.run_name(stem, own)
+    folder = paths.LOCAL / origin.run_name(stem, own, origin.BARE)
     record = paths.target(typed, folder / f"{experiment}.json")
     figures = paths.target(given.get("figures_dir") or "", folder)
     if check:

@@ -36,6 +36,7 @@ def test_the_name_holds_the_data_set_and_what_is_not_as_in_the_notebook(local):
 def test_runs_of_other_parameters_never_share_a_folder():
     long = [f"graph(seed={seed})" for seed in range(40)]
     names = [name(), name(epochs=3), name(epochs=4), name(matchers=long), name(matchers=long[::-1])]
+    names += [name(matchers=[*long, "none"]), name(checkpoint_a="net"), name(checkpoint_b="net"), name(preset="auto")]
     assert len(set(names)) == len(names) and max(map(len, names)) <= origin.LONGEST
     assert name(matchers=long) == name(matchers=list(long))
 
