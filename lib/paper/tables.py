@@ -177,22 +177,19 @@ def compare(record: Row, reference: Row | None = None) -> Table:
 
 def midpoints(records: Iterable[Row]) -> Table:
     """Every curve and control of several records at alpha 0.5, a part a record, beside what was published of it."""
-    parts = []
-    for record in records:
+    rows = []
+    for nth, record in enumerate(records):
         published = {}
         if reference := reference_for(record):
             middle = reference["alphas"].index(0.5)
             published = {key: curve["test_accuracy"][middle] for key, curve in reference["curves"].items()}
-        rows = [
-            row | ({} if "control" in row else {"published": published.get(curve_key(row))})
-            for row in leaderboard_rows([record])
-        ]
-        cells = {
-            "accuracy, %": partial(_cell, metric="test_accuracy"),
-            "published, %": lambda row: _number(row.get("published"), "test_accuracy"),
-        }
-        parts += _by_kind(rows, curve_name, cells)
-    return Table(parts, "at α = 0.5")
+        for row in leaderboard_rows([record]):
+            rows.append(row | {"record": nth, "published": None if "control" in row else published.get(curve_key(row))})
+    cells = {
+        "accuracy, %": partial(_cell, metric="test_accuracy"),
+        "published, %": lambda row: _number(row["published"], "test_accuracy"),
+    }
+    return Table(_by_kind(rows, curve_name, cells), "at α = 0.5")
 
 
 def leaderboard_table(rows: Iterable[Row], name: Name = curve_name, metrics: Iterable[str] | None = None) -> Table:
@@ -210,11 +207,12 @@ def leaderboard_table(rows: Iterable[Row], name: Name = curve_name, metrics: Ite
 
 
 def _by_kind(rows: Iterable[Row], name: Name, cells: Mapping[str, Callable[[Row], str]]) -> list[list[list[str]]]:
-    """A part for each kind of pair in `leaderboard_rows`, its controls under the curves; `cells` by their heads."""
+    """A part for each kind of pair in `leaderboard_rows` (and each `record`, where rows name one), its controls under
+    the curves; `cells` by their heads."""
     rows = list(rows)
     cells = _measured(rows, cells)
     parts = []
-    for kind, alike in grouped(rows, "architecture", "dataset").items():
+    for (*kind, _), alike in grouped(rows, "architecture", "dataset", "record").items():
         part, controls = [[" on ".join(kind), *cells]], [row for row in alike if "control" in row]
         for row in (*_fused(alike), *controls):
             if controls and row is controls[0]:

@@ -220,6 +220,18 @@ def test_several_runs_end_with_a_table_and_the_places_of_what_they_left(tmp_path
     assert "SimpleNet on mnist" in text and text.splitlines()[-2:] == [f"  {inside(tmp_path / name)}" for name in "ab"]
 
 
+def test_a_run_of_which_nothing_was_published_stands_beside_one_of_which_there_was(tmp_path):
+    left = []
+    for name, dataset in (("a", "mnist"), ("b", "mnist-tiny"), ("c", "mnist-tiny")):
+        write_record(tmp_path / name / "pair.json", pair(dataset=dataset))
+        left.append(batch.Executed(tmp_path / name / "pair.ipynb", tmp_path / name / "pair.json"))
+    lines = batch.summary(left).splitlines()
+    heads = [line for line in lines if "accuracy, %" in line]
+    assert [head.startswith(("SimpleNet on mnist ", "SimpleNet on mnist-tiny ")) for head in heads] == [True] * 3
+    assert all("published, %" in head for head in heads)
+    assert "published" not in batch.summary(left[1:])
+
+
 def test_a_user_without_a_home_to_write_in_gets_no_warnings(notebook, tmp_path):
     source = "import matplotlib.pyplot as plt\nfig, _ = plt.subplots()\nfig.canvas.draw()"
     environment = os.environ | {"HOME": "/no/such/home"}
