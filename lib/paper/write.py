@@ -4,6 +4,7 @@ Records right in the results folder are drawn one by one, those of a sweep (a fo
 """
 
 import argparse
+import hashlib
 import inspect
 import itertools
 import re
@@ -130,8 +131,14 @@ def pools(sweep: str, records: Records) -> dict[str, dict[str, Any]]:
         varying += [name] * (told_apart(*varying) < told_apart(*varying, name))
     short = {"width": "w", "correct_images": "images"} | dict.fromkeys(("model", "dataset", "norm", "skew"), "")
     pooled = {}
+
+    def part(name: str, value: Any) -> str:
+        if name == "training" and value:  # hundreds of characters, where a file's name has 255 in all
+            value = hashlib.sha256(value.encode()).hexdigest()[:8]
+        return f"{short.get(name, name)}{value}"
+
     for rows in kinds:
-        parts = [f"{short.get(name, name)}{rows[0][name]}" for name in varying]
+        parts = [part(name, rows[0][name]) for name in varying]
         pooled["_".join([sweep, *parts])] = {stem: records[stem] for stem in grouped(rows, "record")}
     return pooled
 

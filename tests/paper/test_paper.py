@@ -239,6 +239,17 @@ def test_pools_are_named_by_what_tells_them_apart():
     assert list(write.pools("s", {"b": records["b"], "c": records["c"]})) == ["s"]
 
 
+def test_pools_of_different_training_have_names_that_files_can_have():
+    records = {"unknown": vgg(index=0)}
+    for index, epochs in enumerate((10, 30), start=1):
+        record = records[f"{epochs}"] = vgg(index=index)
+        for checkpoint in record["checkpoints"].values():
+            checkpoint["spec"] = {"recipe": {"epochs": epochs, "note": "long " * 30}}
+    names = list(write.pools("s", records))
+    assert len(set(names)) == 3 and names[0] == "s_trainingNone"
+    assert all(re.fullmatch(r"s_training[0-9a-f]{8}", name) for name in names[1:])
+
+
 def fitted(index, **changes):
     record = vgg(index=index) | changes
     return record | {"curves": [*record["curves"], FITTED]}
