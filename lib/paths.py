@@ -31,6 +31,7 @@ DATA = _folder("FUSEBOOK_DATA", CACHE)
 CHECKPOINTS = _folder("FUSEBOOK_CHECKPOINTS", ROOT / "checkpoints")
 RESULTS = _folder("FUSEBOOK_RESULTS", ROOT / "data" / "results")
 LOCAL = RESULTS / "local"
+LOGS = "logs"  # in a sweep's folder below LOCAL: what its runs print and say
 FIGURES = _folder("FUSEBOOK_FIGURES", ROOT / "figures")
 NOTEBOOKS = ROOT / "notebooks"
 

@@ -149,7 +149,7 @@ def _expand(block: Mapping[str, Any], sweep: str) -> Iterator[Job]:
         name = origin.run_name(notebook.stem, {"width": given.get("width")} | point)
         record, drawn = folder / f"{name}.json", paths.LOCAL / sweep / "figures"
         given = _filled(given) | {"results_path": paths.inside(record), "figures_dir": paths.inside(drawn)}
-        yield Job(name, notebook, check_parameters(notebook, given), record, paths.LOCAL / sweep / "logs")
+        yield Job(name, notebook, check_parameters(notebook, given), record, paths.LOCAL / sweep / paths.LOGS)
 
 
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _snakemake(sweep: Sweep, *arguments: str) -> list[str]:
     return [
         sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).with_name("sweep.smk")),
         "--directory", str(sweep.folder),
-        "--config", f"root={paths.ROOT}", f"logs={sweep.folder / 'logs'}",
+        "--config", f"root={paths.ROOT}", f"logs={sweep.folder / paths.LOGS}",
         "--rerun-triggers", "params", "--scheduler", "greedy", "--keep-going", "--nolock", "--ignore-incomplete",
         *arguments,
     ]  # fmt: skip
@@ -266,7 +266,7 @@ def _write_runs(sweep: Sweep) -> None:
         }
         for name, job in sweep.jobs.items()
     }
-    with paths.atomic(sweep.folder / "logs" / "runs.json") as unfinished:
+    with paths.atomic(sweep.folder / paths.LOGS / "runs.json") as unfinished:
         unfinished.write_text(json.dumps(jobs, indent=1))
 
 
@@ -315,7 +315,7 @@ def run(grid: Path, *, arguments: list[str] = (), keep: bool = False) -> bool:
     sweep = load(grid)
     dry = bool({"-n", "--dry-run", "--dryrun"} & set(arguments))
     with _alone(sweep) as lock:
-        log = sweep.folder / "logs" / "snakemake.log"
+        log = sweep.folder / paths.LOGS / "snakemake.log"
         log.parent.mkdir(exist_ok=True)
         _write_runs(sweep)
         finished = {name for name, job in sweep.jobs.items() if job.record.is_file()}
@@ -407,7 +407,7 @@ def _summary(sweep: Sweep) -> tuple[str, list[str]]:
     width = max(map(len, rows))
     table = [f"{name:<{width}}  {state:<8}{seconds:>8}  {why}".rstrip() for name, (state, seconds, why) in rows.items()]
     if failed := [name for name, (state, _, _) in rows.items() if state == "failed"]:
-        table.append(f"what they printed, and notebooks as far as they came: {paths.inside(sweep.folder)}/logs")
+        table.append(f"what they printed, and notebooks as far as they came: {paths.inside(sweep.folder / paths.LOGS)}")
     return "\n".join([f"{sweep.name}: {counted}", *table, ""]), failed
 
 

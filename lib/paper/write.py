@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..checks import InputError
-from ..paths import FIGURES, LOCAL, RESULTS, ROOT, resolve
+from ..paths import FIGURES, LOCAL, LOGS, RESULTS, ROOT, resolve
 from ..records import curve_key, portable, read_arrays, read_record
 from . import (
     claims,
@@ -40,7 +40,6 @@ from .pages import write_page
 from .redraw import draw_all
 from .tables import save_table, write_text
 
-LOGS = "logs"  # the folder of what sweeps print and say of their runs
 INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the next one removes what is no longer made
 
 # What README.md shows, in words: (records, curve or control, what was fused, how).
