@@ -90,23 +90,30 @@ CLAIMS = (
             ),
         )
     ),
-    Claim(
-        "VGG11-BN ×⅛, each parent saw half of the classes and a tenth of the others: fused beats the better parent",
-        "study_skew", COMPETENT, "parent", _GAIN, STUDY, {"skew": "halves"},
-    ),
-    Claim(
-        "… but is not shown to beat one parent's features with a new head",
-        "study_skew", COMPETENT, "head(target=competence)", _LEVEL, STUDY, {"skew": "halves"},
-    ),
-    Claim(
-        "… nor, by matching, both parents pruned side by side",
-        "study_skew", COMPETENT, SIDE_BY_SIDE, _LEVEL, STUDY, {"skew": "halves"},
+    *(
+        Claim(text, "study_skew", COMPETENT, control, sign, STUDY, {"skew": "halves", "width": width})
+        for width, label, on_head in ((0.125, "⅛", _LEVEL), (0.25, "¼", _GAIN))
+        for text, control, sign in (
+            (
+                f"VGG11-BN ×{label}, each parent saw half of the classes and a tenth of the others: fused beats the "
+                "better parent",
+                "parent", _GAIN,
+            ),
+            (
+                "… and one parent's features with a new head" if on_head else
+                "… but is not shown to beat one parent's features with a new head",
+                "head(target=competence)", on_head,
+            ),
+            ("… but is not shown to beat both parents pruned side by side, unmatched", SIDE_BY_SIDE, _LEVEL),
+        )
     ),
     *(
         Claim(
-            f"… classes divided by Dir({beta}): nor is it shown to beat the head there",
-            "study_skew", COMPETENT, "head(target=competence)", _LEVEL, STUDY, {"skew": f"dirichlet{beta}"},
+            f"VGG11-BN ×{label}, classes divided by Dir({beta}): fused is not shown to beat the head",
+            "study_skew", COMPETENT, "head(target=competence)", _LEVEL, STUDY,
+            {"skew": f"dirichlet{beta}", "width": width},
         )
+        for width, label in ((0.125, "⅛"), (0.25, "¼"))
         for beta in ("0.1", "0.5")
     ),
     *(
