@@ -197,7 +197,8 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     tall = 0.06 + 0.017 * letters * max(
         label.count("\n") + 1 for label in labels.values()
     )  # inches a line of the figure
-    figure = PaperFigure(columns, 0.9 + math.ceil(len(kinds) / wide) * (0.6 + tall * len(curves)))
+    head = 0.72 if any(row.get("skew") for alike in kinds.values() for row in alike) else 0.6
+    figure = PaperFigure(columns, 0.9 + math.ceil(len(kinds) / wide) * (head + tall * len(curves)))
     metric = ""
     grid = panels(figure, len(kinds), wide, sharex=True)
     for (axes, first, last), ((*_, dataset), alike) in zip(grid, kinds.items(), strict=True):
@@ -217,7 +218,7 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
             axes.plot(scale * row["mean"], y, **(method.mark() | face))
         axes.axvline(0, color="#333333", linewidth=0.7)
         kind = alike[0] | {"name": alike[0]["model"]}
-        apart = f", {kind['skew']}" if kind.get("skew") else ""
+        apart = f"\n{kind['skew']}" if kind.get("skew") else ""
         axes.set_title(f"{model_label(kind)}{apart}\n{dataset}, n = {_range_of_n(alike)}", fontsize=7)
         axes.set_yticks(range(len(curves)), list(labels.values()) if first else [], fontsize=letters)
         axes.set_ylim(len(curves) - 0.5, -0.5)

@@ -145,8 +145,18 @@ def one_curve(records, metric="test_accuracy", columns=1, **options):
     return figures.curves(records, [metric], columns=columns, **options)
 
 
-def differences(columns):
-    found = evidence.summary(pool.rows(sweep()), against="activation + bn_reset")
+def skewed():
+    """Three pairs at each of two widths for each division of the classes but one."""
+    return [
+        vgg(width, 0.5 + 0.05 * i, index=i, provenance=provenance(parameters={"skew": skew}))
+        for width, divisions in ((0.125, ("dirichlet0.1", "dirichlet0.5", "halves")), (0.25, ("dirichlet0.1", "halves")))
+        for skew in divisions
+        for i in range(3)
+    ]
+
+
+def differences(columns, records=None):
+    found = evidence.summary(pool.rows(records or sweep()), against="activation + bn_reset")
     return figures_many.differences(found, "activation + bn_reset", columns)
 
 
@@ -185,6 +195,7 @@ FIGURES = {
     ("widths", 2): lambda: figures_many.width_drop(sweep()),
     ("differences", 1): lambda: differences(1),
     ("differences", 2): lambda: differences(2),
+    ("differences_of_skewed", 2): lambda: differences(2, skewed()),
     ("ladder", 1): lambda: ladder.figure(climbs(), columns=1),
     ("ladder", 2): lambda: ladder.figure(climbs()),
     ("ladder_one_pair", 1): lambda: ladder.figure(climb(), columns=1),
@@ -427,6 +438,15 @@ def test_differences_fill_the_markers_of_those_that_hold_over_all_comparisons():
     assert marks[10] != "white" and marks[10] == names.MATCHERS["graph"].colour
     assert marks[0] == "white"
     assert "n = 3" in words(figure) and "minus that of no matching" in words(figure)
+
+
+def test_every_column_of_panels_has_its_numbers_below():
+    figure = differences(2, skewed())
+    figure.canvas.draw()
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [any(t.get_visible() and t.get_text() for t in axes.get_xticklabels()) for axes in shown] == [
+        False, False, True, True, True,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("count", "said"), [(1, "one pair (n = 1), no interval"), (2, "mean, no interval (n = 2)")])
