@@ -145,14 +145,19 @@ def one_curve(records, metric="test_accuracy", columns=1, **options):
     return figures.curves(records, [metric], columns=columns, **options)
 
 
+LONG = curve("activation", (0.75, 0.65, 0.74), correction="least_squares(units=side_by_side, target=competence)")
+
+
 def skewed():
-    """Three pairs at each of two widths for each division of the classes but one."""
-    return [
+    """Three pairs at each of two widths for each division of the classes but one, and a method with a long name."""
+    kinds = [(0.125, skew) for skew in ("dirichlet0.1", "dirichlet0.5", "halves")]
+    kinds += [(0.25, skew) for skew in ("dirichlet0.1", "halves")]
+    records = [
         vgg(width, 0.5 + 0.05 * i, index=i, provenance=provenance(parameters={"skew": skew}))
-        for width, divisions in ((0.125, ("dirichlet0.1", "dirichlet0.5", "halves")), (0.25, ("dirichlet0.1", "halves")))
-        for skew in divisions
+        for width, skew in kinds
         for i in range(3)
     ]
+    return [record | {"curves": [*record["curves"], LONG]} for record in records]
 
 
 def differences(columns, records=None):
