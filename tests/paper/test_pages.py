@@ -10,11 +10,6 @@ from lib.paths import ROOT
 from lib.records import run_record
 from tests.records.test_results import curve, pair, pairs, provenance
 
-# Records of runs from a tree with uncommitted changes, each under the name that it is pooled by. The list only shrinks:
-# a record that is measured anew from a clean tree goes.
-DIRTY = {
-    "leaderboard_vgg11-w0.25/leaderboard_vgg11-w0.25-s0",
-}
 PAGES = ("README.md", "lib/README.md", "figures/README.md", "figures/CLAIMS.md")
 PAGES = [name for name in PAGES if (ROOT / name).is_file()]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
@@ -57,14 +52,11 @@ def test_every_row_of_a_table_names_its_record(page, tracked):
             assert all(name == f"`{name.strip('`')}`" and name.strip("`") in tracked[1] for name in names), row
 
 
-def test_records_behind_the_pages_are_from_a_clean_tree_or_listed(tracked):
+def test_records_behind_the_pages_are_from_a_clean_tree(tracked):
     names = set().union(*map(pages.sources, TEXTS.values()))
     assert names <= set(tracked[1]) and len(names) > 10
     states = {f"{name}/{stem}": r["provenance"]["dirty"] for name in names for stem, r in tracked[1][name].items()}
-    dirty = {stem for stem, state in states.items() if state is not False}
-    print(f"{len(dirty)} of {len(states)} records come from a tree with changes: {', '.join(sorted(dirty))}")
-    assert dirty <= DIRTY, "measure these from a clean tree"
-    assert dirty == DIRTY, "the list only shrinks: take out what is clean now"
+    assert {stem for stem, dirty in states.items() if dirty is not False} == set(), "measure these from a clean tree"
 
 
 # What the checks find
