@@ -129,7 +129,14 @@ def cells(claim, records):
 
 @pytest.mark.parametrize(
     ("fused", "sign", "said"),
-    [(0.70, 1, "stands"), (0.68, 1, "falls"), (0.68, -1, "stands"), (0.6901, 0, "stands"), (0.70, 0, "falls")],
+    [
+        (0.70, 1, "stands"),
+        (0.68, 1, "falls"),
+        (0.68, -1, "stands"),
+        (0.6901, 0, "stands"),
+        (0.70, 0, "falls"),
+        (0.68, 0, "stands"),
+    ],
 )
 def test_a_claim_stands_or_falls_with_its_difference(fused, sign, said):
     claim = Claim(BEATS.text, BEATS.records, BEATS.curve, BEATS.control, sign, BEATS.command)
