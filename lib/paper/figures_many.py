@@ -29,7 +29,7 @@ from .names import (
     width_label,
 )
 from .pool import Records
-from .style import VERMILLION, Drawn, PaperFigure, panels, percent, styled
+from .style import TALLEST, VERMILLION, Drawn, PaperFigure, panels, percent, styled
 
 # What tells kinds of pairs apart in `evidence.summary`.
 KIND = ("model", "norm", "width", "skew", "correct_images", "dataset")
@@ -54,9 +54,10 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     wide = min(len(kinds), 3 if columns == 2 else 1)
     beside = [order[start : start + wide] for start in range(0, len(order), wide)]  # the kinds of each row of panels
     drawn = [ranked((line for kind in part for line in lines_of[kind]), MATCHERS) for part in beside]
-    tall = 0.26 if metric.startswith("best_") else 0.19
     names = [look(CORRECTIONS, name).label for name in across]
     foot = 1.05 + 0.06 * max(0, max(map(len, names), default=0) - 13)  # they stand upright: longer ones need more
+    tall = 0.26 if metric.startswith("best_") else 0.19  # inches of a line, less where the page asks for it
+    tall = min(tall, (TALLEST - foot - 0.62 * len(drawn)) / max(1, sum(map(len, drawn))))
     figure = PaperFigure(columns, foot + sum(0.62 + tall * len(lines) for lines in drawn))
     grid = panels(figure, len(kinds), wide, height_ratios=[len(lines) for lines in drawn])
     bottom = (len(kinds) - 1) // wide * wide  # the first panel of the last row
@@ -188,7 +189,7 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     the n of pairs that have both. Filled: told from 0 over all comparisons of the figure (`evidence.holm`, 5 %).
     """
     kinds = grouped(summary, *KIND)
-    room = 30 if columns == 1 else 60  # letters of a line
+    room = 30 if columns == 1 else 68  # letters of a line
     labels = {row["curve"]: textwrap.fill(curve_label(row), room) for alike in kinds.values() for row in alike}
     curves = list(labels)
     corrections = [row["correction"] for alike in kinds.values() for row in alike if row["matcher"]]

@@ -12,7 +12,7 @@ from ..records import read_records
 from . import evidence, pool
 from .evidence import Interval, grouped
 from .names import base, width_label
-from .style import GREEN, GREY, VERMILLION, Drawn, PaperFigure, styled
+from .style import GREEN, GREY, TALLEST, VERMILLION, Drawn, PaperFigure, styled
 from .tables import Table
 
 ASKED = 5  # pairs that each comparison was planned with
@@ -253,20 +253,34 @@ def verdicts(study: Study) -> Table:
     return Table([[heads, *rows]], texts=len(heads))
 
 
-@styled
-def figure(hypothesis: Hypothesis, comparisons: Iterable[Comparison], columns: int = 2) -> Drawn:
-    """A line a comparison: the mean over pairs and its 95 % interval, none below three pairs (hollow); colours say
-    whether what the hypothesis asks is met."""
-    comparisons = [c for c in comparisons if c.interval.mean is not None]
+def _labels(comparisons: Iterable[Comparison], columns: int) -> list[str]:
+    """What stands beside each line: what it compares, with the place at the first of each."""
     labels, place = [], None
     for one in comparisons:
         few = f" (n = {one.interval.n})" if one.interval.n < ASKED else ""
         label = ("" if one.place == place else f"{one.place}:  ") + one.what + few
         labels.append(label if columns == 2 else textwrap.fill(label, 32))
         place = one.place
-    letters = 7 if columns == 2 else 6  # points
-    tall = 0.07 + 0.017 * letters * max((label.count("\n") + 1 for label in labels), default=1)
-    drawn = PaperFigure(columns, (1.1 if columns == 2 else 1.6) + tall * max(1, len(comparisons)))
+    return labels
+
+
+@styled
+def figure(hypothesis: Hypothesis, comparisons: Iterable[Comparison], columns: int = 2) -> Drawn:
+    """A line a comparison: the mean over pairs and its 95 % interval, none below three pairs (hollow); colours say
+    whether what the hypothesis asks is met. Where all would be longer than a page, those alone of which something is
+    asked."""
+    comparisons = [c for c in comparisons if c.interval.mean is not None]
+    labels, letters = _labels(comparisons, columns), 7 if columns == 2 else 6  # points
+
+    def height() -> float:
+        """Inches; the longest label says how far lines are apart."""
+        lines = max((label.count("\n") + 1 for label in labels), default=1)
+        return (1.1 if columns == 2 else 1.6) + (0.07 + 0.017 * letters * lines) * max(1, len(comparisons))
+
+    if height() > TALLEST:
+        comparisons = [c for c in comparisons if c.rule]
+        labels = _labels(comparisons, columns)
+    drawn = PaperFigure(columns, height())
     axes = drawn.subplots()
     place = None
     for y, one in enumerate(comparisons):

@@ -24,6 +24,7 @@ from .evidence import grouped
 
 STYLE = Path(__file__).with_name("fusebook.mplstyle")
 SIZES = {1: 3.4, 2: 7.0}  # inches: one and two columns of a paper
+TALLEST = 8.6  # inches of a figure: the pages of what papers are written for have 9 and more
 
 # Okabe-Ito, so that colour-blind readers tell them apart; markers and dashes say the same without colour.
 BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -36,7 +37,6 @@ METRIC_LABELS = {
     "train_loss": "train cross-entropy (nats)",
     "test_perplexity": "test perplexity",
 }
-
 
 # Inches that a figure may be named by: the columns and pages of what papers are written for.
 WIDTHS = {

@@ -52,10 +52,10 @@ def test_every_row_of_a_table_names_its_record(page, tracked):
             assert all(name == f"`{name.strip('`')}`" and name.strip("`") in tracked[1] for name in names), row
 
 
-def test_what_pages_name_is_tracked_and_every_record_is_from_a_clean_tree(tracked):
+def test_records_behind_the_pages_are_from_a_clean_tree(tracked):
     names = set().union(*map(pages.sources, TEXTS.values()))
     assert names <= set(tracked[1]) and len(names) > 10
-    states = {stem: r["provenance"]["dirty"] for records in tracked[1].values() for stem, r in records.items()}
+    states = {f"{name}/{stem}": r["provenance"]["dirty"] for name in names for stem, r in tracked[1][name].items()}
     assert {stem for stem, dirty in states.items() if dirty is not False} == set(), "measure these from a clean tree"
 
 
