@@ -56,9 +56,10 @@ def leaderboard(rows: Iterable[Mapping[str, Any]], metric: str = "test_accuracy"
     drawn = [ranked((line for kind in part for line in lines_of[kind]), MATCHERS) for part in beside]
     names = [look(CORRECTIONS, name).label for name in across]
     foot = 1.05 + 0.06 * max(0, max(map(len, names), default=0) - 13)  # they stand upright: longer ones need more
-    tall = 0.26 if metric.startswith("best_") else 0.19  # inches of a line, less where the page asks for it
-    tall = min(tall, (TALLEST - foot - 0.62 * len(drawn)) / max(1, sum(map(len, drawn))))
-    figure = PaperFigure(columns, foot + sum(0.62 + tall * len(lines) for lines in drawn))
+    heads, lines_high = 0.62 * len(drawn), sum(map(len, drawn)) * (0.26 if metric.startswith("best_") else 0.19)
+    if foot + heads + lines_high > TALLEST:  # closer, but no closer than can be read
+        lines_high = max(TALLEST - foot - heads, 0.8 * lines_high)
+    figure = PaperFigure(columns, foot + heads + lines_high)
     grid = panels(figure, len(kinds), wide, height_ratios=[len(lines) for lines in drawn])
     bottom = (len(kinds) - 1) // wide * wide  # the first panel of the last row
     for index, ((axes, first, last), kind) in enumerate(zip(grid, order, strict=True)):

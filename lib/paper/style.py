@@ -268,9 +268,11 @@ def panels(figure: Figure, count: int, wide: int, **options: Any) -> list[tuple[
     grid = figure.subplots(math.ceil(count / wide), wide, squeeze=False, **options).ravel()
     for axes in grid[count:]:
         axes.set_visible(False)
-    for axes in grid[max(0, count - wide) : count]:  # where nothing stands below, a shared axis has its numbers, too
-        axes.tick_params(labelbottom=True)
-    return [(axes, not index % wide, index + wide >= count) for index, axes in enumerate(grid[:count])]
+    shown = [(axes, not index % wide, index + wide >= count) for index, axes in enumerate(grid[:count])]
+    for axes, _, last in shown:
+        if last:  # where nothing stands below, a shared axis has its numbers, too
+            axes.tick_params(labelbottom=True)
+    return shown
 
 
 def end_points(figure: PaperFigure, axes: Axes, parents: Mapping[str, Any], metric: str) -> None:

@@ -129,13 +129,13 @@ def pools(sweep: str, records: Records) -> dict[str, dict[str, Any]]:
     for name in (*plain, *evidence.KIND):
         varying += [name] * (told_apart(*varying) < told_apart(*varying, name))
     short = {"width": "w", "correct_images": "images"} | dict.fromkeys(("model", "dataset", "norm", "skew"), "")
-    pooled = {}
 
     def part(name: str, value: Any) -> str:
         if name == "training" and value:  # hundreds of characters, where a file's name has 255 in all
             value = hashlib.sha256(value.encode()).hexdigest()[:8]
         return f"{short.get(name, name)}{value}"
 
+    pooled = {}
     for rows in kinds:
         parts = [part(name, rows[0][name]) for name in varying]
         pooled["_".join([sweep, *parts])] = {stem: records[stem] for stem in grouped(rows, "record")}

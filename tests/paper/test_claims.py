@@ -6,6 +6,7 @@ from lib.paper import claims, hypotheses
 from lib.paper.claims import Claim
 from lib.paper.evidence import Interval, mean_interval
 from lib.paper.hypotheses import Comparison, verdict
+from lib.paper.style import TALLEST
 from tests.records.test_results import curve, metrics, pair, provenance
 
 NOISE = (-0.004, 0.001, 0.003, -0.002, 0.002)
@@ -168,3 +169,13 @@ def test_a_comparison_shows_points_and_what_was_asked():
     one = Comparison("×1/8", "a − b", mean_interval([0.01, 0.02, 0.03]), "> 0, interval", True)
     assert one.cells() == ["×1/8", "a − b, points", "2.00 [-0.48, 4.48]", "3", "> 0, interval", "met"]
     assert Comparison("x", "y", Interval(None, None, None, 1, None)).cells()[2] == "—"
+
+
+@pytest.mark.parametrize(("places", "lines"), [(2, 8), (9, 9)])
+def test_a_figure_longer_than_a_page_shows_what_is_asked_alone(places, lines):
+    one, comparisons = mean_interval([0.01, 0.02, 0.03]), []
+    for place in range(places):
+        comparisons.append(Comparison(f"place {place}", "fused (competence) − head (competence)", one, "> 0", True))
+        comparisons += [Comparison(f"place {place}", f"fused (competence) − control {i}", one) for i in range(3)]
+    drawn = hypotheses.figure(hypotheses.HYPOTHESES[0], comparisons, columns=1)
+    assert len(drawn.axes[0].get_yticks()) == lines and drawn.get_figheight() <= TALLEST

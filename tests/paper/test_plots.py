@@ -445,6 +445,14 @@ def test_differences_fill_the_markers_of_those_that_hold_over_all_comparisons():
     assert "n = 3" in words(figure) and "minus that of no matching" in words(figure)
 
 
+def test_a_leaderboard_keeps_to_the_page_as_long_as_its_lines_can_be_read():
+    assert figures_many.leaderboard(board_rows(), "best_accuracy").get_figheight() <= style.TALLEST
+    one_a_row = figures_many.leaderboard(board_rows(), columns=1)
+    one_a_row.canvas.draw()
+    pitch = min(axes.get_window_extent().height / len(axes.get_yticks()) / one_a_row.dpi for axes in one_a_row.axes)
+    assert pitch > 0.12, "inches between lines of 6.5 points"
+
+
 def test_every_column_of_panels_has_its_numbers_below():
     figure = differences(2, skewed())
     figure.canvas.draw()
