@@ -247,19 +247,24 @@ def graph() -> Rows:
 
 
 def fuse() -> Rows:
-    """What a fused network costs: corrections of the shipped pairs at the midpoint, on 2,000 images."""
+    """What a fused network costs: corrections at the midpoint of the shipped pairs and, at the published width, where
+    none is shipped, of random weights."""
     answer = []
-    for width, label in ((0.125, "1/8"), (0.25, "1/4")):
-        both = []
-        for name in ("least_squares", "bn_reset"):
-            both.append((name, *apart(correction, width, name)))
-        answer.append(told(f"correction of VGG11-BN ×{label} on 2,000 images", *both, width=width))
+    for width, label, count in ((0.125, "1/8", 2000), (0.25, "1/4", 2000), (2.0, "2, random weights,", 500)):
+        both = [(name, *apart(correction, width, count, name)) for name in ("least_squares", "bn_reset")]
+        answer.append(told(f"correction of VGG11-BN ×{label} on {count:,} images", *both, width=width))
     return answer
 
 
-def correction(width: float, name: str) -> tuple[float, int]:
-    """CPU seconds and extra peak bytes of a correction of the shipped pair of this width, matched by activations."""
-    pair, batches = [shipped(f"vgg11bn-w{width:g}-s{seed}") for seed in (0, 1)], images(2000)
+def correction(width: float, count: int, name: str) -> tuple[float, int]:
+    """CPU seconds and extra peak bytes of a correction of a pair of this width, matched by activations."""
+    batches = images(count)
+    if width <= 0.25:
+        pair = [shipped(f"vgg11bn-w{width:g}-s{seed}") for seed in (0, 1)]
+    else:
+        pair = [models.build("vgg11", width=width, norm="batch", seed=seed) for seed in (0, 1)]
+        for network in pair:
+            fusion.reset(network, batches)
     groups = symmetry.trace(pair[0], models.example("vgg11"))
     aligned = fusion.align(pair, groups, matching.match(pair, groups, "activation", images=batches, progress=False))
     _, seconds, peak = timed(lambda: fusion.correct(aligned, 0.5, name, images=batches, progress=False), repeats=1)
