@@ -37,8 +37,8 @@ class Claim:
         return {self.curve, self.control} <= {row["curve"] for row in rows}
 
     def stands(self, difference: Interval, p: float | None) -> str:
-        """What the difference says of the claim; `p` is its p value adjusted for all claims of a
-        difference in the table."""
+        """What the difference says of the claim; `p` is its p value adjusted for all claims in the table. That no
+        gain is shown has to hold without the adjustment, which would make it easier."""
         if difference.low is None:
             return "no interval"
         if self.sign == 0:
@@ -148,10 +148,10 @@ def table(records: Mapping[str, Records], claims: Iterable[Claim] = CLAIMS) -> T
     chosen = [(claim, claim.among(rows_of[claim.records])) for claim in claims]
     there = [(claim, rows) for claim, rows in chosen if claim.measured(rows)]
     differences = [evidence.interval(rows, curve=claim.curve, against=claim.control) for claim, rows in there]
-    # that nothing more is shown is no finding: such a claim takes no part in the adjustment
-    p_values = [d.p if claim.sign else None for (claim, _), d in zip(there, differences, strict=True)]
+    # of all, also where it says that no gain is shown: what a claim says was settled by the same records
+    p_values = evidence.holm(difference.p for difference in differences)
     body = []
-    for (claim, rows), difference, p in zip(there, differences, evidence.holm(p_values), strict=True):
+    for (claim, rows), difference, p in zip(there, differences, p_values, strict=True):
         fused, control = (evidence.interval(rows, curve=name).mean for name in (claim.curve, claim.control))
         body.append([
             claim.text, f"{100 * fused:.2f}", f"`{claim.control}`", f"{100 * control:.2f}", spread(difference),

@@ -42,7 +42,7 @@ from .tables import write_text
 
 NUMBER = re.compile(r"<!--= (?P<what>.*?) -->(?P<shown>.*?)<!--/-->", re.DOTALL)
 TABLE = re.compile(
-    r"<!-- (?P<name>\w+): make figures writes this -->\n(?P<shown>.*?)\n?<!-- end of (?P=name) -->", re.DOTALL
+    r"<!-- (?P<name>[\w.]+): make figures writes this -->\n(?P<shown>.*?)\n?<!-- end of (?P=name) -->", re.DOTALL
 )
 UNITS = {"": 1, "%": 0.01, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 

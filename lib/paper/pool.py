@@ -210,19 +210,19 @@ def _means(rows: Iterable[Row], metrics: Iterable[str], start: str = "", under: 
 def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any]]:
     """One row per curve at `alpha`, then one per control (the row has its name as "control"), means over pairs.
 
-    Pairs of one kind (model and data set) are averaged; kinds follow one another. Row: architecture, dataset,
-    experiment, matcher, correction, n, alpha, each of `MEASURES` but those on training images, barrier_accuracy,
-    barrier_loss, alphas (the number measured), best_alpha and best_accuracy (alpha chosen on held-out training images;
-    None where a curve does not say or had no choice), parents_accuracy (the mean of both parents of the same pairs),
-    each metric also with _std, _low and _high as in `aggregate`; seconds (match and correct together), match_images,
-    correct_images, images (the larger of the two), share_b (the part of parent B's units in the fused network). The
-    parents alone are the controls parent_a and parent_b.
+    Pairs of one kind (model, how its classes were divided, data set) are averaged; kinds follow one another. Row:
+    architecture, dataset, experiment, skew, matcher, correction, n, alpha, each of `MEASURES` but those on training
+    images, barrier_accuracy, barrier_loss, alphas (the number measured), best_alpha and best_accuracy (alpha chosen on
+    held-out training images; None where a curve does not say or had no choice), parents_accuracy (the mean of both
+    parents of the same pairs), each metric also with _std, _low and _high as in `aggregate`; seconds (match and correct
+    together), match_images, correct_images, images (the larger of the two), share_b (the part of parent B's units in
+    the fused network). The parents alone are the controls parent_a and parent_b.
     """
     answer, named = [], _named(records)
-    flat = [row | {"architecture": model_label(row | {"name": row["model"]})} for row in rows(named)]
+    flat = [row | {"architecture": _architecture(row)} for row in rows(named)]
     for (architecture, dataset), kind in grouped(flat, "architecture", "dataset").items():
         evidence.check_poolable(kind)
-        common = {"architecture": architecture, "dataset": dataset, "experiment": kind[0]["experiment"]}
+        common = {"architecture": architecture, "dataset": dataset} | {n: kind[0][n] for n in ("experiment", "skew")}
         for (matcher, correction), alike in grouped(_curves(kind), "matcher", "correction").items():
             there = [row for row in alike if evidence.at(row, alpha)]
             if len(there) == len(grouped(alike, "record")):
@@ -236,6 +236,11 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
         for name, alike in sorted(grouped(controls, "control").items(), key=lambda of: of[0] not in PARENTS):
             answer.append(common | {"control": name} | _control_row(alike))
     return answer
+
+
+def _architecture(row: Row) -> str:
+    """"VGG11-BN ×1/8", and how the classes were divided between the parents, if they were."""
+    return ", ".join(filter(None, [model_label(row | {"name": row["model"]}), row["skew"]]))
 
 
 PARENTS = ("parent_a", "parent_b")

@@ -38,7 +38,7 @@ def growth(record: Study) -> Table:
 def matching(record: Study) -> Table:
     """Graph matching of VGG11 at each width: seconds, memory, and what the dense matrix would take."""
     heads = ["VGG11, width", "`graph`, seconds", "`weight`, seconds", "extra memory of `graph`, MB"]
-    part = [[*heads, "dense matrix (not built), TB", "recovered", "record"]]
+    part = [[*heads, "dense matrix (not built), TB", "`graph` recovers", "`weight`", "record"]]
     rows = [row for row in _of(record, "scaling") if row["model"] == "vgg11"]
     for width, alike in grouped(rows, "width").items():
         by_solver = {row["solver"]: row for row in alike}
@@ -46,8 +46,8 @@ def matching(record: Study) -> Table:
         if graph and weight:
             seconds = (_short(row["seconds"]) for row in (graph, weight))
             cells = [f"×{width_label(width)}", *seconds, _megabytes(graph["peak_bytes"])]
-            found = f"{100 * graph['recovered']:.0f} %"
-            part.append([*cells, _short(graph["dense_bytes"] / 1e12), found, "`graph_matching_scaling`"])
+            found = (f"{100 * row['recovered']:.0f} %" for row in (graph, weight))
+            part.append([*cells, _short(graph["dense_bytes"] / 1e12), *found, "`graph_matching_scaling`"])
     return Table([part])
 
 

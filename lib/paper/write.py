@@ -44,20 +44,23 @@ INDEX = "index.txt"  # beside the figures: what the last run wrote, so that the 
 
 # What README.md shows, in words: (records, curve or control, what was fused, how).
 _SIMPLENETS = "two SimpleNets that saw different digits of MNIST"
-_ALIKE = "two VGG11-BN ×1/8 that saw the same images of a JPEG copy of CIFAR-10"
-_SKEWED = "two of these that saw different classes"
+_ALIKE = "two VGG11-BN ×1/8 of the same images, JPEGs of CIFAR-10"
+_SKEWED = "two of these, of different classes"
 _PARENT, _FITTED = "nothing fused: the better parent", "matched by activations, refitted by least squares"
+_BESIDE = "nothing matched: pruned side by side, refitted"
 _VITS, _TURNED = "two ViTs that saw the same images of MNIST", "activation(maps=orthogonal)"
 README_ROWS = (
     ("simplenet_pairs", "none", _SIMPLENETS, "averaged as they are"),
-    ("simplenet_pairs", "graph", _SIMPLENETS, "graph matching, which looks at no image; averaged"),
+    ("simplenet_pairs", "graph", _SIMPLENETS, "graph matching, no image looked at; averaged"),
+    ("simplenet_pairs", "weight", _SIMPLENETS, "weight matching, no image either; averaged"),
     ("simplenet_pairs", "parent", _SIMPLENETS, _PARENT),
-    ("simplenet_pairs", "untrained_head", _SIMPLENETS, "nothing fused: random weights, a last layer fitted to both"),
+    ("simplenet_pairs", "untrained_head", _SIMPLENETS, "nothing fused: random weights, last layer fitted to both"),
     ("study_w0.125", "activation + bn_reset", _ALIKE, "matched by activations, BatchNorm statistics reset"),
     ("study_w0.125", "activation + least_squares", _ALIKE, _FITTED),
-    ("study_w0.125", "side_by_side", _ALIKE, "nothing matched: pruned side by side, refitted"),
+    ("study_w0.125", "side_by_side", _ALIKE, _BESIDE),
     ("study_w0.125", "parent", _ALIKE, _PARENT),
     ("study_skew_w0.125_halves", claims.COMPETENT, _SKEWED, _FITTED),
+    ("study_skew_w0.125_halves", hypotheses.SIDE_BY_SIDE, _SKEWED, _BESIDE),
     ("study_skew_w0.125_halves", "head(target=competence)", _SKEWED, "one parent, its last layer refitted"),
     ("study_skew_w0.125_halves", "parent", _SKEWED, _PARENT),
     ("transformers", _TURNED, _VITS, "matched, streams turned; averaged"),
@@ -74,6 +77,9 @@ SHOWN = {
     ),
 }  # fmt: skip
 SHOWN_ELSE = (("activation", "bn_reset"), ("activation", "least_squares"))
+# And where the parents' classes were divided: what is compared there, and with which controls.
+SHOWN_SKEWED = tuple(tuple(curve.split(" + ")) for curve in (claims.COMPETENT, hypotheses.SIDE_BY_SIDE))
+CONTROLS_SKEWED = ("parent", "ensemble", "head(target=competence)")
 NOTE = f"At α = 0.5; {tables.INTERVALS}. {tables.READ}"
 # Methods are compared with the first of these that a sweep has: the published one, else none.
 BASELINES = ("activation + bn_reset", "graph_reference", "none")
@@ -164,12 +170,14 @@ def shown_rows(kinds: Mapping[str, Records], rows: Mapping[str, list[dict[str, A
         fused = {curve_key(row): row for row in rows[name] if "control" not in row}
         normed = any(correction == "bn_reset" for _, correction in fused)
         experiments = {row["experiment"] for row in fused.values()}
-        for matcher, correction in SHOWN.get(*experiments, SHOWN_ELSE) if fused else ():
+        skewed = any(row["skew"] for row in fused.values())
+        shown = SHOWN_SKEWED if skewed else SHOWN.get(*experiments, SHOWN_ELSE) if fused else ()
+        for matcher, correction in shown:
             key = matcher, correction if normed or correction != "bn_reset" else "none"  # a network without BatchNorm
             if row := fused.get(key):
                 keep(name in published and name, key, row)
         for row in rows[name] if fused else ():
-            if row.get("control") not in (None, *pool.PARENTS):
+            if row.get("control") not in (None, *pool.PARENTS) and (not skewed or row["control"] in CONTROLS_SKEWED):
                 keep(name in published and name, row["control"], row)
     order = {kind: place for place, kind in enumerate(dict.fromkeys(key[:3] for key in answer))}
     return [answer[key] for key in sorted(answer, key=lambda key: order[key[:3]])]

@@ -158,6 +158,14 @@ def test_more_claims_ask_more_of_each():
     assert first[7] == "falls"
 
 
+def test_claims_of_no_gain_count_among_all():
+    """What a claim says was settled by the records that it is judged by."""
+    records = study(0.125, 0.698, side=0.69)
+    no_gain = Claim("not shown", "study", BEATS.curve, BEATS.control, 0, "make")
+    (_, first, *_, last), *_ = claims.table({"study": records}, [BEATS, *[no_gain] * 39]).parts
+    assert (first[7], last[7]) == ("falls", "falls") and first[6] == last[6]
+
+
 def test_a_claim_speaks_of_its_own_rows_alone():
     there = Claim(BEATS.text, "study", BEATS.curve, BEATS.control, 1, "make", {"width": 0.5})
     records = study(0.125, 0.60) | study(0.5, 0.72)

@@ -45,7 +45,10 @@ def test_no_measured_number_is_typed(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_row_of_a_table_names_its_record(page, tracked):
-    for found in pages.TABLE.finditer(TEXTS[page]):
+    tables = [*pages.TABLE.finditer(TEXTS[page])]
+    assert len(tables) == TEXTS[page].count("make figures writes this -->")
+    for found in tables:
+        assert "|" in found["shown"], found["name"]
         rows = [line for line in found["shown"].splitlines() if line.startswith("|")][2:]
         for row in rows:
             names = row.rstrip("| ").rpartition("| ")[2].split(", ")
@@ -198,6 +201,14 @@ def test_speed_is_told_as_ratios_and_small_memory_as_small():
     assert re.split(r" {2,}", lines[2]) == ["w", "own", "0.5", "< 1", "peer", "4", "120", "`bench`"]
     assert re.split(r" {2,}", lines[3]) == ["w", "own", "0.5", "—", "peer", "0.5", "—", "`bench`"]
     assert "1, 4" in str(tables_speed.growth({"rows": rows}))
+
+
+def test_what_each_solver_recovers_stands_beside_its_seconds():
+    row = {"study": "scaling", "model": "vgg11", "width": 1.0, "peak_bytes": 5_000_000, "dense_bytes": 2e12}
+    rows = [row | {"solver": "graph", "seconds": 4.0, "recovered": 1.0}]
+    rows.append(row | {"solver": "coordinate_descent", "seconds": 1.0, "recovered": 0.5})
+    (_, shown), *_ = tables_speed.matching({"rows": rows}).parts
+    assert shown == ["×1", "4", "1", "5", "2", "100 %", "50 %", "`graph_matching_scaling`"]
 
 
 def test_a_table_without_a_record_says_how_to_make_it_and_one_with_says_under_what_load():
