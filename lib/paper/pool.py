@@ -239,7 +239,7 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
 
 
 def _architecture(row: Row) -> str:
-    """"VGG11-BN ×1/8", and how the classes were divided between the parents, if they were."""
+    """ "VGG11-BN ×1/8", and how the classes were divided between the parents, if they were."""
     return ", ".join(filter(None, [model_label(row | {"name": row["model"]}), row["skew"]]))
 
 
