@@ -152,10 +152,12 @@ def table(records: Mapping[str, Records], claims: Iterable[Claim] = CLAIMS) -> T
     p_values = evidence.holm(difference.p for difference in differences)
     body = []
     for (claim, rows), difference, p in zip(there, differences, p_values, strict=True):
-        fused, control = (evidence.interval(rows, curve=name).mean for name in (claim.curve, claim.control))
+        both = set.intersection(*({r["pair"] for r in rows if r["curve"] == c} for c in (claim.curve, claim.control)))
+        same = [row for row in rows if row["pair"] in both]
+        fused, control = (evidence.interval(same, curve=name).mean for name in (claim.curve, claim.control))
         body.append([
             claim.text, f"{100 * fused:.2f}", f"`{claim.control}`", f"{100 * control:.2f}", spread(difference),
-            str(difference.n), "—" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+            str(difference.n), "—" if p is None else f"{p:.3g}" if p >= 0.001 else "< 0.001",
             claim.stands(difference, p), f"`{claim.command}`", f"`{claim.records}`",
         ])  # fmt: skip
     return Table([[[*heads, "to overturn it", "records"], *body]])

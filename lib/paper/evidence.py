@@ -19,6 +19,8 @@ SETTINGS = (
     "epochs", "share", "solver", "similarity", "tap", "merge_linear", "limit_train", "limit_test", "match_images",
     "correct_images", "skew",
 )  # fmt: skip
+# Of these, what tells kinds of pairs apart in words, besides model, width, norm and data set.
+CIRCUMSTANCES = ("skew", "epochs", "correct_images")
 KIND = ("experiment", "preset", "dataset", "dataset_sha256", "model", "width", "norm", "training", *SETTINGS)
 LEVEL = 0.95  # of intervals; differences are told from 0 at the family-wise error that is left
 
@@ -78,20 +80,24 @@ def mean_interval(values: Iterable[float | None], *, level: float = LEVEL) -> In
     """
     if not 0 < level < 1:
         raise InputError(f"level {level!r} is not accepted; accepted: a number between 0 and 1, such as 0.95")
-    known = (None if value is None or value != value else value for value in values)  # NaN is not measured, either
-    return _mean_interval(tuple(known), level)
+    return _mean_interval(tuple(map(_known, values)), level)
+
+
+def _known(value: float | None) -> float | None:
+    """None for what was not measured: NaN is not, nor is a perplexity without end."""
+    return None if value is None or not math.isfinite(value) else value
 
 
 @functools.lru_cache(4096)
 def _mean_interval(values: tuple[float | None, ...], level: float) -> Interval:
-    from scipy import special  # takes a while to import
-
     n = len(values)
     if not n or any(value is None for value in values):
         return Interval(None, None, None, n, None)
     mean, std = fmean(values), stdev(values) if n > 1 else None
     if n < 3:
         return Interval(mean, None, None, n, std)
+    from scipy import special  # takes a while to import
+
     error = std / math.sqrt(n)
     half = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
     p = 2 * float(special.stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
@@ -119,7 +125,7 @@ def over_pairs(rows: Iterable[Mapping[str, Any]], metric: str) -> Interval:
     """`mean_interval` of rows of one curve at one alpha; rows of one "pair" are averaged first, and a single pair is
     its own mean."""
     means = list(_pair_means(rows, metric).values())
-    return Interval(means[0], None, None, 1, None) if len(means) == 1 else mean_interval(means)
+    return Interval(_known(means[0]), None, None, 1, None) if len(means) == 1 else mean_interval(means)
 
 
 def _pair_means(rows: Iterable[Mapping[str, Any]], metric: str) -> dict[Any, float | None]:

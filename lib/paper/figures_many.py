@@ -14,12 +14,13 @@ from matplotlib.ticker import NullLocator
 
 from ..records import curve_key, curve_of, point_at
 from . import pool
-from .evidence import at, grouped, survives
+from .evidence import CIRCUMSTANCES, at, grouped, survives
 from .names import (
     CONTROLS,
     CORRECTIONS,
     MATCHERS,
     base,
+    circumstances,
     curve_label,
     curve_look,
     fills,
@@ -32,7 +33,7 @@ from .pool import Records
 from .style import TALLEST, VERMILLION, Drawn, PaperFigure, panels, percent, styled
 
 # What tells kinds of pairs apart in `evidence.summary`.
-KIND = ("model", "norm", "width", "skew", "correct_images", "dataset")
+KIND = ("model", "norm", "width", *CIRCUMSTANCES, "dataset")
 
 
 @styled
@@ -189,6 +190,7 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     `summary` as `evidence.summary` answers with `against`; a panel per kind of pair, a line per curve, each with
     the n of pairs that have both. Filled: told from 0 over all comparisons of the figure (`evidence.holm`, 5 %).
     """
+    summary = list(summary)
     kinds = grouped(summary, *KIND)
     room = 30 if columns == 1 else 68  # letters of a line
     labels = {row["curve"]: textwrap.fill(curve_label(row), room) for alike in kinds.values() for row in alike}
@@ -199,11 +201,12 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
     tall = 0.06 + 0.017 * letters * max(
         label.count("\n") + 1 for label in labels.values()
     )  # inches a line of the figure
-    head = 0.72 if any(row.get("skew") for alike in kinds.values() for row in alike) else 0.6
+    words = [", ".join(circumstances(alike[0], summary)) for alike in kinds.values()]
+    head = 0.72 if any(words) else 0.6
     figure = PaperFigure(columns, 0.9 + math.ceil(len(kinds) / wide) * (head + tall * len(curves)))
     metric = ""
     grid = panels(figure, len(kinds), wide, sharex=True)
-    for (axes, first, last), ((*_, dataset), alike) in zip(grid, kinds.items(), strict=True):
+    for (axes, first, last), ((*_, dataset), alike), said in zip(grid, kinds.items(), words, strict=True):
         for row in alike:
             metric, y = row["metric"], curves.index(row["curve"])
             method = (
@@ -220,8 +223,8 @@ def differences(summary: Iterable[Mapping[str, Any]], against: str, columns: int
             axes.plot(scale * row["mean"], y, **(method.mark() | face))
         axes.axvline(0, color="#333333", linewidth=0.7)
         kind = alike[0] | {"name": alike[0]["model"]}
-        apart = f"\n{kind['skew']}" if kind.get("skew") else ""
-        axes.set_title(f"{model_label(kind)}{apart}\n{dataset}, n = {_range_of_n(alike)}", fontsize=7)
+        title = [model_label(kind), *filter(None, [said]), f"{dataset}, n = {_range_of_n(alike)}"]
+        axes.set_title("\n".join(title), fontsize=7)
         axes.set_yticks(range(len(curves)), list(labels.values()) if first else [], fontsize=letters)
         axes.set_ylim(len(curves) - 0.5, -0.5)
         axes.grid(False, axis="y")

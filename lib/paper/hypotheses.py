@@ -164,13 +164,10 @@ def _skew(study: Study) -> Iterator[Comparison]:
     for (skew, width, images), rows in grouped(every, "skew", "width", "correct_images").items():
         more = images != IMAGES
         place = f"{skew}, ×{width_label(width)}" + (f", {images:,} images" if more else "")
-        curves = {row["curve"] for row in rows}
-        heads = [name for name in curves if base(name) == "head"]
+        curves, strongest = {row["curve"] for row in rows}, _strongest(rows, "head")
         fused = COMPETENT if COMPETENT in curves else FUSED
-        if not heads or fused not in curves:
+        if not strongest or fused not in curves:
             continue
-        held_out = {name: evidence.interval(rows, "held_out_accuracy", curve=name).mean or 0.0 for name in heads}
-        strongest = max(sorted(heads), key=held_out.__getitem__)
         gain = evidence.interval(rows, curve=fused, against=strongest)
         holds = None if more else _decided(gain, (gain.low or 0) > 0)
         what = f"{_short(fused)} − {_short(strongest)}"
@@ -179,6 +176,13 @@ def _skew(study: Study) -> Iterator[Comparison]:
             if {one, other} <= curves and (one, other) != (fused, strongest):
                 gain = evidence.interval(rows, curve=one, against=other)
                 yield Comparison(place, f"{_short(one)} − {_short(other)}", gain)
+
+
+def _strongest(rows: list[pool.Row], control: str) -> str | None:
+    """Of a control with several options the one that is best on the held-out images: what has to be beaten."""
+    names = sorted({row["curve"] for row in rows if base(row["curve"]) == control})
+    held_out = {name: evidence.interval(rows, "held_out_accuracy", curve=name).mean or 0.0 for name in names}
+    return max(names, key=held_out.__getitem__, default=None)
 
 
 def _short(curve: str) -> str:
@@ -192,11 +196,12 @@ def _short(curve: str) -> str:
 def _few_images(study: Study) -> Iterator[Comparison]:
     every = [*study["study_images"], *(row for row in study["study"] if row["width"] == 0.125)]
     for images, rows in sorted(grouped(every, "correct_images").items()):
-        if _has(rows, FUSED, "distillation"):
-            gain = evidence.interval(rows, curve=FUSED, against="distillation")
+        strongest = _strongest(rows, "distillation")
+        if strongest and _has(rows, FUSED):
+            gain = evidence.interval(rows, curve=FUSED, against=strongest)
             asked = images <= 500
             holds = _decided(gain, (gain.low or 0) > 0) if asked else None
-            what = "least squares − distillation"
+            what = f"least squares − {strongest}"
             yield Comparison(f"×1/8, {images:,} images", what, gain, "> 0, interval" if asked else "", holds)
 
 

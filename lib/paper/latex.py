@@ -17,8 +17,7 @@ WRAPPED = {COLUMN: (90.0,), PAGE: (170.0, 130.0, 100.0)}  # points of all column
 NUMBER = re.compile(r"[-+−α=\d., ±\[\]]+")
 PREAMBLE = r"% needs \usepackage{booktabs}"
 
-# Points of Computer Modern Roman at 10 points, rounded up, 5 of any other; styles with Times are narrower. A hyphen may
-# be a minus.
+# Points of Computer Modern Roman at 10 points, rounded up, 5 of any other; styles with Times are narrower.
 _GROUPS = {"il.,:;|'![]": 2.8, " fjI": 3.7, "rst": 4.0, "cez": 4.5, "kqvxy": 5.3, "bdhnpu": 5.6, "mwMW%—×±=+−": 8.4}
 _WIDTHS = {letter: points for letters, points in _GROUPS.items() for letter in letters}
 _TEX = {"\\": r"\textbackslash{}", "×": r"$\times$", "α": r"$\alpha$", "σ": r"$\sigma$", "±": r"$\pm$", "−": "$-$"}
@@ -41,6 +40,8 @@ def cell(text: str) -> str:
 
 def width(text: str) -> float:
     """Points that a cell takes at 10 points, rather too many than too few."""
+    if NUMBER.fullmatch(text):
+        text = text.replace("-", "−")  # its hyphens are set as minus signs, which are wider
     return sum(_WIDTHS.get(letter, 7.6 if letter.isupper() else 5.0) for letter in text)
 
 

@@ -94,6 +94,23 @@ MODELS = {
 } | {f"vgg{layers}": f"VGG{layers}" for layers in (11, 13, 16, 19)}  # fmt: skip
 
 
+def skew_label(skew: str) -> str:
+    """How classes were divided between parents: "dirichlet0.1" -> "Dir(0.1)"."""
+    return re.sub(r"^dirichlet([\d.]+)$", r"Dir(\1)", skew)
+
+
+def circumstances(row: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a kind of pair is called beside others of one network and data set: how the classes were divided and, as far
+    as `rows` differ in them, epochs of training and images looked at."""
+    words = {"skew": skew_label, "epochs": "{} epochs".format, "correct_images": "{:,} images".format}
+    rows = list(rows)
+    return [
+        said(row[field])
+        for field, said in words.items()
+        if row.get(field) and (field == "skew" or len({other.get(field) for other in rows}) > 1)
+    ]
+
+
 def base(name: str) -> str:
     """The method of a name with options: "activation(tap=pre_norm)" -> "activation"."""
     return name.partition("(")[0]

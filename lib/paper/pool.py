@@ -14,9 +14,10 @@ from typing import Any
 
 from ..checks import InputError
 from ..records import CLOSENESS, METRICS, barrier, drop
+from ..records.origin import PLACES
 from . import evidence
 from .evidence import grouped
-from .names import TEXTS, curve_name, images_of, model_label
+from .names import TEXTS, circumstances, curve_name, images_of, model_label, skew_label
 from .published import REFERENCE
 
 Row = Mapping[str, Any]
@@ -240,7 +241,7 @@ def leaderboard_rows(records: Records, alpha: float = 0.5) -> list[dict[str, Any
 
 def _architecture(row: Row) -> str:
     """ "VGG11-BN ×1/8", and how the classes were divided between the parents, if they were."""
-    return ", ".join(filter(None, [model_label(row | {"name": row["model"]}), row["skew"]]))
+    return ", ".join([model_label(row | {"name": row["model"]}), *filter(None, [skew_label(row["skew"] or "")])])
 
 
 PARENTS = ("parent_a", "parent_b")
@@ -276,6 +277,18 @@ def _of_network(rows: list[Row]) -> dict[str, Any]:
     return {"n": len(grouped(rows, "pair")), "images": rows[0]["images"], **_means(rows, (*_SHOWN, "parents_accuracy"))}
 
 
+def but_for_width(records: Records) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Records by what tells their kinds apart besides the width, in words: data set, `names.circumstances`; "" where
+    nothing does."""
+    named, answer = _named(records), {}
+    firsts = {name: row for name, (row, *_) in grouped(rows(records), "record").items()}
+    datasets = {row["dataset"] for row in firsts.values()}
+    for name, row in firsts.items():
+        words = [row["dataset"]] * (len(datasets) > 1) + circumstances(row, firsts.values())
+        answer.setdefault(", ".join(words), {})[name] = named[name]
+    return answer
+
+
 def by_width(records: Records) -> tuple[str, dict[float, dict[str, Any]]]:
     """What the records are of ("VGG11-BN on cifar10-jpeg"), and their `aggregate` at each width, narrow to wide. Raises
     InputError unless all were measured on one data set."""
@@ -287,6 +300,24 @@ def by_width(records: Records) -> tuple[str, dict[float, dict[str, Any]]]:
     widths = sorted({r["model"]["width"] for r in records})
     means = {width: aggregate([r for r in records if r["model"]["width"] == width]) for width in widths}
     return f"{' + '.join(models)} on {datasets[0]}", means
+
+
+def sharing(records: Records) -> dict[str, str]:
+    """{record: earlier record that is alike but for seeds, and has a network in common}, of records of rows: what
+    `evidence.overlapping` says of those of curves."""
+    owners: dict[Any, str] = {}
+    shared: dict[str, str] = {}
+    for name, r in _named(records).items():
+        if "rows" not in r:
+            continue
+        given = {n: v for n, v in r["provenance"]["parameters"].items() if n not in PLACES and "seed" not in n}
+        alike = json.dumps([r["experiment"], r["dataset"], given], sort_keys=True)
+        networks = [(alike, checkpoint["sha256"]) for checkpoint in r.get("checkpoints", {}).values()]
+        if clash := next((owners[one] for one in networks if one in owners), None):
+            shared[name] = clash
+        else:
+            owners |= dict.fromkeys(networks, name)
+    return shared
 
 
 def _named(records: Records) -> dict[str, Mapping[str, Any]]:

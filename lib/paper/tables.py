@@ -12,8 +12,8 @@ from pathlib import Path
 from ..paths import FIGURES, atomic
 from ..records import curve_key, curve_of, point_at
 from . import latex
-from .evidence import Interval, grouped, survives
-from .names import curve_label, curve_name, model_label, width_label
+from .evidence import CIRCUMSTANCES, Interval, grouped, survives
+from .names import circumstances, curve_label, curve_name, model_label, width_label
 from .pool import PARENTS, Records, Row, aggregate, by_width, headline, leaderboard_rows, reference_for
 from .published import REFERENCE
 from .style import percent
@@ -31,7 +31,8 @@ DEFINITIONS = {
     "perplexity": "Perplexity: the exponential of the cross-entropy.",
     "α": "α: the share of network B in the fused one, 0 is A.",
     "drop, points": "Drop: the parents' mean − the fused network.",
-    "against better, points": "Against better: the better parent (on held-out images) − the fused network.",
+    "against better, points": "Against better: the better parent (by images held out of training, by training images "
+    "where parents saw them all) − the fused network.",
     "barrier": BARRIER,
     "barrier, points": BARRIER,
     "KL to ensemble, nats": "KL: from the ensemble's probabilities to the network's.",
@@ -276,10 +277,11 @@ def summary_table(summary: Iterable[Row]) -> Table:
     summary = list(summary)
     compared = any("p_holm" in row for row in summary)
     parts = []
-    for alike in grouped(summary, "model", "width", "norm", "dataset").values():
+    for alike in grouped(summary, "model", "width", "norm", "dataset", *CIRCUMSTANCES).values():
         kind = model_label(alike[0] | {"name": alike[0]["model"]})
+        words = ", ".join([f"{kind} on {alike[0]['dataset']}", *circumstances(alike[0], summary)])
         heads = ["p", "p, Holm"] if compared else []
-        part = [[f"{kind} on {alike[0]['dataset']}", "mean", "95 % interval", *heads, "n"]]
+        part = [[words, "mean", "95 % interval", *heads, "n"]]
         for row in alike:
             mean, low, high = (_number(row[of], row["metric"]) for of in ("mean", "low", "high"))
             ends = "—" if row["low"] is None else f"[{low}, {high}]"
@@ -352,8 +354,8 @@ def interval_cell(row: Row, metric: str, digits: int = 2) -> str:
 
 def interval_text(found: Interval) -> str:
     """A mean of fractions and its interval in per cent: "57.5 [52.8, 62.2]", the mean alone where there is none."""
-    ends = "" if found.low is None else f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    return f"{100 * found.mean:.1f}{ends}".replace("-", "−")
+    ends = "" if found.low is None else f" [{100 * found.low:z.1f}, {100 * found.high:z.1f}]"
+    return f"{100 * found.mean:z.1f}{ends}".replace("-", "−")
 
 
 def save_table(table: Table, stem: str, folder: Path) -> Path:

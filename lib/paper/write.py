@@ -116,7 +116,7 @@ def read(folder: Path) -> tuple[dict[str, Records], dict[str, Records], list[str
 
 def independent(records: Records) -> tuple[dict[str, Any], list[str]]:
     """The records whose pairs share no network with an earlier one, and a line for each left out."""
-    shared = evidence.overlapping(pool.rows(records))
+    shared = evidence.overlapping(pool.rows(records)) | pool.sharing(records)
     kept = {stem: record for stem, record in records.items() if stem not in shared}
     return kept, [f"{stem}: shares a network with {other}, not pooled" for stem, other in shared.items()]
 

@@ -179,15 +179,19 @@ class Run:
     def held_out(self, name: str = "held_out", most: int = CHOICE) -> list[tuple[Tensor, Tensor]]:
         """The last training images, of the count in parameter `name`, for choices that must not see the test set.
 
-        Where that is 0 the last `most`, of a small set as many as matching and correcting leave, a tenth at least. A
-        line says so where a network was trained on them.
+        Where that is 0 the last `most`, of a small set as many as matching and correcting leave, a tenth at least.
+        Lines say so where a network was trained on them, and where matching or correcting looks at some, too.
         """
         split = self.dataset.train
         count = self.check_held_out(name, 0)
-        if not count:
-            left = len(split) - max(self.settings.match_images, self.settings.correct_images)
-            count = min(most, max(left, len(split) // 10, 1))
+        left = max(0, len(split) - max(self.settings.match_images, self.settings.correct_images))
+        count = count or min(most, max(left, len(split) // 10, 1))
         first = len(split) - count
+        if count > left:
+            print(
+                f"choices are made on the last {count:,} training images, and matching or correcting looks at "
+                f"{count - left:,} of them, too; fewer match_images and correct_images leave them out"
+            )
         if seen := [side.upper() for side in self.checkpoints if self._has_seen(side, first)]:
             print(
                 f"choices are made on the last {count:,} training images, which {' and '.join(seen)} saw in training "
@@ -364,9 +368,12 @@ class Run:
         rows = {name: fusion.CONTROLS[fusion.read_control(name)[0]] for name in self.settings.controls}
         if held_out is None and any(row.chooses for row in rows.values()):
             held_out = self.held_out()
+        one = self.checkpoints["a"]
+        # each pair has its own untrained network, or n pairs would share one
+        own = one.spec.get("seed", int(one.sha256[:8], 16))
         given = fusion.Parents(
             networks, self.groups, self.correct_batches("least_squares"), held_out,
-            fresh=lambda seed: self._merged(self._unmerged(seed)), seed=self.settings.match_seed,
+            fresh=lambda seed: self._merged(self._unmerged(seed + own)), seed=self.settings.match_seed,
             device=self.device, progress=False,
         )  # fmt: skip
         entries = {}

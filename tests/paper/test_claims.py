@@ -101,6 +101,15 @@ def test_least_squares_against_distillation(other, said):
     assert told("H5", study_images=few) == f"{said} (n = 5)"
 
 
+def test_the_distillation_to_beat_is_the_one_that_is_best_held_out():
+    given = {"parameters": {"correct_images": 500}, "distillation": 0.66}
+    longer = study(0.125, 0.692, **given, **{"distillation(steps=1000)": 0.71})
+    assert told("H5", study_images=longer) == "holds (n = 5)"  # alike held out, and the first of them is weaker
+    for record in longer.values():
+        record["controls"]["distillation(steps=1000)"]["info"]["held_out_accuracy"] = 0.6
+    assert told("H5", study_images=longer) == "falsified at ×1/8, 500 images (n = 5)"
+
+
 def test_what_was_not_measured_is_open():
     assert {told(h.name) for h in hypotheses.HYPOTHESES} == {"open: too few pairs for an interval"}
 
@@ -156,6 +165,15 @@ def test_more_claims_ask_more_of_each():
     (_, first, *_), *_ = claims.table({"study": records}, [BEATS] * 40).parts
     assert alone[""] == "stands"
     assert first[7] == "falls"
+
+
+def test_both_sides_of_a_claim_are_means_of_the_pairs_that_have_both():
+    records = study(0.125, 0.70, side=0.69)
+    for name in list(records)[:2]:
+        del records[name]["controls"]["side_by_side"]
+    row = cells(BEATS, records)
+    gap = float(row["fused, %"]) - float(row["control, %"])
+    assert row["n"] == "3" and row["difference, points"].startswith(f"{gap:.2f} [")
 
 
 def test_claims_of_no_gain_count_among_all():

@@ -33,6 +33,14 @@ def test_intervals_cover_the_mean_as_often_as_they_say(n):
     assert 0.935 <= np.mean([one.low <= 3 <= one.high for one in found]) <= 0.965
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("values", [[], [20.0, 30.0]])
+def test_what_is_no_number_was_not_measured(missing, values):
+    assert evidence.mean_interval([*values, missing]).mean is None
+    alone = [{"pair": i, "perplexity": value} for i, value in enumerate([*values, missing])]
+    assert evidence.over_pairs(alone, "perplexity") == evidence.mean_interval([*values, missing])
+
+
 def test_an_interval_and_its_p_are_those_of_scipy_and_follow_the_level():
     values = [0.1, 0.4, 0.2, 0.5, 0.3, 0.9]
     one, wanted = evidence.mean_interval(values), stats.ttest_1samp(values, 0)

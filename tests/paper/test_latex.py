@@ -160,3 +160,8 @@ def test_captions_define_what_stands_in_the_heads():
 )
 def test_cells_are_words_or_mathematics(cell, tex):
     assert latex.cell(cell) == tex
+
+
+def test_a_minus_is_as_wide_in_a_number_as_it_is_set():
+    assert latex.width("-1.5 [-2.5, -0.5]") == latex.width("\N{MINUS SIGN}1.5 [\N{MINUS SIGN}2.5, \N{MINUS SIGN}0.5]")
+    assert latex.width("cifar10-jpeg") < latex.width("cifar10\N{MINUS SIGN}jpeg")

@@ -273,6 +273,23 @@ def test_the_full_table_shows_the_pool_with_most_pairs_and_the_published_weights
     ]
 
 
+def of_rows(shas, seed=0, **parameters):
+    """A record of rows, of these networks."""
+    given = {"first_seed": seed, "results_path": f"{seed}.json"} | parameters
+    record = run_record.record(
+        experiment="many_networks", preset="quick", dataset="mnist", rows=[{"study": "many", "value": 1.0}],
+        provenance=provenance(parameters=given),
+    )  # fmt: skip
+    return record | {"checkpoints": {f"s{i}": {"sha256": sha} for i, sha in enumerate(shas)}}
+
+
+def test_records_of_rows_that_share_a_network_are_not_pooled():
+    records = {"one": of_rows("ab"), "two": of_rows("bc", seed=1), "three": of_rows("cd", seed=2)}
+    kept, lines = write.independent(records | {"other": of_rows("ab", matcher="graph")})
+    assert list(kept) == ["one", "three", "other"]
+    assert lines == ["two: shares a network with one, not pooled"]
+
+
 def test_pairs_of_divided_classes_stand_under_their_own_name_beside_what_they_are_compared_with():
     fused, beside = (dict(zip(("matcher", "correction"), key, strict=True)) for key in write.SHOWN_SKEWED)
     curves = [curve(way["matcher"], (0.5,), (0.5,), correction=way["correction"]) for way in (fused, beside)]

@@ -7,7 +7,7 @@ import pytest
 from lib.checks import InputError
 from lib.paper import evidence, names, pool, tables
 from lib.paper import published as reference
-from tests.records.test_results import curve, pair, pairs
+from tests.records.test_results import curve, pair, pairs, provenance
 
 
 def test_table_shows_data_set_n_and_every_value():
@@ -215,3 +215,32 @@ def test_width_table_counts_pairs_per_width():
     assert "mnist-5k" in text
     with pytest.raises(InputError, match="one data set"):
         tables.widths_table([pair(), pair(dataset="mnist")])
+
+
+def test_what_tells_kinds_apart_is_said_where_they_differ():
+    alike = [{"skew": None, "epochs": 10, "correct_images": 2000}] * 2
+    assert names.circumstances(alike[0], alike) == []
+    others = [*alike, alike[0] | {"epochs": 30}, alike[0] | {"correct_images": 250}]
+    assert names.circumstances(others[2], others) == ["30 epochs", "2,000 images"]
+    skewed = alike[0] | {"skew": "halves"}
+    assert names.circumstances(skewed, [skewed]) == ["halves"]
+
+
+def skewed_pairs(**parameters):
+    """Three pairs whose classes were divided, under one sweep."""
+    records = pairs(0.40, 0.50, 0.66)
+    for index, r in enumerate(records):
+        r["seeds"] = {"a": 2 * index, "b": 2 * index + 1, "match": 0}
+        r["provenance"] = provenance(parameters=parameters)
+    return records
+
+
+def test_a_sweep_of_several_kinds_has_a_table_of_widths_for_each_and_a_part_of_its_summary():
+    records = [*skewed_pairs(skew="halves"), *skewed_pairs(skew="dirichlet0.1")]
+    apart = pool.but_for_width(records)
+    assert {words: len(alike) for words, alike in apart.items()} == {"halves": 3, "Dir(0.1)": 3}
+    for alike in apart.values():
+        tables.widths_table(alike)
+    found = tables.summary_table(evidence.summary(pool.rows(records)))
+    assert [part[0][0].rpartition(", ")[2] for part in found.parts] == ["halves", "Dir(0.1)"]
+    assert list(pool.but_for_width(pairs(0.4, 0.5))) == [""]

@@ -407,6 +407,22 @@ def test_choices_are_made_on_the_last_training_images(given, count):
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, ""),
+        ({"correct_images": 3990}, "last 400 training images, and matching or correcting looks at 390 of them, too"),
+        ({"match_images": 4000}, "looks at 400 of them, too"),
+    ],
+)
+def test_it_is_said_where_choices_are_made_on_images_that_were_looked_at(capsys, given, said):
+    run = begin(checkpoint_a="simplenet-s0", checkpoint_b="simplenet-s1", **given)
+    capsys.readouterr()
+    run.held_out()
+    told = capsys.readouterr().out
+    assert said in told and bool(said) == ("looks at" in told)
+
+
+@pytest.mark.parametrize(
     ("images", "held_out", "said"),
     [
         ((4000, 4000), (0, 500), "on the last 300 training images, which A saw"),
@@ -429,6 +445,22 @@ def test_it_is_said_which_networks_were_trained_on_the_images_of_choices(tmp_pat
     run.held_out()
     told = capsys.readouterr().out
     assert said in told and bool(said) == bool(told)
+
+
+def test_each_pair_has_its_own_untrained_network(monkeypatch):
+    """Else an interval over pairs would be that of one network."""
+    bodies = []
+
+    def measured(run, network, networks, parents):
+        bodies.append(network.conv1.weight)
+        return {}
+
+    monkeypatch.setattr(experiment.Run, "_measured", measured)
+    for a, b in ((0, 1), (2, 3), (0, 1)):
+        run = begin(checkpoint_a=f"simplenet-s{a}", checkpoint_b=f"simplenet-s{b}", controls=["untrained_head"])
+        run.controls(run.open_pair(), {}, progress=False)
+    one, other, again = bodies
+    assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 def test_controls_that_are_measured_already_are_not_measured_again(monkeypatch):
