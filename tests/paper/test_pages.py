@@ -62,6 +62,14 @@ def test_records_behind_the_pages_are_from_a_clean_tree(tracked):
     assert {stem for stem, dirty in states.items() if dirty is not False} == set(), "measure these from a clean tree"
 
 
+def test_what_is_pooled_was_measured_alike(tracked):
+    """Else a mean is of some pairs, and what it is compared with of others."""
+    for name, records in tracked[1].items():
+        for rows in evidence.kinds(pool.rows(records)):
+            curves = {frozenset(row["curve"] for row in of_one) for of_one in evidence.grouped(rows, "record").values()}
+            assert len(curves) == 1, name
+
+
 # What the checks find
 
 
